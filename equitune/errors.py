@@ -1,0 +1,15 @@
+"""The two outcomes that are nobody's bug: a user's mistake, and a network that cannot exist."""
+
+
+class UserError(Exception):
+    """A mistake its reader can mend. The shell prints its text alone, without a traceback, and exits with code 2.
+
+    The text says where, the rule, what was given and what to do; it may hold several lines, one mistake each.
+    """
+
+
+class Infeasible(Exception):
+    """A sampled configuration that cannot be trained or measured; its text is the reason.
+
+    Within a study this ends one trial as INFEASIBLE, which teaches the sampler to keep away; it is no failure.
+    """
