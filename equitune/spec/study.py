@@ -1,0 +1,233 @@
+"""A study: one question, one YAML file."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from equitune import catalog
+from equitune.spec.space import (
+    Call,
+    Distribution,
+    Pick,
+    Section,
+    component_map_section,
+    component_section,
+    constant_call,
+    filled,
+    settings_section,
+)
+from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
+from equitune.spec.trial import DataConfig, Resources, TrainingConfig, TrialConfig
+
+Direction = Literal["maximize", "minimize"]
+
+# What every trial reports, beside what its measures declare: metric -> the direction that is better.
+TRIAL_METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize", "parameters": "minimize"}
+
+_STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
+
+
+class SearchSpec(Strict):
+    """Who proposes the trials, and when the study has had enough of them."""
+
+    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
+    trials: Annotated[int, Field(ge=1)] = 20
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+def _data_config(data: Any) -> DataConfig:
+    data = {"name": data} if isinstance(data, str) else mapping_with_text_keys(data, "data")
+    common = {key: value for key, value in data.items() if key in DataConfig.model_fields and key != "args"}
+    rest = {key: value for key, value in data.items() if key not in common}
+    mistakes = Mistakes()
+    config = mistakes.under((), lambda: checked(DataConfig, common))
+    name = common.get("name")
+    if isinstance(name, str):
+        call = mistakes.under((), lambda: constant_call("dataset", {"name": name, **rest}))
+        if call is not None and config is not None:
+            config = config.model_copy(update={"args": call.args})
+    mistakes.raise_any()
+    return config  # type: ignore[return-value]  # raise_any has raised where it is None
+
+
+def _measures(data: Any) -> tuple[Call, ...]:
+    if not isinstance(data, list):
+        raise rule(f"measures must be a list, but got {shown(data)}")
+    mistakes, calls = Mistakes(), []
+    for index, item in enumerate(data):
+        calls.append(mistakes.under((index,), partial(constant_call, "measure", item)))
+    mistakes.raise_any()
+    return tuple(call for call in calls if call is not None)
+
+
+def _prior(data: Any, known: ValidationInfo) -> Section | None:
+    if data is None:
+        return None
+    section = component_section("prior", "prior", data)
+    mistakes = Mistakes()
+    if "model" in known.data:
+        for model, prior in product(_components(known.data["model"]), _components(section)):
+            fitting = catalog.describe("model", model).constants["PRIORS"]
+            if prior not in fitting:
+                fits = f"it takes {', '.join(fitting)}" if fitting else "it brings its own layers: leave prior out"
+                location = ("choose", prior) if section.is_choice else ()
+                mistakes.add(location, f"model {model} has no layer for prior {prior}: {fits}")
+    mistakes.raise_any()
+    return section
+
+
+def _objectives(data: Any, known: ValidationInfo) -> dict[str, Direction]:
+    objectives = mapping_with_text_keys(data, "objectives")
+    if not objectives:
+        raise rule("a study needs at least one objective, such as {accuracy: maximize}")
+    mistakes = Mistakes()
+    metrics = TRIAL_METRICS | declared_metrics(known.data["measures"]) if "measures" in known.data else None
+    for name, direction in objectives.items():
+        if direction not in ("maximize", "minimize"):
+            mistakes.add((name,), f"must be maximize or minimize, but got {shown(direction)}")
+        elif metrics is not None and name not in metrics:
+            mistakes.add((name,), catalog.unknown("metric", name, metrics) + _who_reports(name))
+        elif metrics is not None and direction != metrics[name]:
+            mistakes.add((name,), f"better is to {metrics[name]}, but got {direction}")
+    mistakes.raise_any()
+    return objectives
+
+
+def declared_metrics(measures: tuple[Call, ...]) -> dict[str, Direction]:
+    """The metrics that these measures report, each with the direction that is better."""
+    return {
+        name.format(**call.args): direction
+        for call in measures
+        for name, direction in catalog.describe("measure", call.name).constants["METRICS"].items()
+    }
+
+
+def _who_reports(metric: str) -> str:
+    """A hint at the measure that would report a metric, were it listed."""
+    for name in catalog.names("measure"):
+        call = filled("measure", Call(name=name))
+        if metric in declared_metrics((call,)):
+            return f"; it is reported by measure {name}: add it under measures"
+    return ""
+
+
+def _components(section: Section) -> list[str]:
+    return [calls[0].name for calls in section.branches.values()]
+
+
+class StudySpec(Strict):
+    """A whole study, checked: each name exists, each argument fits its component, each range is in order."""
+
+    study: str
+    data: Annotated[DataConfig, BeforeValidator(_data_config)] = DataConfig(name="digits")
+    model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
+    prior: Annotated[Section | None, BeforeValidator(_prior)] = None
+    augmentation: Annotated[
+        Section, BeforeValidator(lambda data: component_map_section("augmentation", "augmentation", data))
+    ] = Section(path="augmentation", branches={"": ()}, holds_many=True)
+    training: Annotated[Section, BeforeValidator(lambda data: settings_section(TrainingConfig, "training", data))] = (
+        Section(path="training", branches={"": (Call(name="training"),)})
+    )
+    measures: Annotated[tuple[Call, ...], BeforeValidator(_measures)] = ()
+    objectives: Annotated[dict[str, Direction], BeforeValidator(_objectives)]
+    search: Annotated[SearchSpec, nested(SearchSpec)] = SearchSpec()
+    resources: Annotated[Resources, nested(Resources)] = Resources()
+
+    @field_validator("study")
+    @classmethod
+    def _nameable(cls, name: str) -> str:
+        if not _STUDY_NAME.fullmatch(name):
+            raise rule(
+                f"a study's name has 1 to 64 letters, digits, '_', '-' or '.' and begins with none of '-' and '.', "
+                f"but got {shown(name)}"
+            )
+        return name
+
+    def metrics(self) -> dict[str, Direction]:
+        """Every metric that a trial of this study reports, with the direction that is better."""
+        return TRIAL_METRICS | declared_metrics(self.measures)
+
+    def parameters(self) -> dict[str, Distribution]:
+        """What the search varies, by parameter name; those of a branch are used only where it is chosen."""
+        return dict(pair for section in self._sections() for pair in section.parameters())
+
+    def suggest(self, number: int, pick: Pick) -> TrialConfig:
+        """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs."""
+        params = {}
+
+        def noted(name: str, distribution: Distribution) -> Any:
+            params[name] = pick(name, distribution)
+            return params[name]
+
+        model = self.model.suggest(noted)[0]
+        prior = self.prior.suggest(noted)[0] if self.prior else self._default_prior(model.name)
+        augmentation = self.augmentation.suggest(noted)
+        training = self.training.suggest(noted)[0]
+        return TrialConfig(
+            study=self.study,
+            number=number,
+            seed=derived_seed(self.search.seed, number),
+            params=params,
+            data=self.data,
+            model=filled("model", model),
+            prior=filled("prior", prior) if prior else None,
+            augmentation=tuple(filled("augmentation", call) for call in augmentation),
+            training=checked(TrainingConfig, training.args),
+            measures=self.measures,
+            device="cuda" if self.resources.gpu else "cpu",
+        )
+
+    def notices(self) -> list[str]:
+        """What is allowed but does nothing."""
+        found = []
+        for calls in self.augmentation.branches.values():
+            for call in calls:
+                strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
+                if filled_value(call, strength) == 0:
+                    found.append(f"augmentation.{call.name} does nothing at {strength}: 0")
+        if not self.parameters():
+            found.append("nothing varies: every trial trains the same configuration with another seed")
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two studies the same search: all but the budget, the resources and where the data lie."""
+        return {
+            "data": self.data.model_dump(mode="json", exclude={"root"}),
+            **{section.path: section.plain() for section in self._sections()},
+            "measures": [call.model_dump(mode="json") for call in self.measures],
+            "objectives": self.objectives,
+            "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+        }
+
+    def fingerprint(self) -> str:
+        """A hash of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _sections(self) -> Iterator[Section]:
+        yield self.model
+        if self.prior:
+            yield self.prior
+        yield self.augmentation
+        yield self.training
+
+    @staticmethod
+    def _default_prior(model: str) -> Call | None:
+        fitting = catalog.describe("model", model).constants["PRIORS"]
+        return Call(name=fitting[0]) if fitting else None
+
+
+def filled_value(call: Call, key: str) -> Any:
+    """The value of an argument of an augmentation, its default where the call says nothing of it."""
+    return call.args.get(key, catalog.describe("augmentation", call.name).parameters[key][1])
+
+
+def derived_seed(study_seed: int, number: int, replicate: int = 0) -> int:
+    """A trial's seed: a function of the study's, the trial's number and the replicate, and of nothing else."""
+    digest = hashlib.sha256(f"{study_seed}/{number}/{replicate}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")

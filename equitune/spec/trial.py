@@ -1,0 +1,68 @@
+"""One trial with every value filled in: what a worker needs to train and measure it, anywhere, again."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from equitune.catalog import Arguments
+from equitune.spec.space import Call, Scalar, Values
+from equitune.spec.strict import Strict
+
+
+class TrainingConfig(Arguments):
+    """How a trial trains."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+
+class DataConfig(Strict):
+    """Which images, and how they are split. `args` are those of the data set's own file."""
+
+    name: str
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many images before the splits
+    root: str | None = None  # None: --data-root, EQUITUNE_DATA or ./data
+    args: Values = {}
+
+
+class Resources(Strict):
+    """What one trial occupies, and how many may run at once (None: as many as fit)."""
+
+    cpu: Annotated[float, Field(gt=0)] = 1
+    gpu: Annotated[float, Field(ge=0)] = 0
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+
+
+class TrialConfig(Strict):
+    """Everything that decides a trial's numbers, on a given device and software."""
+
+    study: str
+    number: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    params: dict[str, Scalar]  # what the search chose, by parameter name
+    data: DataConfig
+    model: Call
+    prior: Call | None
+    augmentation: tuple[Call, ...]
+    training: TrainingConfig
+    measures: tuple[Call, ...]
+    device: str = "cpu"
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json_text(cls, text: str) -> "TrialConfig":
+        return cls.model_validate_json(text)  # as JSON, whose lists stand for our tuples
