@@ -1,0 +1,68 @@
+"""What a convolution prior provides, and the arithmetic of sides that every model needs.
+
+Feature maps carry the group axis from the first layer on: (B, C, G, H, W), with G = 1 for plain networks.
+"""
+
+from typing import Protocol
+
+from torch import nn
+
+from equitune.errors import Infeasible
+
+
+class MapPrior(Protocol):
+    """A prior over feature maps: the layers of a convolutional network."""
+
+    def lift(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        """Images (B, inputs, H, W) -> maps (B, outputs, G, H', W'). `side` is H = W, in pixels."""
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        """Maps (B, inputs, G, H, W) -> maps (B, outputs, G, H', W')."""
+
+    def norm(self, channels: int) -> nn.Module:
+        """Batch normalisation of maps, its statistics shared over G."""
+
+    def invariant(self) -> nn.Module:
+        """Maps (B, C, G, H, W) -> plain maps (B, C, H, W)."""
+
+
+class TokenPrior(Protocol):
+    """A prior over the tokens (B, T, D) of a transformer on a square grid of T = grid * grid patches."""
+
+    def position(self, width: int, grid: int) -> nn.Module:
+        """Adds what a token knows of its place: (B, T, D) -> (B, T, D)."""
+
+    def mix(self, width: int, heads: int, grid: int) -> nn.Module:
+        """Exchanges information between tokens: (B, T, D) -> (B, T, D)."""
+
+
+def out_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
+    """The side of a map after a convolution or a pooling.
+
+    Raises:
+        Infeasible: nothing is left of the map.
+    """
+    after = (side + 2 * padding - kernel) // stride + 1
+    if side + 2 * padding < kernel or after < 1:
+        raise Infeasible(f"a map of {side} x {side} shrinks to nothing under kernel {kernel}, padding {padding}")
+    return after

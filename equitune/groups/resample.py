@@ -1,0 +1,96 @@
+"""The one place that interpolates. Everything elsewhere is lattice-exact or comes through here.
+
+Coordinates: pixel centres lie at 0 .. H-1 and 0 .. W-1; rotations and scalings are about the image's centre.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Fill = Literal["zero", "edge", "reflect"]
+LatticeFill = Literal["zero", "edge", "reflect", "circular"]
+_GRID_SAMPLE_FILL = {"zero": "zeros", "edge": "border", "reflect": "reflection"}
+
+
+def shift_circular(maps: Tensor, shift_px: float, dim: int) -> Tensor:
+    """Shifts circularly along one dimension, towards higher indices.
+
+    A whole number of pixels is a roll, hence exact. A fraction is the Fourier shift: exact below the Nyquist
+    frequency, which on an even side keeps only the cosine of its phase.
+
+    Args:
+        maps: real tensor.
+        shift_px: in pixels of this tensor.
+        dim: the dimension to shift.
+    """
+    if float(shift_px).is_integer():
+        return maps.roll(int(shift_px), dim)
+    matrix = _fourier_shift(maps.shape[dim], float(shift_px)).to(maps)
+    return (maps.transpose(dim, -1) @ matrix.T).transpose(dim, -1)
+
+
+@lru_cache(maxsize=256)
+def _fourier_shift(side: int, shift_px: float) -> Tensor:
+    """The Fourier shift as a matrix (side, side) in float64; at the sides of feature maps it beats an FFT."""
+    frequency = torch.arange(side // 2 + 1, dtype=torch.float64)
+    phase = torch.exp(-2j * torch.pi * frequency * (shift_px / side))
+    impulses = torch.eye(side, dtype=torch.float64)
+    shifted: Tensor = torch.fft.irfft(torch.fft.rfft(impulses, dim=0) * phase[:, None], n=side, dim=0)
+    return shifted
+
+
+def affine(images_BCHW: Tensor, inverse_B23: Tensor, *, fill: Fill = "zero") -> Tensor:
+    """Samples each image at affinely mapped pixels, bilinearly.
+
+    Args:
+        images_BCHW: floating-point images.
+        inverse_B23: one matrix an image, mapping an output pixel's (x, y, 1), measured from the image's centre in
+            pixels, to the place in the input whose value it takes (the inverse of what the image seems to undergo).
+        fill: what lies outside the image.
+    """
+    height, width = images_BCHW.shape[-2:]
+    # grid_sample with align_corners=False has its edges at -1 and 1, so a pixel is 2/side wide.
+    to_px = images_BCHW.new_tensor([width / 2, height / 2])
+    normalised = inverse_B23.to(images_BCHW.dtype).clone()
+    normalised[:, :, :2] *= to_px / to_px[:, None]
+    normalised[:, :, 2] /= to_px
+    grid = functional.affine_grid(normalised, list(images_BCHW.shape), align_corners=False)
+    return functional.grid_sample(
+        images_BCHW, grid, mode="bilinear", padding_mode=_GRID_SAMPLE_FILL[fill], align_corners=False
+    )
+
+
+def shift_each(images_BCHW: Tensor, shifts_B2: Tensor, *, fill: LatticeFill = "zero") -> Tensor:
+    """Shifts each image by its own whole number of pixels (rows, columns), exactly.
+
+    Args:
+        images_BCHW: images.
+        shifts_B2: int64, in pixels; positive is down and right.
+        fill: what enters at the border.
+    """
+    batch, _, height, width = images_BCHW.shape
+    device = images_BCHW.device
+    rows_BH = torch.arange(height, device=device) - shifts_B2[:, :1]
+    cols_BW = torch.arange(width, device=device) - shifts_B2[:, 1:]
+    picked = images_BCHW[
+        torch.arange(batch, device=device)[:, None, None],
+        :,
+        _inside(rows_BH, height, fill)[:, :, None],
+        _inside(cols_BW, width, fill)[:, None, :],
+    ].permute(0, 3, 1, 2)
+    if fill != "zero":
+        return picked.contiguous()
+    visible_BHW = ((rows_BH >= 0) & (rows_BH < height))[:, :, None] & ((cols_BW >= 0) & (cols_BW < width))[:, None, :]
+    return (picked * visible_BHW[:, None]).contiguous()
+
+
+def _inside(index: Tensor, side: int, fill: LatticeFill) -> Tensor:
+    if fill == "circular":
+        return index.remainder(side)
+    if fill != "reflect":
+        return index.clamp(0, side - 1)
+    folded = index.remainder(2 * side)  # half-sample reflection, as grid_sample's with align_corners=False
+    return torch.where(folded < side, folded, 2 * side - 1 - folded)
