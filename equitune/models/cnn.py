@@ -1,0 +1,64 @@
+"""Cohen and Welling's Z2CNN in the padded form of 2308.11316: six 3 x 3 layers, one pooling, a 4 x 4 top layer.
+
+Each layer is followed by normalisation and ReLU; a 2 x 2 max-pooling follows the second. 25,570 parameters at
+width 20 on three channels.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equitune.groups.layout import Grid, Layout, Vector
+from equitune.groups.prior import MapPrior, out_side
+from equitune.models._normalise import Normalise
+
+PRIORS = ["conv", "local"]
+
+
+def build(
+    shape: tuple[int, int, int],
+    classes: int,
+    prior: MapPrior,
+    *,
+    width: Annotated[int, Field(ge=1)] = 20,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+) -> "CNN":
+    return CNN(shape, classes, prior, width, dropout)
+
+
+class CNN(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> class scores (B, classes)."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, prior: MapPrior, width: int, dropout: float) -> None:
+        super().__init__()
+        channels, side, _ = shape
+        self.layers: dict[str, Layout] = {}
+        self.normalise = Normalise(channels)
+        self.convs = nn.ModuleList()
+        for index in range(6):
+            layer = prior.lift if index == 0 else prior.conv
+            conv = layer(channels if index == 0 else width, width, 3, side=side, padding=1, bias=True)
+            self.convs.append(nn.Sequential(conv, prior.norm(width), nn.ReLU()))
+            self.layers[f"convs.{index}"] = Grid(1 if index < 2 else 2)
+            if index == 1:
+                side = out_side(side, 2, stride=2)
+        out_side(
+            side, 4
+        )  # the top layer is unpadded: its map is no multiple of the image's grid, so it is not measured
+        self.top = nn.Sequential(prior.conv(width, width, 4, side=side, bias=True), prior.norm(width), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.invariant = prior.invariant()
+        self.output = nn.Linear(width, classes)
+        self.layers["output"] = Vector()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.normalise(images)
+        for index, conv in enumerate(self.convs):
+            maps = conv(maps)
+            if index == 1:
+                maps = functional.max_pool3d(maps, (1, 2, 2))
+            if index in (0, 2, 3, 4):  # the places of the dropout in Cohen and Welling's network
+                maps = self.dropout(maps)
+        return self.output(self.invariant(self.top(maps)).mean((2, 3)))

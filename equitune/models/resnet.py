@@ -1,0 +1,82 @@
+"""CIFAR ResNet with pre-activation blocks: depth 6n + 2, three stages of width w, 2w and 4w.
+
+A 3 x 3 stem; stages with strides 1, 2, 2; 1 x 1 shortcuts with normalisation where the shape changes (He et al.,
+1512.03385 and 1603.05027).
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from equitune.errors import Infeasible
+from equitune.groups.layout import Grid, Layout, Vector
+from equitune.groups.prior import MapPrior, out_side
+from equitune.models._normalise import Normalise
+
+PRIORS = ["conv", "local"]
+
+
+def build(
+    shape: tuple[int, int, int],
+    classes: int,
+    prior: MapPrior,
+    *,
+    depth: Annotated[int, Field(ge=8)] = 20,
+    width: Annotated[int, Field(ge=1)] = 16,
+) -> "ResNet":
+    if (depth - 2) % 6:
+        raise Infeasible(f"a resnet's depth is 6n + 2 (8, 14, 20, ...), but got {depth}")
+    return ResNet(shape, classes, prior, (depth - 2) // 6, width)
+
+
+class ResNet(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> class scores (B, classes)."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, prior: MapPrior, blocks: int, width: int) -> None:
+        super().__init__()
+        channels, side, _ = shape
+        self.layers: dict[str, Layout] = {"stem": Grid(1)}
+        self.normalise = Normalise(channels)
+        self.stem = prior.lift(channels, width, 3, side=side, padding=1)
+        stages: list[nn.Sequential] = []
+        inputs, total_stride = width, 1
+        for stage in range(3):
+            outputs = width * 2**stage
+            stages.append(nn.Sequential())
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                stages[stage].append(Block(prior, inputs, outputs, side, stride))
+                inputs, side, total_stride = outputs, out_side(side, 3, stride=stride, padding=1), total_stride * stride
+                self.layers[f"stages.{stage}.{index}"] = Grid(total_stride)
+        self.stages = nn.Sequential(*stages)
+        self.last = nn.Sequential(prior.norm(inputs), nn.ReLU())
+        self.layers["last"] = Grid(total_stride)
+        self.invariant = prior.invariant()
+        self.output = nn.Linear(inputs, classes)
+        self.layers["output"] = Vector()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.last(self.stages(self.stem(self.normalise(images))))
+        return self.output(self.invariant(maps).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Two 3 x 3 layers, each after normalisation and ReLU, beside a shortcut: (B, C, G, H, W) -> the same kind."""
+
+    def __init__(self, prior: MapPrior, inputs: int, outputs: int, side: int, stride: int) -> None:
+        super().__init__()
+        inner = out_side(side, 3, stride=stride, padding=1)
+        self.norm1 = prior.norm(inputs)
+        self.conv1 = prior.conv(inputs, outputs, 3, side=side, stride=stride, padding=1)
+        self.norm2 = prior.norm(outputs)
+        self.conv2 = prior.conv(outputs, outputs, 3, side=inner, padding=1)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module | None = None
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(prior.conv(inputs, outputs, 1, side=side, stride=stride), prior.norm(outputs))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        active = self.relu(self.norm1(maps))
+        beside = maps if self.shortcut is None else self.shortcut(active)
+        return beside + self.conv2(self.relu(self.norm2(self.conv1(active))))

@@ -1,0 +1,1 @@
+"""Convolution priors, one file each: `build(*, ...)` returns a MapPrior or a TokenPrior (`groups/prior.py`)."""

@@ -1,0 +1,42 @@
+"""What the priors without a group (|G| = 1) share: maps (B, C, 1, H, W) around layers of images (B, C, H, W)."""
+
+from torch import Tensor, nn
+
+
+class OnMaps(nn.Module):
+    """A layer of images, applied to maps whose group axis has length 1."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layer(maps.squeeze(2)).unsqueeze(2)
+
+
+class Lifted(nn.Module):
+    """A layer of images whose output gains a group axis of length 1."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images).unsqueeze(2)
+
+
+class DropGroupAxis(nn.Module):
+    """(B, C, 1, H, W) -> (B, C, H, W)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.squeeze(2)
+
+
+class PlainNorm:
+    """The two layers that are the same for every prior with |G| = 1."""
+
+    def norm(self, channels: int) -> nn.Module:
+        return OnMaps(nn.BatchNorm2d(channels))
+
+    def invariant(self) -> nn.Module:
+        return DropGroupAxis()

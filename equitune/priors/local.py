@@ -1,0 +1,84 @@
+"""Locally connected layers: the receptive fields of a convolution with a kernel of its own at each position.
+
+No weight is shared, so equivariance to translation must be learned. H * W times the weights of `conv`, the same
+number of multiply-adds. With all kernels tied it equals `conv`.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equitune.groups.prior import out_side
+from equitune.priors._plain import Lifted, OnMaps, PlainNorm
+
+PAD_MODE = {"zero": "constant", "circular": "circular", "reflect": "reflect"}
+
+
+def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Local":
+    return Local(padding)
+
+
+class Local(PlainNorm):
+    """The layers of a network without weight sharing."""
+
+    def __init__(self, padding: str) -> None:
+        self.padding = padding
+
+    def lift(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        return Lifted(LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding]))
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        return OnMaps(LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding]))
+
+
+class LocalConv2d(nn.Module):
+    """A convolution with a kernel (and a bias, where asked for) of its own at each output position.
+
+    Images (B, inputs, side, side) -> (B, outputs, side', side').
+
+    Attributes:
+        weight: (positions, outputs, inputs * kernel * kernel), positions in row-major order.
+        bias: (outputs, positions), or None.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool, pad_mode: str
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding, self.pad_mode = kernel, stride, padding, pad_mode
+        self.side = out_side(side, kernel, stride=stride, padding=padding)
+        fan_in = inputs * kernel * kernel
+        bound = fan_in**-0.5  # as torch initialises a convolution of the same fan-in
+        self.weight = nn.Parameter(torch.empty(self.side**2, outputs, fan_in).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(outputs, self.side**2).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.padding:
+            images = functional.pad(images, (self.padding,) * 4, mode=self.pad_mode)
+        patches = functional.unfold(images, self.kernel, stride=self.stride)  # (B, fan_in, positions)
+        out = torch.bmm(patches.permute(2, 0, 1), self.weight.transpose(1, 2)).permute(1, 2, 0)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.reshape(*out.shape[:2], self.side, self.side)
