@@ -1,0 +1,113 @@
+"""Labelled images as arrays, and their seeded, stratified division into training, validation and test."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from equitune import catalog
+from equitune.errors import UserError
+from equitune.spec.trial import DataConfig
+
+Pixels = npt.NDArray[np.uint8]  # (N, C, H, W)
+Labels = npt.NDArray[np.int64]  # (N,)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """What a data set's file loads. `test_*` is the data set's own test split, where it has one."""
+
+    pixels: Pixels
+    labels: Labels
+    class_names: tuple[str, ...]
+    test_pixels: Pixels | None = None
+    test_labels: Labels | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data."""
+
+    pixels: Pixels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A study's data: loaded once, shared by all workers."""
+
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]  # of the training pixels, per channel, in [0, 1]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.train.pixels.shape
+        return channels, height, width
+
+
+def data_root(config: DataConfig) -> Path:
+    """Where data sets lie: the study's own `data.root`, EQUITUNE_DATA (`--data-root` sets it), or ./data."""
+    return Path(config.root or os.environ.get("EQUITUNE_DATA") or "data").expanduser()
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Loads and divides a data set; the same configuration gives the same division, wherever it runs.
+
+    Raises:
+        UserError: the data are missing or corrupt, or too few for the splits.
+    """
+    root = data_root(config)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
+    whole = catalog.entry("dataset", config.name)(root, **config.args)
+    everything = np.arange(len(whole.labels))
+    if config.limit is not None and config.limit < len(everything):
+        everything = _divide(whole.labels, everything, config.limit, config.split_seed)[1]
+    if whole.test_pixels is None:
+        rest, test = _divide(whole.labels, everything, config.test, config.split_seed)
+        test_split = Split(whole.pixels[test], whole.labels[test])
+    else:
+        rest, test_split = everything, Split(whole.test_pixels, whole.test_labels)
+    train, validation = _divide(whole.labels, rest, config.validation, config.split_seed)
+    train_split, validation_split = (Split(whole.pixels[index], whole.labels[index]) for index in (train, validation))
+    mean, std = _moments(train_split.pixels)
+    digest = hashlib.blake2b(digest_size=8)
+    for split in (train_split, validation_split, test_split):
+        digest.update(split.pixels.tobytes() + split.labels.tobytes())
+    return Splits(train_split, validation_split, test_split, whole.class_names, mean, std, digest.hexdigest())
+
+
+def _divide(labels: Labels, index: npt.NDArray[np.int64], size: float, seed: int) -> tuple[Labels, Labels]:
+    """Divides an index in two, classes in equal proportions; `size`, of the second, is a fraction or a count."""
+    from sklearn.model_selection import train_test_split  # a second to import
+
+    try:
+        first, second = train_test_split(index, test_size=size, stratify=labels[index], random_state=seed)
+    except ValueError as error:
+        raise UserError(
+            f"{len(index)} images cannot be divided at {size} with every class in both parts: {error}"
+        ) from None
+    return np.sort(first), np.sort(second)
+
+
+def _moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of values in [0, 1]; exact, from the histogram of the 256 values."""
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(pixels.shape[1]):
+        weights = np.bincount(pixels[:, channel].reshape(-1), minlength=256) / pixels[:, channel].size
+        mean.append(float(weights @ values))
+        std.append(max(float(np.sqrt(weights @ (values - mean[-1]) ** 2)), 1e-6))
+    return tuple(mean), tuple(std)

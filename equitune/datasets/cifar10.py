@@ -1,0 +1,14 @@
+"""CIFAR-10: 60,000 photographs of 32 x 32 in colour, in 10 classes, with a test split of their own."""
+
+from pathlib import Path
+
+from equitune.datasets._splits import LabelledImages
+from equitune.datasets._torchvision import download_torchvision, load_torchvision
+
+
+def load(root: Path) -> LabelledImages:
+    return load_torchvision("cifar10", "CIFAR10", root)
+
+
+def download(root: Path) -> None:
+    download_torchvision("CIFAR10", root)

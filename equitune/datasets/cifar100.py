@@ -1,0 +1,14 @@
+"""CIFAR-100: 60,000 photographs of 32 x 32 in colour, in 100 classes, with a test split of their own."""
+
+from pathlib import Path
+
+from equitune.datasets._splits import LabelledImages
+from equitune.datasets._torchvision import download_torchvision, load_torchvision
+
+
+def load(root: Path) -> LabelledImages:
+    return load_torchvision("cifar100", "CIFAR100", root)
+
+
+def download(root: Path) -> None:
+    download_torchvision("CIFAR100", root)

@@ -1,0 +1,14 @@
+"""Fashion-MNIST: 70,000 articles of clothing of 28 x 28 in grey, with a test split of their own."""
+
+from pathlib import Path
+
+from equitune.datasets._splits import LabelledImages
+from equitune.datasets._torchvision import download_torchvision, load_torchvision
+
+
+def load(root: Path) -> LabelledImages:
+    return load_torchvision("fashion_mnist", "FashionMNIST", root)
+
+
+def download(root: Path) -> None:
+    download_torchvision("FashionMNIST", root)

@@ -1,0 +1,14 @@
+"""MNIST: 70,000 handwritten digits of 28 x 28 in grey, with a test split of their own."""
+
+from pathlib import Path
+
+from equitune.datasets._splits import LabelledImages
+from equitune.datasets._torchvision import download_torchvision, load_torchvision
+
+
+def load(root: Path) -> LabelledImages:
+    return load_torchvision("mnist", "MNIST", root)
+
+
+def download(root: Path) -> None:
+    download_torchvision("MNIST", root)
