@@ -1,0 +1,127 @@
+"""The one small door to a study's folder. Nothing else knows where its files lie.
+
+<root>/<study>/
+  searchspace.yaml study.json     the question as asked, and as understood
+  study.journal                   Optuna's storage
+  driver.lock driver.json         who searches now
+  trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
+                                  weights.safetensors log.txt
+  front.png front.html front.csv  the answer
+  study.log                       what the libraries had to say
+  attempts/                       Ray Tune's own files, one folder an attempt; disposable
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from equitune import catalog
+from equitune.errors import UserError
+from equitune.records.results import Epoch
+
+
+class TrialFolder:
+    """The files of one trial. Its worker writes them, but for `config.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.config = path / "config.json"
+        self.epochs = path / "epochs.jsonl"
+        self.checkpoint = path / "checkpoint.pt"
+        self.weights = path / "weights.safetensors"
+        self.result = path / "result.json"
+        self.test = path / "test.json"
+        self.log = path / "log.txt"
+
+    def append_epoch(self, epoch: Epoch) -> None:
+        with self.epochs.open("a", encoding="utf-8") as file:
+            file.write(epoch.model_dump_json() + "\n")
+
+    def read_epochs(self) -> list[Epoch]:
+        """The epochs so far, in order. After a crash one may stand twice or torn: the last whole line counts."""
+        found: dict[int, Epoch] = {}
+        if self.epochs.exists():
+            for line in self.epochs.read_text(encoding="utf-8").splitlines():
+                try:
+                    epoch = Epoch.model_validate_json(line)
+                except ValueError:
+                    continue
+                found[epoch.epoch] = epoch
+        return [found[number] for number in sorted(found)]
+
+
+class StudyFolder:
+    """A study's folder, which may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.searchspace = path / "searchspace.yaml"
+        self.study = path / "study.json"
+        self.journal = path / "study.journal"
+        self.lock = path / "driver.lock"
+        self.driver = path / "driver.json"
+        self.log = path / "study.log"
+        self.attempts = path / "attempts"
+
+    def trial(self, number: int) -> TrialFolder:
+        return TrialFolder(self.path / "trials" / f"{number:05d}")
+
+    def trials(self) -> Iterator[TrialFolder]:
+        """The trials that have a folder, by number."""
+        parent = self.path / "trials"
+        names = sorted(entry.name for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
+        return (TrialFolder(parent / name) for name in names)
+
+
+def studies_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Where studies lie: `--root`, EQUITUNE_ROOT, or ./studies."""
+    return Path(root or os.environ.get("EQUITUNE_ROOT") or "studies").expanduser().absolute()
+
+
+def open_study(root: Path, name: str) -> StudyFolder:
+    """An existing study.
+
+    Raises:
+        UserError: there is none of that name; names the nearest.
+    """
+    folder = StudyFolder(root / name)
+    if not folder.study.is_file():
+        known = sorted(path.parent.name for path in root.glob("*/study.json"))
+        raise UserError(catalog.unknown("study", name, known) + f" (in {root})")
+    return folder
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a file whole or not at all, and makes its folder.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}: mend that and run the same command again"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file of the folder.
+
+    Raises:
+        UserError: it is missing or not whole.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not whole ({error}): restore it from a copy, or remove it") from None

@@ -1,0 +1,121 @@
+"""Reads a study back from its folder, again and again at little cost: what has ended is read once."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from equitune.records.folder import StudyFolder, TrialFolder, read_json
+from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.spec.trial import TrialConfig
+
+HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as it stands."""
+
+    config: TrialConfig
+    epochs: list[Epoch]
+    result: TrialResult | None  # None: it has not ended
+    started: float  # Unix time, in seconds
+    test: dict[str, Measurement] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return self.config.number
+
+    @property
+    def state(self) -> str:
+        return self.result.state if self.result else "RUNNING"
+
+    @property
+    def reason(self) -> str | None:
+        return self.result.reason if self.result else None
+
+    @property
+    def metrics(self) -> dict[str, Measurement]:
+        return self.result.metrics if self.result else {}
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as it stands."""
+
+    name: str
+    objectives: dict[str, str]  # metric -> maximize or minimize
+    num_planned: int
+    is_driven: bool  # whether a driver is at work
+    info: dict[str, Any]  # study.json
+    trials: list[TrialRecord]
+
+    @property
+    def state(self) -> str:
+        """`running`, `complete`, or `interrupted`: the same command goes on."""
+        ended = sum(trial.result is not None for trial in self.trials)
+        if ended >= self.num_planned:
+            return "complete"
+        return "running" if self.is_driven else "interrupted"
+
+    def ended(self) -> list[TrialRecord]:
+        return [trial for trial in self.trials if trial.result is not None]
+
+
+class StudyReader:
+    """Reads one study; keeps what cannot change any more."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder = folder
+        self._kept: dict[int, TrialRecord] = {}
+        self._configs: dict[int, TrialConfig] = {}
+
+    def read(self) -> StudyRecord:
+        """The study as it stands now.
+
+        Raises:
+            UserError: its files are missing or not whole.
+        """
+        info = read_json(self.folder.study)
+        trials = []
+        for folder in self.folder.trials():
+            record = self._kept.get(folder.number)
+            if record is None or (not record.test and folder.test.exists()):
+                record = self._read_trial(folder)
+            if record is not None:
+                trials.append(record)
+        return StudyRecord(
+            name=info["study"],
+            objectives=info["objectives"],
+            num_planned=info["trials"],
+            is_driven=is_driven(self.folder),
+            info=info,
+            trials=trials,
+        )
+
+    def _read_trial(self, folder: TrialFolder) -> TrialRecord | None:
+        if not folder.config.exists():
+            return None  # between the folder and its first file
+        config = self._configs.get(folder.number)
+        if config is None:
+            config = self._configs[folder.number] = TrialConfig.from_json_text(folder.config.read_text())
+        result = TrialResult.model_validate_json(folder.result.read_bytes()) if folder.result.exists() else None
+        test = read_json(folder.test) if folder.test.exists() else {}
+        record = TrialRecord(
+            config=config,
+            epochs=folder.read_epochs(),
+            result=result,
+            started=folder.config.stat().st_mtime,
+            test={name: Measurement.model_validate_json(json.dumps(value)) for name, value in test.items()},
+        )
+        if result is not None:
+            self._kept[folder.number] = record
+        return record
+
+
+def is_driven(folder: StudyFolder) -> bool:
+    """Whether a driver is at work on a study: its heartbeat is fresh."""
+    try:
+        return time.time() - folder.driver.stat().st_mtime < HEARTBEAT_LOST_S
+    except OSError:
+        return False

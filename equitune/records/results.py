@@ -1,0 +1,59 @@
+"""Value objects of a trial: its measurements, its epochs, its result. Plain data, written as JSON."""
+
+import math
+from typing import Any, Literal
+
+from equitune.spec.strict import Strict
+
+State = Literal["RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAILED"]
+# COMPLETE: trained and measured. PRUNED: stopped early. INFEASIBLE: no such network, diverged or out of memory; the
+# sampler learns to keep away. FAILED: a bug, or a worker lost for good.
+
+Status = Literal["ok", "collapsed", "non_spatial", "too_small", "undefined"]
+
+
+class Measurement(Strict):
+    """A number with what it takes to believe it. Where it cannot be measured, a status and a reason, never a value."""
+
+    value: float | None
+    stderr: float | None = None  # None: not a sample statistic
+    n: int  # images
+    split: Literal["train", "validation", "test", "none"]
+    unit: str = "1"
+    chance: float | None = None  # what unrelated images would score
+    untrained: float | None = None  # the same network before training
+    status: Status = "ok"
+    reason: str | None = None
+
+    @classmethod
+    def proportion(cls, hits: int, n: int, split: Literal["train", "validation", "test", "none"]) -> "Measurement":
+        """A share of images; its standard error is that of Wilson's interval, which is not 0 at 0 or 1."""
+        share, z2 = hits / n, 1.0
+        stderr = math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+        return cls(value=share, stderr=stderr, n=n, split=split)
+
+
+class Epoch(Strict):
+    """One line of a trial's `epochs.jsonl`."""
+
+    epoch: int  # from 1
+    time: float  # Unix time at its end, in seconds
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    lr: float  # at its end
+    train_s: float
+    images_per_s: float
+
+
+class TrialResult(Strict):
+    """How a trial ended. Written once, before the search is told."""
+
+    number: int
+    state: State
+    reason: str | None = None
+    metrics: dict[str, Measurement] = {}
+    profile: list[dict[str, Any]] = []  # one row a layer, group element set and measure
+    seconds: dict[str, float] = {}  # build, fit, measure
+    provenance: dict[str, str] = {}
+    traceback: str | None = None
