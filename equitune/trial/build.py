@@ -1,0 +1,91 @@
+"""TrialConfig -> data on the device, model with its prior, augmentation."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from equitune import catalog
+from equitune.datasets._splits import Split, Splits
+from equitune.spec.trial import TrialConfig
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class DeviceSplit:
+    """One part of the data on a device: pixels (n, C, H, W) uint8, labels (n,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """A study's training and validation data on a device; a worker moves them there once."""
+
+    train: DeviceSplit
+    validation: DeviceSplit
+    shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def to_device(splits: Splits, device: str) -> DeviceData:
+    """Moves training and validation data; on the CPU nothing is copied. The test split stays where it is."""
+    return DeviceData(
+        train=move(splits.train, device),
+        validation=move(splits.validation, device),
+        shape=splits.shape,
+        classes=len(splits.class_names),
+        mean=splits.mean,
+        std=splits.std,
+    )
+
+
+def move(split: Split, device: str) -> DeviceSplit:
+    """One split on a device; on the CPU its tensors share the arrays' memory, which nobody writes to."""
+    return DeviceSplit(_shared(split.pixels).to(device), _shared(split.labels).to(device))
+
+
+def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
+    """The configured model with its initial weights, which depend on the trial's seed alone.
+
+    Raises:
+        Infeasible: no such network can exist for these data.
+    """
+    model = initial_model(config, data.shape, data.classes)
+    model.normalise.use(torch.tensor(data.mean), torch.tensor(data.std))  # type: ignore[union-attr,operator]
+    if config.device == "cuda":  # on the CPU this format is slower, and torch 2.13 corrupts memory in it
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(config.device)
+
+
+def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The configured model before it has seen data, on the current default device."""
+    torch.manual_seed(config.seed)
+    prior = catalog.entry("prior", config.prior.name)(**config.prior.args) if config.prior else None
+    model: nn.Module = catalog.entry("model", config.model.name)(shape, classes, prior, **config.model.args)
+    return model
+
+
+def build_augmentation(config: TrialConfig) -> list[Augment]:
+    """The augmentations, in the order of the study."""
+    return [partial(catalog.entry("augmentation", call.name), **call.args) for call in config.augmentation]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of trainable weights."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _shared(array: np.ndarray[Any, Any]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,56 @@
+"""What a trial will cost, before it runs: its size, its multiply-adds, and a guess at its seconds."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from equitune.spec.trial import TrialConfig
+from equitune.trial.build import DeviceSplit, build_augmentation, count_parameters, initial_model
+from equitune.trial.fit import build_optimizer, train_epoch
+from equitune.trial.run import make_deterministic
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one network."""
+
+    parameters: int
+    multiply_adds: int  # of one image's forward pass
+
+
+def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:
+    """Counts without computing: the network is built on torch's meta device, or on the CPU where it cannot be.
+
+    Raises:
+        Infeasible: no such network can exist for images of this shape.
+    """
+    try:
+        return _counted(config, shape, classes, "meta")
+    except (NotImplementedError, RuntimeError):
+        return _counted(config, shape, classes, "cpu")
+
+
+def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], classes: int, steps: int = 3) -> float:
+    """Times a few training steps of the configured network on random images."""
+    make_deterministic(config.device)
+    model = initial_model(config, shape, classes).to(config.device)
+    n = config.training.batch_size * steps
+    images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, device=config.device)
+    split = DeviceSplit(images, torch.randint(0, classes, (n,), device=config.device))
+    optimizer, augmentation = build_optimizer(model, config.training), build_augmentation(config)
+    generator = torch.Generator(config.device).manual_seed(0)
+    for _ in range(2):  # the first pass warms up
+        started = time.perf_counter()
+        train_epoch(model, split, augmentation, config.training, optimizer, generator)
+        elapsed = time.perf_counter() - started
+    return elapsed / n
+
+
+def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, device: str) -> Cost:
+    with torch.device(device), torch.inference_mode():
+        model = initial_model(config, shape, classes).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *shape))
+    return Cost(count_parameters(model), counter.get_total_flops() // 2)

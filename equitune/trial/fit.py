@@ -1,0 +1,204 @@
+"""Model and data -> trained model. Reports every epoch; goes on from a checkpoint as if it had never stopped."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equitune.errors import Infeasible
+from equitune.measures._evaluation import EvaluationSet, as_float
+from equitune.records.folder import TrialFolder
+from equitune.records.results import Epoch
+from equitune.spec.trial import TrainingConfig
+from equitune.trial.build import Augment, DeviceSplit
+
+OnEpoch = Callable[[Epoch], None]
+
+
+class Diverged(Infeasible):
+    """The training loss stopped being a number."""
+
+
+def fit(
+    model: nn.Module,
+    train: DeviceSplit,
+    validation: EvaluationSet,
+    augmentation: list[Augment],
+    training: TrainingConfig,
+    *,
+    seed: int,
+    folder: TrialFolder | None = None,
+    on_epoch: OnEpoch = lambda epoch: None,
+) -> None:
+    """Trains in place.
+
+    Args:
+        model: with its initial weights, on the device of the data.
+        train: training images.
+        validation: held-out images; read after each epoch.
+        augmentation: applied to each batch in this order.
+        training: the recipe.
+        seed: decides the order of images and all augmentation.
+        folder: takes the record of each epoch and a checkpoint; where it holds one, training goes on from there.
+        on_epoch: called after each epoch that is run here, with its record; what it raises ends the training.
+
+    Raises:
+        Diverged: the loss is not finite; says at which step.
+    """
+    device = train.pixels.device
+    generator = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seed)  # of dropout
+    optimizer = build_optimizer(model, training)
+    forward = torch.compile(model) if training.compile else model
+    num_steps = num_batches(len(train.labels), training.batch_size)
+    done = _restore(folder.checkpoint, model, optimizer, generator) if folder else 0
+    for epoch in range(done + 1, training.epochs + 1):
+        started = time.perf_counter()
+        first_step = (epoch - 1) * num_steps
+        loss = train_epoch(forward, train, augmentation, training, optimizer, generator, first_step)
+        train_s = time.perf_counter() - started
+        validation_loss, hits = evaluate(model, validation)
+        record = Epoch(
+            epoch=epoch,
+            time=time.time(),
+            train_loss=loss,
+            validation_loss=validation_loss,
+            validation_accuracy=hits / len(validation),
+            lr=optimizer.param_groups[0]["lr"],
+            train_s=train_s,
+            images_per_s=num_steps * min(training.batch_size, len(train.labels)) / train_s,
+        )
+        if folder:  # the record first: a crash between the two repeats an epoch, and its record is written again
+            folder.append_epoch(record)
+            _save(folder.checkpoint, model, optimizer, generator, epoch)
+        on_epoch(record)
+
+
+def train_epoch(
+    model: Callable[[Tensor], Tensor],
+    train: DeviceSplit,
+    augmentation: list[Augment],
+    training: TrainingConfig,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    first_step: int = 0,
+) -> float:
+    """One pass over the training images in a fresh order; returns the mean loss.
+
+    The images that do not fill the last batch wait for another epoch's order.
+    """
+    device, n = train.pixels.device, len(train.labels)
+    num_steps = num_batches(n, training.batch_size)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if isinstance(model, nn.Module):
+        model.train()
+    losses = torch.zeros(num_steps, device=device)
+    order = torch.randperm(n, generator=generator, device=device)
+    for step in range(num_steps):
+        batch = order[step * training.batch_size : (step + 1) * training.batch_size]
+        images, labels = as_float(train.pixels[batch]), train.labels[batch]
+        for augment in augmentation:
+            images = augment(images, generator)
+        if device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, first_step + step, num_steps)
+        with autocast(training, device):
+            loss = functional.cross_entropy(model(images), labels, label_smoothing=training.label_smoothing)
+        losses[step] = loss.detach()
+        if device.type == "cpu":  # on a GPU this would wait for the device: looked at once, after the epoch
+            _check_finite(losses[step : step + 1], first_step + step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        optimizer.step()
+    _check_finite(losses, first_step)
+    return float(losses.mean())
+
+
+def evaluate(model: nn.Module, images: EvaluationSet) -> tuple[float, int]:
+    """The mean cross-entropy in nats, and the number of images classified correctly."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=images.labels.device)
+    hits = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    with torch.inference_mode():
+        for batch, labels in images.batches():
+            scores = model(batch)
+            loss += functional.cross_entropy(scores, labels, reduction="sum").double()
+            hits += (scores.argmax(1) == labels).sum()
+    return float(loss) / len(images), int(hits)
+
+
+def learning_rate(training: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate at a step (from 0): linear warm-up, then half a cosine down to 0 at the end of training."""
+    total, warmup = training.epochs * steps_per_epoch, training.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return training.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(total - warmup, 1)
+    return training.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+
+
+def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Weight decay acts on matrices and kernels alone, not on biases and norms."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, nesterov=training.momentum > 0)
+    return torch.optim.AdamW(groups, lr=training.lr, fused=True)
+
+
+def num_batches(n: int, batch_size: int) -> int:
+    """Full batches in an epoch; one, of all images, where there are fewer than a batch."""
+    return max(n // batch_size, 1)
+
+
+def autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 arithmetic where asked for; weights and sums stay in fp32."""
+    if training.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def _check_finite(losses: Tensor, first_step: int) -> None:
+    finite = losses.isfinite()
+    if not finite.all():
+        bad = int((~finite).nonzero()[0, 0])
+        raise Diverged(f"diverged: the loss is {float(losses[bad])} at step {first_step + bad + 1}")
+
+
+def _save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
+) -> None:
+    partial = path.with_suffix(".partial")
+    state = {
+        "epoch": epoch,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+        "dropout": torch.cuda.get_rng_state() if generator.device.type == "cuda" else torch.get_rng_state(),
+    }
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+    """Brings back everything a checkpoint holds; returns its epoch, 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)  # weights_only: runs no code
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    (torch.cuda.set_rng_state if generator.device.type == "cuda" else torch.set_rng_state)(state["dropout"])
+    return int(state["epoch"])

@@ -1,0 +1,115 @@
+"""A trial from its configuration to its result: build, fit, measure, return."""
+
+import platform
+import time
+import traceback
+
+import torch
+from safetensors.torch import save_file
+
+from equitune import __version__
+from equitune.errors import Infeasible
+from equitune.measures._evaluation import EvaluationSet
+from equitune.records.folder import TrialFolder, write_json
+from equitune.records.results import TrialResult
+from equitune.spec.trial import TrialConfig
+from equitune.trial.build import DeviceData, build_augmentation, build_model
+from equitune.trial.fit import OnEpoch, fit
+from equitune.trial.measure import measure
+
+
+def run_trial(
+    config: TrialConfig,
+    data: DeviceData,
+    *,
+    folder: TrialFolder | None = None,
+    on_epoch: OnEpoch = lambda epoch: None,
+) -> TrialResult:
+    """Trains and measures one configuration. The same configuration gives the same numbers, on the CPU bit for bit.
+
+    Args:
+        config: every value filled in.
+        data: training and validation images, on `config.device`.
+        folder: takes the trial's epochs, checkpoint, weights and result; without it nothing is written.
+        on_epoch: called after each epoch with its record.
+
+    Returns:
+        The result: COMPLETE, or INFEASIBLE or FAILED with the reason. Only what the outside does ends in an
+        exception: a full disk, or what `on_epoch` raises.
+    """
+    make_deterministic(config.device)
+    clock = _Clock()
+    result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
+    try:
+        model = build_model(config, data)
+        clock.lap("build")
+        validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
+        augmentation = build_augmentation(config)
+        fit(
+            model,
+            data.train,
+            validation,
+            augmentation,
+            config.training,
+            seed=config.seed,
+            folder=folder,
+            on_epoch=on_epoch,
+        )
+        clock.lap("fit")
+        metrics, profile = measure(config, model, build_model(config, data), validation)
+        clock.lap("measure")
+        if folder:
+            save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder.weights)
+        result = result.model_copy(update={"metrics": metrics, "profile": profile, "seconds": clock.laps})
+    except OSError:
+        raise  # the disk's fault, not the trial's
+    except Exception as error:
+        result = _unfinished(result, error)
+    if folder:
+        write_json(folder.result, result.model_dump(mode="json"))
+        folder.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def make_deterministic(device: str) -> None:
+    """One thread on the CPU, where more are slower beside other trials; deterministic kernels; no TF32."""
+    torch.use_deterministic_algorithms(device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a pass over memory for nothing: none of it is read
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if device == "cpu":
+        torch.set_num_threads(1)
+
+
+def provenance(device: str) -> dict[str, str]:
+    """What a number depends on beside its configuration."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "equitune": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "device_name": name,
+        "host": platform.node(),
+    }
+
+
+def _unfinished(result: TrialResult, error: Exception) -> TrialResult:
+    if isinstance(error, Infeasible):
+        return result.model_copy(update={"state": "INFEASIBLE", "reason": str(error)})
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return result.model_copy(update={"state": "INFEASIBLE", "reason": f"out of memory: {error}"})
+    reason = f"{type(error).__name__}: {error}"
+    return result.model_copy(update={"state": "FAILED", "reason": reason, "traceback": traceback.format_exc()})
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now

@@ -1,0 +1,23 @@
+"""The test split, read once a trial, for those on the final front."""
+
+from safetensors.torch import load_file
+
+from equitune.datasets._splits import Splits
+from equitune.measures._evaluation import EvaluationSet
+from equitune.records.folder import TrialFolder
+from equitune.records.results import Measurement
+from equitune.spec.trial import TrialConfig
+from equitune.trial.build import build_model, move, to_device
+from equitune.trial.measure import measure
+from equitune.trial.run import make_deterministic
+
+
+def measure_on_test(config: TrialConfig, folder: TrialFolder, splits: Splits) -> dict[str, Measurement]:
+    """Every metric of a finished trial, on the test split, from its saved weights."""
+    make_deterministic(config.device)
+    data = to_device(splits, config.device)
+    model = build_model(config, data)
+    model.load_state_dict(load_file(folder.weights, device=config.device))
+    test = move(splits.test, config.device)
+    metrics, _ = measure(config, model, build_model(config, data), EvaluationSet(test.pixels, test.labels, "test"))
+    return metrics
