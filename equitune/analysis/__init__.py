@@ -1,0 +1,1 @@
+"""From records to conclusions: numbers only, no torch and no pictures."""

@@ -1,0 +1,43 @@
+"""The Pareto front: the trials that no other trial beats in every objective."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from equitune.records.reader import StudyRecord, TrialRecord
+
+
+def non_dominated(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which rows no other row dominates: is nowhere worse and somewhere better.
+
+    Args:
+        losses: (n, objectives), lower is better; rows with a NaN are never on the front. Equal rows are all on it.
+    """
+    front: npt.NDArray[np.bool_] = np.asarray(np.isfinite(losses).all(axis=1))
+    for index in np.flatnonzero(front):
+        others = losses[front]
+        dominated_by = (others <= losses[index]).all(axis=1) & (others < losses[index]).any(axis=1)
+        front[index] = not dominated_by.any()
+    return front
+
+
+def losses(values: Sequence[Mapping[str, float | None]], objectives: Mapping[str, str]) -> npt.NDArray[np.float64]:
+    """Objective values as losses (n, objectives): what is maximised changes its sign, what is missing is NaN."""
+    signs = [-1.0 if direction == "maximize" else 1.0 for direction in objectives.values()]
+    rows = [[np.nan if row.get(name) is None else row[name] for name in objectives] for row in values]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(signs)) * signs
+
+
+def front(study: StudyRecord) -> list[TrialRecord]:
+    """The complete trials on the Pareto front, the best in the first objective first."""
+    complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
+    table = losses([objective_values(study, trial) for trial in complete], study.objectives)
+    order = np.lexsort(table.T[::-1])
+    on_front = non_dominated(table)
+    return [complete[index] for index in order if on_front[index]]
+
+
+def objective_values(study: StudyRecord, trial: TrialRecord) -> dict[str, float | None]:
+    """A trial's objectives by name; None where one could not be measured."""
+    return {name: trial.metrics[name].value if name in trial.metrics else None for name in study.objectives}
