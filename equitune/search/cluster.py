@@ -1,0 +1,94 @@
+"""Ray: started for a study and ended with it, or joined where the user has one. Its chatter goes to the log."""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from equitune.errors import UserError
+from equitune.spec.trial import Resources
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many trials run at once."""
+
+    concurrent: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
+    """A Ray cluster while the block runs: the one at `address`, else a local one on loopback, ended afterwards.
+
+    Raises:
+        UserError: the cluster does not answer, or cannot hold one trial.
+    """
+    import ray
+    import ray.tune
+
+    for name in ("ray", "ray.tune"):  # Ray gives its loggers handlers of their own; its records belong in the log
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        options = {
+            "address": "local",
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "object_store_memory": 300_000_000,
+        }
+    try:
+        ray.init(configure_logging=False, log_to_driver=False, **options)
+    except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
+        raise UserError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
+    try:
+        yield slots(resources, ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def slots(resources: Resources, available: dict[str, float]) -> Slots:
+    """As many trials as fit, or as `concurrent` allows.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    if resources.gpu > gpus:
+        raise UserError(
+            f"resources.gpu: a trial asks for {resources.gpu:g} GPU, but there are {gpus:g}: "
+            "run with `--set resources.gpu=0`, or on a cluster that has them (--address)"
+        )
+    if resources.cpu > cpus:
+        raise UserError(
+            f"resources.cpu: a trial asks for {resources.cpu:g} CPUs, but there are {cpus:g}: ask for fewer"
+        )
+    fits = int(cpus // resources.cpu)
+    if resources.gpu:
+        fits = min(fits, int(gpus // resources.gpu) if resources.gpu >= 1 else int(gpus) * int(1 // resources.gpu))
+    return Slots(min(fits, resources.concurrent or fits), cpus, gpus)
+
+
+def prepare(address: str | None) -> None:
+    """Sets the environment that Ray reads when it is first imported."""
+    if address is None and "ray" not in sys.modules:
+        # A token of this process alone: nobody else gets in, and no home folder has to be writable.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.update(
+        {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AIR_NEW_OUTPUT": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+            "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        }
+    )

@@ -1,0 +1,121 @@
+"""What a study would do, found out before anything runs: its trials, their networks, a guess at the time."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from equitune.datasets._splits import Splits
+from equitune.errors import Infeasible, UserError
+from equitune.spec.space import Choice, Distribution, IntRange, Pick, Scalar
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+MEASURE_PASSES = 14  # forward passes of a trial's measurement: two networks, seven group elements
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One line of a dry run."""
+
+    config: TrialConfig
+    parameters: int | None  # None: infeasible
+    seconds: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dry run. The first `num_exact` trials will run as shown; the later ones depend on results."""
+
+    trials: list[PlannedTrial]
+    num_exact: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(trial.seconds or 0.0 for trial in self.trials)
+
+
+def plan(spec: StudySpec, splits: Splits) -> Plan:
+    """Asks the sampler for every trial without telling it any result, and builds each network without weights.
+
+    Raises:
+        UserError: no network of the study can exist.
+    """
+    from equitune.trial.cost import network_cost, train_seconds_per_image
+
+    shape, classes = splits.shape, len(splits.class_names)
+    require_feasible(spec, shape, classes)
+    trials: list[PlannedTrial] = []
+    seconds_per_multiply_add = None
+    for config in proposals(spec):
+        try:
+            cost = network_cost(config, shape, classes)
+        except Infeasible as error:
+            trials.append(PlannedTrial(config, None, None, str(error)))
+            continue
+        if seconds_per_multiply_add is None:
+            seconds_per_multiply_add = train_seconds_per_image(config, shape, classes) / cost.multiply_adds
+        images = config.training.epochs * len(splits.train) + MEASURE_PASSES / 3 * len(splits.validation)
+        trials.append(PlannedTrial(config, cost.parameters, images * cost.multiply_adds * seconds_per_multiply_add))
+    return Plan(trials, num_exact(spec))
+
+
+def proposals(spec: StudySpec) -> list[TrialConfig]:
+    """The study's trials as its sampler proposes them while it knows no results."""
+    import optuna
+
+    from equitune.search.samplers import make_sampler
+    from equitune.search.searcher import suggested
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=list(spec.objectives.values()))
+    configs = []
+    for number in range(spec.search.trials):
+        study.sampler = make_sampler(spec.search, number)
+        configs.append(spec.suggest(number, partial(suggested, study.ask())))
+    return configs
+
+
+def num_exact(spec: StudySpec) -> int:
+    """How many proposals do not depend on results: TPE begins with ten random ones, NSGA-II with a population."""
+    from equitune.search.samplers import nsga2_population
+
+    first = {"tpe": 10, "nsga2": nsga2_population(spec.search), "random": spec.search.trials}[spec.search.sampler]
+    return min(first, spec.search.trials)
+
+
+def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int) -> None:
+    """Refuses a study none of whose networks can be built; a few infeasible ones are left to the search.
+
+    Raises:
+        UserError: with the reason.
+    """
+    from equitune.trial.cost import network_cost
+
+    reasons = []
+    for draw in range(TRIES):
+        try:
+            network_cost(spec.suggest(draw, _random_pick(draw)), shape, classes)
+        except Infeasible as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise UserError(
+        f"no network of study {spec.study} can be built for images of {shape[1]} x {shape[2]}: {reasons[0]}"
+    )
+
+
+def _random_pick(draw: int) -> Pick:
+    rng = np.random.default_rng(draw)
+
+    def pick(name: str, distribution: Distribution) -> Scalar:
+        if isinstance(distribution, Choice):
+            return distribution.choice[int(rng.integers(len(distribution.choice)))]
+        if isinstance(distribution, IntRange):
+            low, high = distribution.bounds
+            return low + distribution.step * int(rng.integers((high - low) // distribution.step + 1))
+        return float(rng.uniform(*distribution.bounds))
+
+    return pick

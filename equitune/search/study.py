@@ -1,0 +1,270 @@
+"""A study from its specification to its end: begins or goes on, runs its trials, reads its test split once."""
+
+import contextlib
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from equitune import __version__
+from equitune.analysis.pareto import front
+from equitune.datasets._splits import Splits, load_splits
+from equitune.errors import UserError
+from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
+from equitune.records.reader import StudyReader
+from equitune.search.cluster import Slots, connected, prepare
+from equitune.search.lock import driving
+from equitune.search.plan import require_feasible
+from equitune.spec.study import StudySpec
+
+if TYPE_CHECKING:
+    from equitune.search.searcher import StudySearcher
+
+MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `run_study` ended; the study itself may go on with the next."""
+
+    state: Literal["complete", "interrupted", "halted"]
+    reason: str | None = None
+
+
+def run_study(
+    spec: StudySpec,
+    folder: StudyFolder,
+    *,
+    source: Path | None = None,
+    overrides: tuple[str, ...] = (),
+    address: str | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Outcome:
+    """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
+
+    Args:
+        spec: the study.
+        folder: where it lies; made if it does not exist.
+        source: the YAML file, of which a copy is kept.
+        overrides: what `--set` changed, recorded.
+        address: of a running Ray cluster; None starts a local one and ends it.
+        say: is told what happens, a sentence at a time.
+
+    Raises:
+        UserError: the study cannot begin or go on; says why.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with driving(folder), logging_to(folder.log):
+            begin(folder, spec, source, overrides)
+            say(f"loading {spec.data.name}")
+            splits = load_splits(spec.data)
+            _record_data(folder, splits)
+            require_feasible(spec, splits.shape, len(splits.class_names))
+            return _search(spec, folder, splits, address, say)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
+            "mend that and run the same command again; nothing is lost"
+        ) from error
+
+
+def _search(
+    spec: StudySpec, folder: StudyFolder, splits: Splits, address: str | None, say: Callable[[str], None]
+) -> Outcome:
+    prepare(address)
+    from equitune.search.searcher import StudySearcher  # imports ray.tune and optuna, a second or two
+    from equitune.search.storage import open_storage
+
+    searcher = StudySearcher(spec, folder, open_storage(folder, spec))
+    if searcher.is_done() and not _untested_front(folder):
+        return Outcome("complete")
+    say("starting Ray")
+    with connected(spec.resources, address) as slots, _signals(searcher, say):
+        if not searcher.is_done():
+            say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
+            _run_trials(spec, folder, splits, slots, searcher)
+        if searcher.halted:
+            return Outcome("halted", searcher.halted)
+        if not searcher.is_done():
+            return Outcome("interrupted")
+        _test_front(spec, folder, splits, say)
+    return Outcome("complete")
+
+
+def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
+    """Makes the study's folder, or checks that it holds the same search; a larger budget is taken over.
+
+    Raises:
+        UserError: another search has this name; says what differs.
+    """
+    if folder.study.exists():
+        info = read_json(folder.study)
+        if info["fingerprint"] != spec.fingerprint():
+            changes = "; ".join(_differences(info["identity"], spec.identity()))
+            raise UserError(
+                f"study {spec.study} exists in {folder.path} with another search space: {changes}: "
+                "give the changed study a name of its own (study: ...), or move the old one away"
+            )
+        write_json(folder.study, info | {"trials": spec.search.trials})
+        return
+    write_json(
+        folder.study,
+        {
+            "id": uuid.uuid4().hex,
+            "study": spec.study,
+            "objectives": spec.objectives,
+            "trials": spec.search.trials,
+            "fingerprint": spec.fingerprint(),
+            "identity": spec.identity(),
+            "overrides": list(overrides),
+            "source": str(source) if source else None,
+            "created": time.time(),
+            "provenance": provenance(),
+        },
+    )
+    if source:
+        shutil.copyfile(source, folder.searchspace)
+
+
+def provenance() -> dict[str, str]:
+    """The program and the place that a study began with."""
+    found = {"equitune": __version__, "python": platform.python_version(), "host": platform.node()}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+        found["git"] = revision.stdout.strip()
+    return found
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """What Ray, Optuna, MLflow and warnings have to say goes to a file instead of the terminal."""
+    import optuna
+
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [handler]
+    logging.captureWarnings(True)
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+    for name in ("ray", "mlflow", "alembic"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers = before
+        handler.close()
+
+
+def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, searcher: "StudySearcher") -> None:
+    """Lets Ray Tune run trials until the searcher has none left, or the user wants an end."""
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    from ray import tune
+
+    from equitune.search.trainable import trainable
+
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(trainable, splits=splits), {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=slots.concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:05d}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(folder.attempts),
+            verbose=0,
+            stop=searcher.stopper(),
+            failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(folder.attempts, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals(searcher: "StudySearcher", say: Callable[[str], None]) -> Iterator[None]:
+    """First Ctrl-C: begin no more trials. Second, or SIGTERM: stop now; running trials go on from their last epoch."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        if searcher.draining or signum == signal.SIGTERM:
+            searcher.stopping = True
+            say("stopping")
+        else:
+            say("interrupted: finishing the running trials; press Ctrl-C again to stop them as well")
+        searcher.draining = True
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _test_front(spec: StudySpec, folder: StudyFolder, splits: Splits, say: Callable[[str], None]) -> None:
+    """Reads the test split, once, for the trials on the final front."""
+    untested = _untested_front(folder)
+    if not untested:
+        return
+    import ray
+
+    from equitune.search.trainable import test
+
+    say(f"measuring the {len(untested)} trials of the front on the test split")
+    shared = ray.put(splits)
+    remote = ray.remote(num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu)(test)
+    pending = {remote.remote(str(trial.path), shared): trial for trial in untested}
+    for task, trial in pending.items():
+        write_json(trial.test, ray.get(task))
+
+
+def _untested_front(folder: StudyFolder) -> list[TrialFolder]:
+    members = front(StudyReader(folder).read())
+    return [folder.trial(trial.number) for trial in members if not trial.test]
+
+
+def _record_data(folder: StudyFolder, splits: Splits) -> None:
+    """Keeps the data's fingerprint with the study; other data under the same name are refused."""
+    info = read_json(folder.study)
+    known = info.get("data_fingerprint")
+    if known not in (None, splits.fingerprint):
+        raise UserError(
+            f"study {folder.name} began on other data ({known}, now {splits.fingerprint}): restore them, "
+            "or give the study another name"
+        )
+    sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
+    write_json(folder.study, info | {"data_fingerprint": splits.fingerprint, "splits": sizes})
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Where two identities differ, in words."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            difference
+            for key in sorted(before.keys() | after.keys())
+            for difference in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if before == after else [f"{path} was {before}, is {after}"]

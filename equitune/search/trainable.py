@@ -1,0 +1,86 @@
+"""What a warm Ray Tune worker does with one trial after another. Its data are mapped, and moved to the device, once."""
+
+import contextlib
+import errno
+import gc
+import logging
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from equitune.datasets._splits import Splits
+from equitune.records.folder import TrialFolder
+from equitune.records.results import Epoch, TrialResult
+from equitune.spec.trial import TrialConfig
+
+_on_device: dict[tuple[str, str], Any] = {}  # (fingerprint, device) -> data, kept for the life of the worker
+
+
+def trainable(config: dict[str, Any], splits: Splits) -> None:
+    """Runs the trial that the searcher proposed and reports its epochs, and at the end its result, to the driver."""
+    folder = TrialFolder(Path(config["folder"]))
+    if folder.result.exists():  # only the telling was lost
+        tune.report({"result": folder.result.read_text()})
+        return
+    try:
+        with _logging_to(folder.log):
+            result = _run(TrialConfig.from_json_text(config["trial"]), splits, folder)
+        tune.report({"result": result.model_dump_json()})
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
+        tune.report({"halt": f"{folder.path}: {what}: mend that and run the same command again; nothing is lost"})
+
+
+def test(folder: str, splits: Splits) -> dict[str, Any]:
+    """Measures a finished trial on the test split, as a Ray task; returns its metrics as plain data."""
+    from equitune.trial.test import measure_on_test
+
+    trial = TrialFolder(Path(folder))
+    config = TrialConfig.from_json_text(trial.config.read_text())
+    with _logging_to(trial.log):
+        metrics = measure_on_test(config, trial, splits)
+    return {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
+
+
+def device_data(splits: Splits, device: str) -> Any:
+    """The study's data on a device, moved there by the first trial of this worker."""
+    from equitune.trial.build import to_device
+
+    key = (splits.fingerprint, device)
+    if key not in _on_device:
+        _on_device.clear()
+        _on_device[key] = to_device(splits, device)
+    return _on_device[key]
+
+
+def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResult:
+    import torch
+
+    from equitune.trial.run import run_trial
+
+    gc.collect()
+    if config.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    def report(epoch: Epoch) -> None:
+        tune.report({"epoch": epoch.epoch})
+
+    return run_trial(config, device_data(splits, config.device), folder=folder, on_epoch=report)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Any:
+    """Warnings, log records and prints of a trial go to its own file."""
+    logging.captureWarnings(True)
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        try:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+        finally:
+            logging.getLogger().removeHandler(handler)
