@@ -1,0 +1,212 @@
+"""The frontier: the Pareto front as shown to people, as a picture, an interactive page and a table."""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from equitune.analysis.pareto import front
+from equitune.records.reader import StudyRecord, TrialRecord
+from equitune.records.results import Measurement
+from equitune.spec.study import Direction
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
+BETTER: dict[Direction, str] = {"maximize": "higher is better", "minimize": "lower is better"}
+
+
+def write_front(study: StudyRecord, folder: Path) -> list[Path]:
+    """Writes the frontier as `front.png`, `front.html` and `front.csv`; returns their paths."""
+    paths = [folder / f"front.{suffix}" for suffix in ("png", "html", "csv")]
+    for path, write in zip(paths, (write_picture, write_page, write_table), strict=True):
+        write(study, path)
+    return paths
+
+
+def write_picture(study: StudyRecord, path: Path) -> None:
+    """Error bars are standard errors over images. With one objective, the trials in order instead of a front."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    members = front(study)
+    others = [trial for trial in measured(study) if trial.number not in {member.number for member in members}]
+    x_name, y_name, colour_name = axis_names(study)
+    for trials, style in ((others, {"color": GREY, "alpha": 0.6}), (members, {"color": BLUE})):
+        for trial in trials:
+            (x, x_error), (y, y_error) = point(trial, x_name), point(trial, y_name)
+            axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="none", elinewidth=1, capsize=2, **style)
+    axes.scatter(*_columns(others, x_name, y_name), s=28, color=GREY, alpha=0.7, label="dominated")
+    place = _columns(members, x_name, y_name)
+    if colour_name and members:
+        from matplotlib.colors import LogNorm
+
+        values = [point(trial, colour_name)[0] for trial in members]
+        norm = LogNorm() if min(values) > 0 and max(values) > 10 * min(values) else None
+        drawn = axes.scatter(
+            *place, c=values, norm=norm, s=70, cmap="viridis", edgecolor="black", label="front", zorder=3
+        )
+        figure.colorbar(drawn, ax=axes, label=label(study, colour_name))
+    else:
+        axes.scatter(*place, s=70, color=BLUE, edgecolor="black", label="front", zorder=3)
+        axes.plot(
+            *_columns(sorted(members, key=lambda t: point(t, x_name)[0]), x_name, y_name),
+            color=BLUE,
+            lw=1,
+        )
+    for trial, x, y in zip(members, *place, strict=True):
+        axes.annotate(str(trial.number), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    axes.set_xlabel(label(study, x_name))
+    axes.set_ylabel(label(study, y_name))
+    axes.set_title(title(study, members), loc="left", fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="best")
+    figure.savefig(path)
+
+
+def write_page(study: StudyRecord, path: Path) -> None:
+    """One self-contained page that opens offline; hovering a trial shows its configuration."""
+    import plotly.graph_objects as go
+
+    members = front(study)
+    numbers = {member.number for member in members}
+    x_name, y_name, colour_name = axis_names(study)
+    figure = go.Figure()
+    for name, trials, on_front in (
+        ("dominated", [trial for trial in measured(study) if trial.number not in numbers], False),
+        ("front", members, True),
+    ):
+        points = [(point(trial, x_name), point(trial, y_name)) for trial in trials]
+        marker: dict[str, Any] = {"size": 12 if on_front else 7, "color": BLUE if on_front else GREY}
+        if on_front and colour_name:
+            values = [point(trial, colour_name)[0] for trial in trials]
+            logs = [math.log10(max(value, 1e-12)) for value in values]
+            marker |= {"color": logs, "colorscale": "Viridis", "showscale": True, "line": {"width": 1}}
+            marker["colorbar"] = {"title": {"text": f"log10 {colour_name}", "side": "right"}}
+        figure.add_trace(
+            go.Scatter(
+                x=[x for (x, _), _ in points],
+                y=[y for _, (y, _) in points],
+                error_x={"type": "data", "array": [e or 0 for (_, e), _ in points], "thickness": 1, "color": GREY},
+                error_y={"type": "data", "array": [e or 0 for _, (_, e) in points], "thickness": 1, "color": GREY},
+                mode="markers+text" if on_front else "markers",
+                text=[str(trial.number) for trial in trials] if on_front else None,
+                textposition="top right",
+                marker=marker,
+                name=name,
+                hovertext=[_hover(study, trial) for trial in trials],
+                hoverinfo="text",
+            )
+        )
+    figure.update_layout(
+        title=title(study, members),
+        xaxis_title=label(study, x_name),
+        yaxis_title=label(study, y_name),
+        template="plotly_white",
+        legend={"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
+    )
+    figure.write_html(path, include_plotlyjs=True)
+
+
+def write_table(study: StudyRecord, path: Path) -> None:
+    """Every ended trial as a line of CSV, the front first."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows(study))
+
+
+def rows(study: StudyRecord) -> Iterator[list[Any]]:
+    """A header and one row for each ended trial, members of the front first."""
+    members = front(study)
+    numbers = {member.number for member in members}
+    metrics = sorted({name for trial in study.ended() for name in trial.metrics}, key=_objectives_first(study))
+    params = sorted({name for trial in study.trials for name in trial.config.params})
+    yield ["trial", "state", "front", *(f"{m}{part}" for m in metrics for part in ("", "_stderr")), *params, "reason"]
+    for trial in members + [trial for trial in study.ended() if trial.number not in numbers]:
+        values = [trial.metrics.get(name) for name in metrics]
+        yield [
+            trial.number,
+            trial.state,
+            trial.number in numbers,
+            *(number for value in values for number in ((value.value, value.stderr) if value else (None, None))),
+            *(trial.config.params.get(name) for name in params),
+            trial.reason,
+        ]
+
+
+def axis_names(study: StudyRecord) -> tuple[str, str, str | None]:
+    """Which objectives the axes and the colour show: the second across, the first upwards, the third as colour."""
+    names = list(study.objectives)
+    if len(names) == 1:
+        return "trial", names[0], None
+    return names[1], names[0], names[2] if len(names) > 2 else None
+
+
+def point(trial: TrialRecord, name: str) -> tuple[float, float | None]:
+    """A trial's place on an axis, and its standard error."""
+    if name == "trial":
+        return trial.number, None
+    metric = trial.metrics[name]
+    assert metric.value is not None
+    return metric.value, metric.stderr
+
+
+def measured(study: StudyRecord) -> list[TrialRecord]:
+    """The trials that have a place in the picture: complete, with a value for each objective."""
+    return [
+        trial
+        for trial in study.trials
+        if trial.state == "COMPLETE" and all(_has_value(trial.metrics.get(name)) for name in study.objectives)
+    ]
+
+
+def label(study: StudyRecord, name: str) -> str:
+    """An axis' label: the metric, its unit where it has one, and which way is better."""
+    if name == "trial":
+        return "trial"
+    unit = next((trial.metrics[name].unit for trial in study.ended() if name in trial.metrics), "1")
+    return f"{name.replace('_', ' ')}{'' if unit == '1' else f' [{unit}]'} ({BETTER[study.objectives[name]]})"  # type: ignore[index]
+
+
+def title(study: StudyRecord, members: list[TrialRecord]) -> str:
+    """The study, how far it is, and what its numbers are made of."""
+    n = study.info.get("splits", {}).get("validation", "?")
+    return f"{study.name}: {len(members)} of {len(study.ended())} trials on the front, n = {n} validation images"
+
+
+def _columns(trials: list[TrialRecord], x: str, y: str) -> tuple[list[float], list[float]]:
+    return [point(trial, x)[0] for trial in trials], [point(trial, y)[0] for trial in trials]
+
+
+def _has_value(metric: Measurement | None) -> bool:
+    return metric is not None and metric.value is not None
+
+
+def _objectives_first(study: StudyRecord) -> Any:
+    order = list(study.objectives)
+    return lambda name: (order.index(name) if name in order else len(order), name)
+
+
+def _hover(study: StudyRecord, trial: TrialRecord) -> str:
+    from html import escape
+
+    lines = [f"<b>trial {trial.number}</b>"]
+    lines += [f"{escape(name)}: {shown(trial.metrics.get(name))}" for name in study.objectives]
+    lines += [f"{escape(name)} = {escape(short(value))}" for name, value in trial.config.params.items()]
+    return "<br>".join(lines)
+
+
+def shown(metric: Measurement | None) -> str:
+    """A metric as text: value ± standard error, or why there is none."""
+    if metric is None:
+        return "–"
+    if metric.value is None:
+        return metric.status
+    value = f"{metric.value:,.0f}" if float(metric.value).is_integer() and metric.value > 10 else f"{metric.value:.4f}"
+    return value if metric.stderr is None else f"{value} ± {metric.stderr:.4f}"
+
+
+def short(value: Any) -> str:
+    """A parameter's value as text."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,158 @@
+"""The terminal: a live view of a study that runs, the front as a table, plain lines where there is no terminal."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from equitune.analysis.pareto import front
+from equitune.errors import UserError
+from equitune.records.folder import StudyFolder
+from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
+from equitune.report.front import BETTER, short, shown
+
+REFRESH_S = 0.5
+MOST_ROWS = 12  # of the live front
+
+
+class StudyView:
+    """Shows how a study goes, from its folder alone."""
+
+    def __init__(self, folder: StudyFolder, console: Console) -> None:
+        self._folder, self._reader, self._console = folder, StudyReader(folder), console
+        self._doing = "starting"
+        self._started = time.monotonic()
+        self._ended_before: set[int] | None = None
+        self._printed: set[int] = set()
+
+    @contextmanager
+    def showing(self) -> Iterator["StudyView"]:
+        """Keeps the view fresh from a thread of its own while the block runs."""
+        stop = threading.Event()
+        if self._console.is_terminal:
+            with Live(self._live(), console=self._console, refresh_per_second=4, transient=True) as live:
+                yield from self._refreshing(stop, lambda: live.update(self._live()))
+        else:
+            yield from self._refreshing(stop, self._print_news)
+
+    def say(self, sentence: str) -> None:
+        """What the search does now."""
+        self._doing = sentence
+        if not self._console.is_terminal:
+            self._console.print(Text(sentence), soft_wrap=True)
+
+    def _refreshing(self, stop: threading.Event, refresh: Callable[[], None]) -> Iterator["StudyView"]:
+        def loop() -> None:
+            while not stop.wait(REFRESH_S):
+                refresh()
+
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join()
+            refresh()
+
+    def _read(self) -> StudyRecord | None:
+        try:
+            study = self._reader.read()
+        except UserError:
+            return None  # it has just begun
+        if self._ended_before is None:
+            self._ended_before = {trial.number for trial in study.ended()}
+            self._printed |= self._ended_before
+        return study
+
+    def _live(self) -> RenderableType:
+        study = self._read()
+        if study is None:
+            return Text(f"{self._folder.name}: {self._doing} ...")
+        ended = len(study.ended())
+        head = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=study.num_planned, completed=ended, width=30)
+        head.add_row(
+            Text(study.name, style="bold"), bar, f"{ended} of {study.num_planned} trials", self._time_left(study)
+        )
+        parts: list[RenderableType] = [head, Text(self._doing, style="dim")]
+        parts += [_running(trial) for trial in study.trials if trial.result is None and study.is_driven]
+        if front(study):
+            parts.append(front_table(study, MOST_ROWS))
+        return Group(*parts)
+
+    def _print_news(self) -> None:
+        study = self._read()
+        for trial in study.ended() if study else []:
+            if trial.number not in self._printed and study:
+                self._printed.add(trial.number)
+                values = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in study.objectives)
+                how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
+                self._console.print(Text(f"{len(self._printed)}/{study.num_planned} {how}"), soft_wrap=True)
+
+    def _time_left(self, study: StudyRecord) -> str:
+        done_now = len(study.ended()) - len(self._ended_before or ())
+        if not done_now:
+            return ""
+        left = (time.monotonic() - self._started) / done_now * (study.num_planned - len(study.ended()))
+        return f"about {duration(left)} left"
+
+
+def front_table(study: StudyRecord, most: int | None = None) -> Table:
+    """The Pareto front: objectives with standard errors, on validation and, once read, on test; parameters."""
+    members = front(study)
+    params = sorted({name for trial in members for name in trial.config.params})
+    tested = any(trial.test for trial in members)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial", justify="right")
+    for name, direction in study.objectives.items():
+        table.add_column(f"{name}\n({BETTER[direction]})", justify="right")  # type: ignore[index]
+        if tested and _varies_by_split(members, name):
+            table.add_column(f"{name}\non test", justify="right")
+    for name in params:
+        table.add_column(name, justify="right")
+    for trial in members[:most]:
+        row = [str(trial.number)]
+        for name in study.objectives:
+            row.append(shown(trial.metrics.get(name)))
+            if tested and _varies_by_split(members, name):
+                row.append(shown(trial.test.get(name)))
+        table.add_row(*row, *(short(trial.config.params.get(name, "–")) for name in params))
+    if most is not None and len(members) > most:
+        table.add_row("...")
+    return table
+
+
+def summary(study: StudyRecord) -> list[str]:
+    """How the trials ended, in a sentence, and one line for each that did not complete."""
+    counts: dict[str, int] = {}
+    for trial in study.trials:
+        counts[trial.state] = counts.get(trial.state, 0) + 1
+    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial yet"
+    lines = [f"{study.name}: {study.state}, {len(study.ended())} of {study.num_planned} trials ({states})"]
+    lines += [f"  trial {trial.number} {trial.state}: {trial.reason}" for trial in study.ended() if trial.reason]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _varies_by_split(members: list[TrialRecord], name: str) -> bool:
+    return any(name in trial.metrics and trial.metrics[name].split != "none" for trial in members)
+
+
+def _running(trial: TrialRecord) -> Text:
+    epochs, total = len(trial.epochs), trial.config.training.epochs
+    last = f", accuracy {trial.epochs[-1].validation_accuracy:.3f}" if trial.epochs else ""
+    what = "measuring" if epochs == total else f"epoch {epochs}/{total}"
+    return Text(f"  trial {trial.number}: {what}{last}")

@@ -1,0 +1,1 @@
+"""MLflow, as a projection of the study's folder. The only room that imports mlflow."""

@@ -1,0 +1,195 @@
+"""Projects a study's folder into MLflow: once, or again and again while the study runs.
+
+It reads what lies in the folder and sends what the store does not have yet, so it can stop, fail and begin again at any
+moment; points carry the time of their record, which makes sending them twice harmless.
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from equitune.analysis.pareto import front
+from equitune.errors import UserError
+from equitune.records.folder import StudyFolder
+from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
+from equitune.tracking.store import Point, Store
+
+WriteFront = Callable[[StudyRecord, Path], list[Path]]
+WriteProfile = Callable[[TrialRecord, Path], bool]
+
+INTERVAL_S = 2.0
+LAST_FLUSH_S = 30.0
+_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "INFEASIBLE": "KILLED", "FAILED": "FAILED", "RUNNING": "RUNNING"}
+_STUDY_STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "running": "RUNNING"}
+
+log = logging.getLogger(__name__)
+
+
+class Projector:
+    """Keeps the runs of one study up to date. Pictures are drawn by functions that it is given."""
+
+    def __init__(
+        self, folder: StudyFolder, tracking_uri: str, write_front: WriteFront, write_profile: WriteProfile
+    ) -> None:
+        self._folder, self._reader = folder, StudyReader(folder)
+        self._store = Store(tracking_uri, folder)
+        self._write_front, self._write_profile = write_front, write_profile
+        self._epochs_sent: dict[int, int] = {}
+        self._finished: set[int] = set()
+        self._tested: set[int] = set()
+        self._front: frozenset[int] = frozenset()
+        self._num_ended = -1
+
+    def step(self) -> None:
+        """Sends what is new. What fails raises, and is sent with the next step."""
+        study = self._reader.read()
+        self._store.open(study)
+        for trial in study.trials:
+            if trial.number not in self._finished:
+                self._send_trial(study, trial)
+            if trial.test and trial.number not in self._tested:
+                self._store.log(trial.number, points=_test_points(trial))
+                self._tested.add(trial.number)
+        if len(study.ended()) != self._num_ended:
+            self._send_front(study)
+        self._store.set_study_status(_STUDY_STATUS[study.state])
+
+    def _send_trial(self, study: StudyRecord, trial: TrialRecord) -> None:
+        new = trial.epochs[self._epochs_sent.get(trial.number, 0) :]
+        self._store.ensure_run(study, trial)
+        self._store.log(trial.number, points=[point for epoch in new for point in _epoch_points(epoch)])
+        self._epochs_sent[trial.number] = len(trial.epochs)
+        if trial.result is None:
+            return
+        ended_s = trial.epochs[-1].time if trial.epochs else trial.started
+        tags = {"equitune.state": trial.state, "equitune.reason": trial.reason or ""}
+        tags |= {f"equitune.{name}": value for name, value in trial.result.provenance.items()}
+        self._store.log(trial.number, points=_final_points(trial, ended_s), tags=tags)
+        with tempfile.TemporaryDirectory() as scratch:
+            picture = Path(scratch) / "profile.png"
+            if self._write_profile(trial, picture):
+                self._store.add_file(trial.number, picture)
+            folder = self._folder.trial(trial.number)
+            for path in (folder.config, folder.result, folder.weights, folder.log):
+                if path.exists():
+                    self._store.add_file(trial.number, path)
+        self._store.set_status(trial.number, _STATUS[trial.state], ended_s)
+        self._finished.add(trial.number)
+
+    def _send_front(self, study: StudyRecord) -> None:
+        """The front as picture, page and table on the study's run, and as a tag on its members' runs."""
+        members = frozenset(trial.number for trial in front(study))
+        for number in members ^ self._front:
+            if number in self._finished:
+                self._store.log(number, tags={"equitune.front": str(number in members).lower()})
+        with tempfile.TemporaryDirectory() as scratch:
+            for path in self._write_front(study, Path(scratch)):
+                self._store.add_file(None, path)
+        if self._folder.searchspace.exists():
+            self._store.add_file(None, self._folder.searchspace)
+        points = [("trials_ended", float(len(study.ended()))), ("front_size", float(len(members)))]
+        times = [trial.epochs[-1].time for trial in study.ended() if trial.epochs]
+        time_s = max(times, default=study.info["created"])
+        self._store.log(None, points=[Point(name, value, time_s, len(study.ended())) for name, value in points])
+        self._front, self._num_ended = members, len(study.ended())
+
+
+def sync(folder: StudyFolder, tracking_uri: str, write_front: WriteFront, write_profile: WriteProfile) -> None:
+    """Projects a whole study, once.
+
+    Raises:
+        UserError: the tracking store does not answer.
+    """
+    try:
+        Projector(folder, tracking_uri, write_front, write_profile).step()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"MLflow at {tracking_uri} cannot be written: {_sentence(error)}") from error
+
+
+@contextmanager
+def projecting(
+    folder: StudyFolder,
+    tracking_uri: str,
+    write_front: WriteFront,
+    write_profile: WriteProfile,
+    warn: Callable[[str], None],
+) -> Iterator[None]:
+    """Projects from a thread of its own while the block runs. A store that is slow or gone stops nothing."""
+    projector = Projector(folder, tracking_uri, write_front, write_profile)
+    stop = threading.Event()
+    behind = threading.Event()
+
+    def loop() -> None:
+        wait_s = INTERVAL_S
+        while not stop.wait(wait_s):
+            if not folder.study.exists():
+                continue
+            try:
+                projector.step()
+            except Exception as error:  # whatever the store does, the study goes on
+                log.warning("projection failed", exc_info=True)
+                wait_s = min(wait_s * 2, 60.0)
+                if not behind.is_set():
+                    warn(f"MLflow at {tracking_uri} does not answer ({_sentence(error)}): the study goes on without it")
+                behind.set()
+            else:
+                wait_s = INTERVAL_S
+                if behind.is_set():
+                    warn(f"MLflow at {tracking_uri} is back and up to date")
+                behind.clear()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        last = threading.Thread(target=_last_step, args=(thread, projector, folder, behind), daemon=True)
+        last.start()
+        last.join(LAST_FLUSH_S)
+        if behind.is_set() or last.is_alive():
+            warn(f"MLflow has not got everything: run `equitune mlflow sync {folder.name}` when it answers again")
+
+
+def _last_step(thread: threading.Thread, projector: Projector, folder: StudyFolder, behind: threading.Event) -> None:
+    thread.join()
+    if folder.study.exists():
+        try:
+            projector.step()
+            behind.clear()
+        except Exception:
+            log.warning("last projection failed", exc_info=True)
+            behind.set()
+
+
+def _epoch_points(epoch: Any) -> list[Point]:
+    names = ("train_loss", "validation_loss", "validation_accuracy", "lr", "images_per_s")
+    return [Point(name, getattr(epoch, name), epoch.time, epoch.epoch) for name in names]
+
+
+def _final_points(trial: TrialRecord, time_s: float) -> list[Point]:
+    return list(_metric_points("", trial.metrics, time_s, trial.config.training.epochs))
+
+
+def _test_points(trial: TrialRecord) -> list[Point]:
+    time_s = trial.epochs[-1].time if trial.epochs else trial.started
+    sampled = {name: metric for name, metric in trial.test.items() if metric.split == "test"}
+    return list(_metric_points("test_", sampled, time_s, trial.config.training.epochs))
+
+
+def _metric_points(prefix: str, metrics: dict[str, Any], time_s: float, step: int) -> Iterator[Point]:
+    for name, metric in metrics.items():
+        for suffix in ("", "_stderr", "_chance", "_untrained"):
+            value = getattr(metric, suffix[1:] or "value")
+            if value is not None:
+                yield Point(f"{prefix}{name}{suffix}", value, time_s, step)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
