@@ -21,12 +21,10 @@ def load_torchvision(name: str, class_name: str, root: Path) -> LabelledImages:
     for train in (True, False):
         try:
             parts.append(kind(root=root, train=train, download=False))
-        except RuntimeError as error:
-            if "not found" not in str(error):
-                raise
-            raise UserError(_advice(name, root, kind, "is not complete in")) from None
-        except (OSError, ValueError, EOFError, AssertionError, IndexError) as error:
-            raise UserError(_advice(name, root, kind, f"cannot be read ({error}) from")) from None
+        except Exception as error:  # of many kinds: torchvision and pickle trip over a corrupt file as they may
+            missing = "not found" in str(error)
+            problem = "is not complete in" if missing else f"cannot be read ({type(error).__name__}) from"
+            raise UserError(_advice(name, root, kind, problem)) from None
     (pixels, labels), (test_pixels, test_labels) = (_arrays(part) for part in parts)
     return LabelledImages(pixels, labels, tuple(parts[0].classes), test_pixels, test_labels)
 

@@ -24,7 +24,7 @@ from equitune.groups import translation
 from equitune.groups.layout import Layout
 from equitune.groups.translation import Shift
 from equitune.measures._capture import capturing
-from equitune.measures._evaluation import EvaluationSet, Report, as_float
+from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._statistics import Estimate, Moments, PairStatistics, mean
 from equitune.records.results import Measurement, Status
 
@@ -95,7 +95,7 @@ def find_unmeasurable(model: nn.Module, layers: Layers, images: EvaluationSet) -
 
     model.eval()
     with torch.inference_mode(), capturing(model, layers, inspect, refuse):
-        model(as_float(images.pixels[:1]))
+        model(next(images.batches())[0][:1])
     return skipped
 
 

@@ -23,12 +23,12 @@ MAX_NODES = 20_000
 _NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 _MAP, _SEQ = yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG
 
-# YAML 1.2's plain scalars: 1e-3 is a number; `no`, `on`, 010, 1:30 and 2026-01-01 are text.
+# YAML 1.2's plain scalars: 1e-3 is a number; `no`, `on`, 0x1f, 1:30 and 2026-01-01 are text.
 _PLAIN = [
     (_NULL, re.compile(r"~|null|Null|NULL|")),
     (_BOOL, re.compile(r"true|True|TRUE|false|False|FALSE")),
-    (_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)")),
-    (_FLOAT, re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")),
+    (_INT, re.compile(r"[-+]?[0-9]+")),
+    (_FLOAT, re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")),
 ]
 
 

@@ -125,10 +125,10 @@ class Section(Strict):
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON: branch -> component -> what was said of its arguments."""
-        plain = {
-            label: {call.name: {key: _plain(value) for key, value in call.args.items()} for call in calls}
-            for label, calls in self.branches.items()
-        }
+        plain: dict[str, Any] = {}
+        for label, calls in self.branches.items():
+            args = {call.name: {key: _plain(value) for key, value in call.args.items()} for call in calls}
+            plain[label] = args.get(self.path, args)  # settings have no component's name
         return plain if self.is_choice else next(iter(plain.values()))
 
 

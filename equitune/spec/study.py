@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from equitune import catalog
 from equitune.spec.space import (
     Call,
+    Choice,
     Distribution,
     Pick,
     Section,
@@ -47,13 +48,11 @@ def _data_config(data: Any) -> DataConfig:
     rest = {key: value for key, value in data.items() if key not in common}
     mistakes = Mistakes()
     config = mistakes.under((), lambda: checked(DataConfig, common))
-    name = common.get("name")
-    if isinstance(name, str):
-        call = mistakes.under((), lambda: constant_call("dataset", {"name": name, **rest}))
-        if call is not None and config is not None:
-            config = config.model_copy(update={"args": call.args})
-    mistakes.raise_any()
-    return config  # type: ignore[return-value]  # raise_any has raised where it is None
+    if config is None:
+        mistakes.raise_any()
+        raise AssertionError
+    call = constant_call("dataset", {"name": config.name, **rest})
+    return config.model_copy(update={"args": call.args})
 
 
 def _measures(data: Any) -> tuple[Call, ...]:
@@ -94,9 +93,19 @@ def _objectives(data: Any, known: ValidationInfo) -> dict[str, Direction]:
         elif metrics is not None and name not in metrics:
             mistakes.add((name,), catalog.unknown("metric", name, metrics) + _who_reports(name))
         elif metrics is not None and direction != metrics[name]:
-            mistakes.add((name,), f"better is to {metrics[name]}, but got {direction}")
+            mistakes.add((name,), f"better is to {metrics[name]}, but got {shown(direction)}")
     mistakes.raise_any()
     return objectives
+
+
+def _resources(data: Any, known: ValidationInfo) -> Resources:
+    resources = data if isinstance(data, Resources) else checked(Resources, data)
+    training = known.data.get("training")
+    for _, calls in training.branches.items() if training and not resources.gpu else ():
+        precision = calls[0].args.get("precision")
+        if precision == "bf16" or (isinstance(precision, Choice) and "bf16" in precision.choice):
+            raise rule("training.precision: bf16 needs a GPU, but gpu is 0: set resources.gpu, or train in fp32")
+    return resources
 
 
 def declared_metrics(measures: tuple[Call, ...]) -> dict[str, Direction]:
@@ -125,7 +134,7 @@ class StudySpec(Strict):
     """A whole study, checked: each name exists, each argument fits its component, each range is in order."""
 
     study: str
-    data: Annotated[DataConfig, BeforeValidator(_data_config)] = DataConfig(name="digits")
+    data: Annotated[DataConfig, BeforeValidator(_data_config)] = Field(default_factory=lambda: _data_config({}))
     model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
     prior: Annotated[Section | None, BeforeValidator(_prior)] = None
     augmentation: Annotated[
@@ -137,7 +146,7 @@ class StudySpec(Strict):
     measures: Annotated[tuple[Call, ...], BeforeValidator(_measures)] = ()
     objectives: Annotated[dict[str, Direction], BeforeValidator(_objectives)]
     search: Annotated[SearchSpec, nested(SearchSpec)] = SearchSpec()
-    resources: Annotated[Resources, nested(Resources)] = Resources()
+    resources: Annotated[Resources, BeforeValidator(_resources)] = Field(default=Resources(), validate_default=True)
 
     @field_validator("study")
     @classmethod

@@ -28,7 +28,7 @@ class TrainingConfig(Arguments):
 class DataConfig(Strict):
     """Which images, and how they are split. `args` are those of the data set's own file."""
 
-    name: str
+    name: str = "digits"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
     split_seed: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,74 @@
+"""What the tests share: small studies and small data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from equitune.datasets._splits import Splits, load_splits
+from equitune.spec.load import load_study
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import DataConfig, TrialConfig
+from equitune.trial.build import DeviceData, to_device
+from equitune.trial.run import make_deterministic
+
+SMALL_STUDY = """\
+study: small
+data: {name: digits, limit: 200}
+model:
+  name: resnet
+  depth: 8
+  width: {int: [2, 4]}
+augmentation:
+  translate: {max_px: {float: [0, 2]}}
+training: {epochs: 2, batch_size: 32, lr: {float: [1e-3, 1e-2], log: true}}
+measures:
+  - equivariance
+objectives: {accuracy: maximize, translation_error: minimize}
+search: {trials: 4, seed: 7}
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As a trial runs."""
+    make_deterministic("cpu")
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a study's text to a file; keyword arguments replace `{NAME}`-free pieces of the small one."""
+
+    def write(text: str = SMALL_STUDY, name: str = "study.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_spec(study_file: Callable[..., Path]) -> StudySpec:
+    return load_study(study_file())
+
+
+@pytest.fixture(scope="session")
+def small_splits() -> Splits:
+    return load_splits(DataConfig(name="digits", limit=200, args={"size": 16}))
+
+
+@pytest.fixture(scope="session")
+def small_data(small_splits: Splits) -> DeviceData:
+    return to_device(small_splits, "cpu")
+
+
+@pytest.fixture
+def small_config(small_spec: StudySpec) -> TrialConfig:
+    """The first trial of the small study, with each parameter at its first or lowest value."""
+
+    def lowest(name: str, distribution: object) -> object:
+        return getattr(distribution, "choice", None) or distribution.bounds[0]  # type: ignore[attr-defined]
+
+    return small_spec.suggest(0, lowest)  # type: ignore[arg-type]

@@ -1,0 +1,54 @@
+"""The catalogue: files are components, signatures are read without importing."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from equitune import catalog
+from equitune.errors import UserError
+
+EVERY = [(kind, name) for kind in catalog.KINDS for name in catalog.names(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_what_is_read_is_what_python_sees(kind: str, name: str) -> None:
+    component = catalog.describe(kind, name)
+    signature = inspect.signature(catalog.entry(kind, name))
+    settable = {p.name: p for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert list(component.parameters) == list(settable)
+    for parameter, (_, default) in component.parameters.items():
+        assert default == (... if settable[parameter].default is inspect.Parameter.empty else settable[parameter].default)
+    assert component.summary
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_defaults_satisfy_their_own_bounds(kind: str, name: str) -> None:
+    defaults = {key: default for key, (_, default) in catalog.describe(kind, name).parameters.items() if default is not ...}
+    required = {"path": "x", "architecture": "x"}
+    needed = {key: required[key] for key, (_, d) in catalog.describe(kind, name).parameters.items() if d is ...}
+    assert catalog.arguments(kind, name)(**defaults, **needed).model_dump() == {**defaults, **needed}
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown model 'resnt': did you mean 'resnet'\? known: cnn, resnet"):
+        catalog.describe("model", "resnt")
+
+
+def test_arguments_refuse_wrong_types_and_bounds() -> None:
+    model = catalog.arguments("model", "resnet")
+    for wrong in ({"width": 0}, {"width": "8"}, {"width": True}, {"width": 8.0}, {"widht": 8}):
+        with pytest.raises(ValidationError):
+            model(**wrong)
+
+
+def test_reading_the_catalogue_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from equitune import catalog\n"
+        "for kind in catalog.KINDS:\n"
+        "    for name in catalog.names(kind): catalog.arguments(kind, name)\n"
+        "assert not {'torch', 'ray', 'optuna', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,180 @@
+"""The conformance suite of models and priors, and the numbers that a wrong build cannot hit by luck."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from equitune import catalog
+from equitune.errors import Infeasible
+from equitune.groups.prior import out_side
+from equitune.measures._capture import capturing
+from equitune.measures.equivariance import compare, shifts
+from equitune.priors.local import LocalConv2d
+from equitune.priors.attention import sincos
+from fields import evaluation, images
+
+REQUIRED = {"timm": {"architecture": "resnet10t"}}
+PAIRS = [
+    (model, prior)
+    for model in catalog.names("model")
+    for prior in catalog.describe("model", model).constants["PRIORS"] or [None]
+]
+SIDES = [16, 28]
+
+
+def build(model: str, prior: str | None, side: int = 16, channels: int = 1, prior_args: object = None, **args: object) -> nn.Module:
+    made = catalog.entry("prior", prior)(**(prior_args or {})) if prior else None
+    return catalog.entry("model", model)((channels, side, side), 10, made, **(REQUIRED.get(model, {}) | args))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("model", "prior"), PAIRS)
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_become_class_scores_and_every_declared_layer_is_read(
+    model: str, prior: str | None, side: int, channels: int
+) -> None:
+    net = build(model, prior, side, channels).eval()
+    seen = {}
+    with torch.inference_mode(), capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)):
+        scores = net(torch.rand(3, channels, side, side))
+    assert scores.shape == (3, 10)
+    assert list(seen) == list(net.layers)  # in the order of depth
+    for name, layout in net.layers.items():
+        if layout.is_spatial:
+            assert seen[name][-1] == -(-side // layout.stride), f"{name} is not of the declared stride"
+    assert not list(net.layers.values())[-1].is_spatial
+
+
+@pytest.mark.parametrize(("model", "prior"), PAIRS)
+def test_the_seed_decides_the_weights_and_every_weight_learns(model: str, prior: str | None) -> None:
+    torch.manual_seed(3)
+    net = build(model, prior)
+    torch.manual_seed(3)
+    twin = build(model, prior)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    net(torch.rand(8, 1, 16, 16)).square().sum().backward()
+    idle = [name for name, weight in net.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert idle == []
+
+
+@pytest.mark.parametrize(("model", "prior"), PAIRS)
+def test_normalisation_is_the_first_layer_and_kept_with_the_weights(model: str, prior: str | None) -> None:
+    net = build(model, prior).eval()
+    x = torch.rand(4, 1, 16, 16)
+    before = net(x)
+    net.normalise.use(torch.tensor([0.3]), torch.tensor([0.5]))
+    torch.testing.assert_close(net(x * 0.5 + 0.3), before, atol=1e-4, rtol=1e-4)
+    assert {"normalise.mean", "normalise.std"} <= set(net.state_dict())
+
+
+# Parameter counts of the published implementations, in the project's reference on priors: 3 channels, 10 classes.
+@pytest.mark.parametrize(
+    ("model", "args", "count"), [("resnet", {"depth": 44, "width": 32}, 2_636_458), ("cnn", {"width": 20}, 25_570)]
+)
+def test_parameter_counts_are_the_published_ones(model: str, args: dict[str, object], count: int) -> None:
+    net = build(model, "conv", 28, 3, **args)
+    assert sum(weight.numel() for weight in net.parameters()) == count
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), itertools.product([5, 8], [1, 3, 4], [1, 2], [0, 1]))
+def test_a_tied_local_layer_equals_a_convolution(size: int, kernel: int, stride: int, padding: int) -> None:
+    conv = nn.Conv2d(2, 3, kernel, stride, padding).double()
+    local = LocalConv2d(2, 3, kernel, size, stride, padding, True, "constant").double()
+    with torch.no_grad():
+        local.weight.copy_(conv.weight.flatten(1).expand_as(local.weight))
+        assert local.bias is not None
+        local.bias.copy_(conv.bias[:, None].expand_as(local.bias))  # type: ignore[index]
+    x = images(4, 2, size)
+    torch.testing.assert_close(local(x), conv(x), atol=1e-12, rtol=0)
+    assert local.side == out_side(size, kernel, stride=stride, padding=padding)
+    with torch.no_grad():
+        local.weight *= torch.linspace(1.1, 2, len(local.weight))[:, None, None]
+    assert not torch.allclose(local(x), conv(x))
+
+
+def test_local_has_positions_times_the_weights_of_a_convolution() -> None:
+    def kernels(net: nn.Module) -> int:
+        return sum(weight.numel() for name, weight in net.named_parameters() if "stem" in name)
+
+    assert kernels(build("resnet", "local", depth=8, width=4)) == 256 * kernels(build("resnet", "conv", depth=8, width=4))
+
+
+def equivariance_error(net: nn.Module, side: int = 16) -> tuple[float, float]:
+    """The largest relative distance over spatial layers and at the output, in float64, under lattice shifts."""
+    net = net.double().eval()
+    elements = shifts(net.layers, side, 1)
+    pairs = compare(net, net.layers, evaluation(images(6, 1, side)), {"lattice": elements["lattice"]})
+    inner = [value.relative_distance() for (name, _, _), value in pairs.items() if net.layers[name].is_spatial]
+    outer = [value.relative_distance() for (name, _, _), value in pairs.items() if not net.layers[name].is_spatial]
+    return max(inner), max(outer)
+
+
+@pytest.mark.parametrize("model", ["resnet", "cnn"])
+def test_a_circular_convolution_is_exact_on_the_lattice_and_its_twins_are_not(model: str) -> None:
+    exact = equivariance_error(build(model, "conv", prior_args={"padding": "circular"}))
+    assert exact[0] < 1e-12
+    if model == "resnet":  # the cnn's top layer is unpadded, so its output is not exact
+        assert exact[1] < 1e-12
+    assert equivariance_error(build(model, "conv", prior_args={"padding": "zero"}))[0] > 1e-3
+    assert equivariance_error(build(model, "local", prior_args={"padding": "circular"}))[0] > 1e-2
+
+
+def test_attention_without_positions_commutes_with_shifts_by_whole_patches() -> None:
+    inner, outer = equivariance_error(build("vit", "attention", prior_args={"position": "none"}))
+    assert inner < 1e-12
+    assert outer < 1e-12
+    for position in ("learned", "sincos"):
+        assert equivariance_error(build("vit", "attention", prior_args={"position": position}))[0] > 1e-3
+
+
+def test_sincos_codes_tell_every_place_apart() -> None:
+    codes = sincos(16, 5)
+    distance = torch.cdist(codes, codes)
+    assert float((distance + 10 * torch.eye(25)).min()) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("model", "prior", "side", "args", "sentence"),
+    [
+        ("resnet", "conv", 16, {"depth": 10}, "a resnet's depth is 6n + 2"),
+        ("cnn", "conv", 6, {}, "a map of 3 x 3 shrinks to nothing under kernel 4"),
+        ("cnn", "local", 6, {}, "a map of 3 x 3 shrinks to nothing under kernel 4"),
+        ("cnn", "conv", 1, {}, "shrinks to nothing"),
+        ("vit", "attention", 18, {}, "an image of side 18 does not divide into patches of 4"),
+        ("vit", "attention", 16, {"width": 30}, "width 30 is not divisible by 4 heads"),
+        ("timm", None, 16, {"architecture": "resnet9999"}, "timm has no architecture 'resnet9999': nearest: resnet"),
+        ("timm", None, 18, {"architecture": "swin_tiny_patch4_window7_224"}, None),
+    ],
+)
+def test_networks_that_cannot_exist_say_why(
+    model: str, prior: str | None, side: int, args: dict[str, object], sentence: str | None
+) -> None:
+    if sentence is None:
+        net = build(model, prior, side, **args).eval()
+        assert net(torch.rand(1, 1, side, side)).shape == (1, 10)
+        return
+    with pytest.raises(Infeasible, match=sentence.replace("+", r"\+")):
+        build(model, prior, side, **args)
+
+
+def test_sincos_needs_a_multiple_of_four() -> None:
+    with pytest.raises(Infeasible, match="multiple of 4"):
+        build("vit", "attention", width=6, heads=1, prior_args={"position": "sincos"})
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["resnet18", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto",
+     "mixer_s16_224"],
+)  # fmt: skip
+def test_timm_layers_are_read_with_the_layout_that_timm_declares(architecture: str) -> None:
+    net = build("timm", None, 32, 3, architecture=architecture).eval()
+    seen = {}
+    with torch.inference_mode(), capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)):
+        net(torch.rand(2, 3, 32, 32))
+    assert len(seen) == len(net.layers) > 3
+    for name, layout in net.layers.items():
+        if layout.is_spatial:
+            assert seen[name][-2:] == (32 // layout.stride, 32 // layout.stride)

@@ -1,0 +1,154 @@
+"""The one place that averages, against definitions written out, resampling and each other."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from equitune.measures._statistics import Moments, PairStatistics, mean
+
+settings.register_profile("fast", deadline=None, max_examples=25)
+settings.load_profile("fast")
+
+
+def pairs_of(a: Tensor, b: Tensor, batch: int = 7) -> PairStatistics:
+    pairs = PairStatistics()
+    for start in range(0, len(a), batch):
+        pairs.add(a[start : start + batch], b[start : start + batch])
+    return pairs
+
+
+def features(n: int = 40, channels: int = 5, positions: int = 12, noise: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Related maps with offsets, gains and a positional pattern, so that nothing cancels by luck."""
+    draw = torch.Generator().manual_seed(seed)
+    shared = torch.randn(n, channels, positions, generator=draw, dtype=torch.float64)
+    pattern = torch.randn(1, channels, positions, generator=draw, dtype=torch.float64)
+    a = shared + pattern + noise * torch.randn(shared.shape, generator=draw, dtype=torch.float64) + 3
+    b = shared + 0.5 * pattern + noise * torch.randn(shared.shape, generator=draw, dtype=torch.float64) + 2
+    return a * torch.arange(1, channels + 1)[:, None], b * torch.arange(1, channels + 1)[:, None]
+
+
+def correlation_written_out(a: Tensor, b: Tensor) -> float:
+    a, b = a - a.mean((0, 2), keepdim=True), b - b.mean((0, 2), keepdim=True)
+    return float((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt())
+
+
+def error_written_out(a: Tensor, b: Tensor) -> float:
+    n = len(a)
+    distances = (a[:, None] - b[None]).square().sum((2, 3))
+    return float(distances.diagonal().mean() / (distances.sum() - distances.diagonal().sum()) * n * (n - 1))
+
+
+def chance_written_out(a: Tensor, b: Tensor) -> float:
+    n = len(a)
+    a, b = a - a.mean((0, 2), keepdim=True), b - b.mean((0, 2), keepdim=True)
+    products = torch.einsum("icp,jcp->ij", a, b)
+    return float((products.sum() - products.trace()) / (n - 1) / ((a * a).sum() * (b * b).sum()).sqrt())
+
+
+def test_each_statistic_is_its_definition() -> None:
+    a, b = features()
+    pairs = pairs_of(a, b)
+    assert pairs.n == 40
+    assert pairs.correlation().value == pytest.approx(correlation_written_out(a, b), rel=1e-12)
+    assert pairs.error().value == pytest.approx(error_written_out(a, b), rel=1e-12)
+    assert pairs.chance_correlation() == pytest.approx(chance_written_out(a, b), rel=1e-10)
+    per_image = torch.stack([torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] for x, y in zip(a, b, strict=True)])
+    assert pairs.flat_correlation() == pytest.approx(float(per_image.mean()), rel=1e-10)
+    per_channel = [torch.corrcoef(torch.stack([u, v]))[0, 1] for x, y in zip(a, b, strict=True) for u, v in zip(x, y, strict=True)]
+    assert pairs.channel_correlation() == pytest.approx(float(torch.stack(per_channel).mean()), rel=1e-10)
+    assert pairs.relative_distance() == pytest.approx(float((a - b).norm() / (a.norm() + b.norm())), rel=1e-12)
+
+
+def test_the_definitions_themselves_can_fail() -> None:
+    a, b = features()
+    assert correlation_written_out(a, b) != pytest.approx(correlation_written_out(a, b.roll(1, 0)), rel=1e-3)
+    assert error_written_out(a, b) != pytest.approx(error_written_out(a, 1.1 * b), rel=1e-3)
+
+
+@pytest.mark.parametrize("quantity", ["correlation", "error"])
+def test_the_standard_error_is_that_of_a_bootstrap_over_images(quantity: str) -> None:
+    a, b = features(n=80, noise=1.0)
+    written_out = {"correlation": correlation_written_out, "error": error_written_out}[quantity]
+    draw = torch.Generator().manual_seed(0)
+    resampled = []
+    for _ in range(400):
+        index = torch.randint(0, 80, (80,), generator=draw)
+        # Resampled copies of one image are no unrelated pair; n - 1 times 1 / n of them is a small bias, not spread.
+        resampled.append(written_out(a[index], b[index]))
+    bootstrap = float(torch.tensor(resampled).std())
+    estimate = getattr(pairs_of(a, b), quantity)()
+    assert estimate.stderr == pytest.approx(bootstrap, rel=0.15)  # 400 resamples know a spread to 3.5 %
+
+
+def test_the_mean_of_dependent_statistics_keeps_their_covariance() -> None:
+    a, b = features(n=100)
+    one = pairs_of(a, b).correlation()
+    assert mean([one, one]).stderr == pytest.approx(one.stderr)
+    other = pairs_of(*features(n=100, seed=5)).correlation()
+    independent = mean([one, other]).stderr
+    assert independent == pytest.approx(math.hypot(one.stderr, other.stderr) / 2, rel=0.25)
+
+
+@given(st.integers(1, 40), st.integers(0, 5))
+def test_batches_do_not_matter(batch: int, seed: int) -> None:
+    a, b = features(seed=seed)
+    whole, parts = pairs_of(a, b, len(a)), pairs_of(a, b, batch)
+    for quantity in ("correlation", "error"):
+        assert getattr(parts, quantity)().value == pytest.approx(getattr(whole, quantity)().value, rel=1e-11)
+    assert parts.chance_correlation() == pytest.approx(whole.chance_correlation(), rel=1e-9)
+
+
+@given(st.randoms(use_true_random=False))
+def test_order_does_not_matter(random: object) -> None:
+    a, b = features()
+    order = list(range(len(a)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert pairs_of(a[order], b[order]).error().value == pytest.approx(pairs_of(a, b).error().value, rel=1e-11)
+    channels = torch.randperm(a.shape[1])
+    permuted = pairs_of(a[:, channels], b[:, channels])
+    assert permuted.correlation().value == pytest.approx(pairs_of(a, b).correlation().value, rel=1e-11)
+
+
+@given(st.floats(0.01, 100), st.floats(-1000, 1000))
+def test_gain_and_offset(gain: float, offset: float) -> None:
+    a, b = features()
+    offset *= gain  # an offset of 1,000 spreads costs 1e6 of float64's 1e16: 1e-10
+    before, after = pairs_of(a, b), pairs_of(gain * a + offset, gain * b + offset)
+    assert after.correlation().value == pytest.approx(before.correlation().value, abs=1e-9)
+    assert after.error().value == pytest.approx(before.error().value, abs=1e-9)
+    one_sided = pairs_of(gain * a + offset, b)
+    assert one_sided.correlation().value == pytest.approx(before.correlation().value, abs=1e-9)
+    if abs(gain - 1) > 0.5:  # M2 sees what M1 cannot
+        assert one_sided.error().value != pytest.approx(before.error().value, abs=1e-3)
+
+
+def test_known_moments_are_those_of_a_permuted_side() -> None:
+    a, y = features()
+    b = y[:, :, torch.randperm(y.shape[2])]
+    plain = Moments.of(y)
+    known, computed = PairStatistics(), PairStatistics()
+    known.add(a, b, Moments(plain.sums_BC, plain.squares_BC, b.sum(0)))
+    computed.add(a, b)
+    assert known.error().value == pytest.approx(computed.error().value, rel=1e-12)
+    assert known.chance_correlation() == pytest.approx(computed.chance_correlation(), rel=1e-12)
+
+
+def test_dead_channels_are_counted_and_weigh_nothing() -> None:
+    a, b = features()
+    dead = torch.full_like(a[:, :2], 4.0)
+    pairs = pairs_of(torch.cat([a, dead], 1), torch.cat([b, dead], 1))
+    assert pairs.dead_channels() == pytest.approx(2 / 7)
+    assert pairs.correlation().value == pytest.approx(pairs_of(a, b).correlation().value, rel=1e-10)
+
+
+def test_what_cannot_be_measured_says_so() -> None:
+    a, b = features()
+    assert pairs_of(a, b).status() == ("ok", None)
+    assert pairs_of(a[:1], b[:1]).status()[0] == "undefined"
+    assert pairs_of(a * float("nan"), b).status() == ("undefined", "features are not finite")
+    assert pairs_of(a[:1].expand_as(a), a[:1].expand_as(a)).status()[0] == "collapsed"
+    assert pairs_of(a * 0, b * 0).status()[0] == "collapsed"
