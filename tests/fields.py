@@ -10,7 +10,9 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.measures._evaluation import EvaluationSet
 
 
-def images(n: int, channels: int, side: int, beta: float = 1.0, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def images(
+    n: int, channels: int, side: int, beta: float = 1.0, *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Periodic Gaussian fields with spectrum 1 / f^beta, standardised per image and channel: (n, C, N, N)."""
     noise = torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     frequency = torch.fft.fftfreq(side, dtype=torch.float64)
@@ -54,7 +56,10 @@ class Net(nn.Module):
 
 
 def cnn(
-    channels: list[int], padding_mode: str = "zeros", strides: list[int] | None = None, dtype: torch.dtype = torch.float64
+    channels: list[int],
+    padding_mode: str = "zeros",
+    strides: list[int] | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Net:
     """3 x 3 convolutions with padding 1, each with a ReLU, in torch's default initialisation."""
     strides = strides or [1] * (len(channels) - 1)

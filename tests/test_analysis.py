@@ -12,14 +12,17 @@ settings.register_profile("fast", deadline=None, max_examples=100)
 settings.load_profile("fast")
 
 # Few distinct values, so that ties and duplicates abound.
-tables = arrays(np.float64, st.tuples(st.integers(0, 12), st.integers(1, 3)), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]))
+tables = arrays(
+    np.float64, st.tuples(st.integers(0, 12), st.integers(1, 3)), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan])
+)
 
 
 def brute_force(table: np.ndarray) -> list[bool]:
     rows = [tuple(row) for row in table]
     whole = [row for row in rows if not any(np.isnan(row))]
     return [
-        row in whole and not any(all(a <= b for a, b in zip(o, row, strict=True)) and o != row for o in whole) for row in rows
+        row in whole and not any(all(a <= b for a, b in zip(o, row, strict=True)) and o != row for o in whole)
+        for row in rows
     ]
 
 

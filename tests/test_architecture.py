@@ -48,7 +48,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def room_of(module: str) -> str:
     """`equitune.spec.load` -> `spec`."""
-    return (module.split(".") + [""])[1]
+    return ([*module.split("."), ""])[1]
 
 
 def layer_of(room: str) -> int:

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from fields import images
 from torch import Tensor
 
 from equitune import catalog
 from equitune.augmentations.color_jitter import hue_rotation
-from fields import images
 
 NAMES = catalog.names("augmentation")
 INTERPOLATED = {"rotate", "scale", "crop", "color_jitter", "gaussian_noise"}
@@ -80,7 +80,9 @@ def test_translate_reaches_its_bound_and_no_further() -> None:
     assert place.abs().max() == 2
     counts = place[:, 0].add(2).bincount()
     # U(-2, 2) rounds to 0, +-1 with probability 1/4 each and to +-2 with 1/8; 4 sd of 4,000 draws.
-    assert torch.allclose(counts / 4000, torch.tensor([0.125, 0.25, 0.25, 0.25, 0.125]), atol=4 * math.sqrt(0.19 / 4000))
+    assert torch.allclose(
+        counts / 4000, torch.tensor([0.125, 0.25, 0.25, 0.25, 0.125]), atol=4 * math.sqrt(0.19 / 4000)
+    )
     assert torch.equal(augmented("translate", x, max_px=0.4), x)
 
 

@@ -20,13 +20,17 @@ def test_what_is_read_is_what_python_sees(kind: str, name: str) -> None:
     settable = {p.name: p for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
     assert list(component.parameters) == list(settable)
     for parameter, (_, default) in component.parameters.items():
-        assert default == (... if settable[parameter].default is inspect.Parameter.empty else settable[parameter].default)
+        assert default == (
+            ... if settable[parameter].default is inspect.Parameter.empty else settable[parameter].default
+        )
     assert component.summary
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_defaults_satisfy_their_own_bounds(kind: str, name: str) -> None:
-    defaults = {key: default for key, (_, default) in catalog.describe(kind, name).parameters.items() if default is not ...}
+    defaults = {
+        key: default for key, (_, default) in catalog.describe(kind, name).parameters.items() if default is not ...
+    }
     required = {"path": "x", "architecture": "x"}
     needed = {key: required[key] for key, (_, d) in catalog.describe(kind, name).parameters.items() if d is ...}
     assert catalog.arguments(kind, name)(**defaults, **needed).model_dump() == {**defaults, **needed}

@@ -58,7 +58,9 @@ def test_too_few_images_are_refused_in_a_sentence() -> None:
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    path.write_bytes(struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
+    path.write_bytes(
+        struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    )
 
 
 def write_mnist(root: Path, n: int = 60) -> Path:
@@ -107,11 +109,15 @@ def test_a_corrupt_cifar_is_a_sentence(tmp_path: Path) -> None:
 
 def test_a_data_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="the data root is a folder, but .*file is a file: name another with --data-root"):
+    with pytest.raises(
+        UserError, match=r"the data root is a folder, but .*file is a file: name another with --data-root"
+    ):
         load_splits(DataConfig(name="mnist", root=str(tmp_path / "file")))
 
 
-def test_the_data_root_comes_from_the_study_then_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_root_comes_from_the_study_then_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mnist(tmp_path)
     monkeypatch.setenv("EQUITUNE_DATA", str(tmp_path))
     assert len(load_splits(DataConfig(name="mnist")).test) == 20

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fields import images, lowpass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +13,6 @@ from equitune.groups import translation
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.groups.resample import affine, shift_circular, shift_each
 from equitune.groups.translation import IDENTITY, Shift
-from fields import images, lowpass
 
 settings.register_profile("fast", deadline=None, max_examples=25)
 settings.load_profile("fast")
@@ -21,7 +21,9 @@ whole = st.builds(Shift, st.integers(-9, 9), st.integers(-9, 9))
 fraction = st.builds(Shift, st.floats(-5, 5), st.floats(-5, 5))
 
 
-def breaks_a_law(act: object, inverse: object, compose: object, g: Shift, h: Shift, x: Tensor, tolerance: float) -> bool:
+def breaks_a_law(
+    act: object, inverse: object, compose: object, g: Shift, h: Shift, x: Tensor, tolerance: float
+) -> bool:
     """Whether identity, inverse or composition fails by more than the tolerance."""
     laws = [
         (act(IDENTITY, x), x),  # type: ignore[operator]
@@ -76,7 +78,9 @@ def test_a_fourier_shift_is_the_shift_of_each_sine(side: int) -> None:
         torch.testing.assert_close(shifted, torch.sin(angle * (place - 0.37) + 0.3), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("fill", "mode"), [("zero", "constant"), ("edge", "edge"), ("reflect", "symmetric"), ("circular", "wrap")])
+@pytest.mark.parametrize(
+    ("fill", "mode"), [("zero", "constant"), ("edge", "edge"), ("reflect", "symmetric"), ("circular", "wrap")]
+)
 def test_each_image_is_shifted_by_its_own_pixels(fill: str, mode: str) -> None:
     batch = images(5, 2, 6)
     shifts = torch.tensor([[0, 0], [1, -2], [-3, 3], [5, 0], [0, -5]])
@@ -117,7 +121,9 @@ def test_the_interpolation_floor_of_a_half_turn_and_back() -> None:
     back = affine(there, matrix([[turn.cos(), turn.sin(), 0], [-turn.sin(), turn.cos(), 0]], 64))
     axis = torch.arange(32) - 15.5
     disc = (axis[:, None] ** 2 + axis**2) <= 11**2
-    pearson = torch.stack([torch.corrcoef(torch.stack([a[0][disc], b[0][disc]]))[0, 1] for a, b in zip(x, back, strict=True)])
+    pearson = torch.stack(
+        [torch.corrcoef(torch.stack([a[0][disc], b[0][disc]]))[0, 1] for a, b in zip(x, back, strict=True)]
+    )
     assert 0.9 < float(pearson.mean()) < 0.99
 
 

@@ -8,13 +8,13 @@ import math
 
 import pytest
 import torch
+from fields import Net, Pointwise, cnn, evaluation, images, lowpass, mlp
 from torch import Tensor
 
 from equitune.groups.layout import Grid
 from equitune.groups.translation import Shift
 from equitune.measures._statistics import PairStatistics
 from equitune.measures.equivariance import compare, measure
-from fields import Net, Pointwise, cnn, evaluation, images, lowpass, mlp
 
 # float64 rounding through three layers, and float32's; the reference asserts the same.
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}

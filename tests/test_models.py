@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from fields import evaluation, images
 from torch import nn
 
 from equitune import catalog
@@ -11,9 +12,8 @@ from equitune.errors import Infeasible
 from equitune.groups.prior import out_side
 from equitune.measures._capture import capturing
 from equitune.measures.equivariance import compare, shifts
-from equitune.priors.local import LocalConv2d
 from equitune.priors.attention import sincos
-from fields import evaluation, images
+from equitune.priors.local import LocalConv2d
 
 REQUIRED = {"timm": {"architecture": "resnet10t"}}
 PAIRS = [
@@ -24,7 +24,9 @@ PAIRS = [
 SIDES = [16, 28]
 
 
-def build(model: str, prior: str | None, side: int = 16, channels: int = 1, prior_args: object = None, **args: object) -> nn.Module:
+def build(
+    model: str, prior: str | None, side: int = 16, channels: int = 1, prior_args: object = None, **args: object
+) -> nn.Module:
     made = catalog.entry("prior", prior)(**(prior_args or {})) if prior else None
     return catalog.entry("model", model)((channels, side, side), 10, made, **(REQUIRED.get(model, {}) | args))  # type: ignore[no-any-return]
 
@@ -37,7 +39,10 @@ def test_images_become_class_scores_and_every_declared_layer_is_read(
 ) -> None:
     net = build(model, prior, side, channels).eval()
     seen = {}
-    with torch.inference_mode(), capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)):
+    with (
+        torch.inference_mode(),
+        capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)),
+    ):
         scores = net(torch.rand(3, channels, side, side))
     assert scores.shape == (3, 10)
     assert list(seen) == list(net.layers)  # in the order of depth
@@ -98,7 +103,9 @@ def test_local_has_positions_times_the_weights_of_a_convolution() -> None:
     def kernels(net: nn.Module) -> int:
         return sum(weight.numel() for name, weight in net.named_parameters() if "stem" in name)
 
-    assert kernels(build("resnet", "local", depth=8, width=4)) == 256 * kernels(build("resnet", "conv", depth=8, width=4))
+    assert kernels(build("resnet", "local", depth=8, width=4)) == 256 * kernels(
+        build("resnet", "conv", depth=8, width=4)
+    )
 
 
 def equivariance_error(net: nn.Module, side: int = 16) -> tuple[float, float]:
@@ -166,13 +173,22 @@ def test_sincos_needs_a_multiple_of_four() -> None:
 
 @pytest.mark.parametrize(
     "architecture",
-    ["resnet18", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto",
-     "mixer_s16_224"],
-)  # fmt: skip
+    [
+        "resnet18",
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "convnext_atto",
+        "mixer_s16_224",
+    ],
+)
 def test_timm_layers_are_read_with_the_layout_that_timm_declares(architecture: str) -> None:
     net = build("timm", None, 32, 3, architecture=architecture).eval()
     seen = {}
-    with torch.inference_mode(), capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)):
+    with (
+        torch.inference_mode(),
+        capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)),
+    ):
         net(torch.rand(2, 3, 32, 32))
     assert len(seen) == len(net.layers) > 3
     for name, layout in net.layers.items():

@@ -1,4 +1,4 @@
-"""The search without training: Tune's calls are made by hand, results are invented, drivers die between any two calls."""
+"""The search without training: Tune's calls are made by hand, results are invented, drivers die at any call."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,9 @@ def open_searcher(folder: StudyFolder, spec: StudySpec) -> StudySearcher:
     return StudySearcher(spec, folder, open_storage(folder, spec))
 
 
-def outcome(number: int, state: str = "COMPLETE", accuracy: float | None = 0.5, error: float | None = 0.5, **values: Any) -> TrialResult:
+def outcome(
+    number: int, state: str = "COMPLETE", accuracy: float | None = 0.5, error: float | None = 0.5, **values: Any
+) -> TrialResult:
     def metric(value: float | None) -> Measurement:
         return Measurement(value=value, n=9, split="validation", status="ok" if value is not None else "collapsed")
 
@@ -61,14 +63,23 @@ def test_a_study_asks_for_its_trials_and_no_more(folder: StudyFolder, small_spec
     searcher = open_searcher(folder, small_spec)
     configs = [searcher.suggest(str(index)) for index in range(4)]
     assert [config["number"] for config in configs] == [0, 1, 2, 3]
-    assert searcher.suggest("5") == Searcher.FINISHED
+    assert searcher.suggest("5") is None  # what runs may still change the front
     for config in configs:
-        finish(searcher, folder, str(config["number"]), outcome(config["number"]))
+        finish(searcher, folder, str(config["number"]), outcome(config["number"], accuracy=config["number"] / 10))
+    test = searcher.suggest("6")
+    assert (test["number"], test["test"]) == (3, True)
+    assert searcher.suggest("7") == Searcher.FINISHED
+    assert not searcher.is_done()
+    metric = Measurement(value=0.4, n=9, split="test").model_dump(mode="json")
+    searcher.on_trial_result("6", {"test": json.dumps({"accuracy": metric})})
     assert searcher.is_done()
+    assert open_searcher(folder, small_spec).suggest("8") == Searcher.FINISHED
     assert states(folder, small_spec) == [COMPLETE] * 4
     record = StudyReader(folder).read()
     assert record.state == "complete"
-    assert [json.loads(config["trial"])["params"] for config in configs] == [trial.config.params for trial in record.trials]
+    assert [json.loads(config["trial"])["params"] for config in configs] == [
+        trial.config.params for trial in record.trials
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +115,9 @@ def test_reports_of_epochs_end_nothing(folder: StudyFolder, small_spec: StudySpe
     assert open_searcher(folder, small_spec).suggest("b")["number"] == 0
 
 
-def test_a_worker_that_is_lost_for_good_is_a_failure_with_its_reason(folder: StudyFolder, small_spec: StudySpec) -> None:
+def test_a_worker_that_is_lost_for_good_is_a_failure_with_its_reason(
+    folder: StudyFolder, small_spec: StudySpec
+) -> None:
     searcher = open_searcher(folder, small_spec)
     searcher.suggest("a")
     searcher.on_trial_complete("a", None, error=True)
@@ -124,7 +137,9 @@ def test_a_full_disk_halts_the_study_and_keeps_the_trial(folder: StudyFolder, sm
     assert states(folder, small_spec) == [RUNNING]
 
 
-def test_draining_begins_no_trial_and_going_on_finishes_the_begun_ones(folder: StudyFolder, small_spec: StudySpec) -> None:
+def test_draining_begins_no_trial_and_going_on_finishes_the_begun_ones(
+    folder: StudyFolder, small_spec: StudySpec
+) -> None:
     searcher = open_searcher(folder, small_spec)
     first = searcher.suggest("a")
     searcher.draining = True
@@ -154,9 +169,9 @@ def play(folder: StudyFolder, spec: StudySpec, dies: Callable[[int], bool]) -> l
             return True
         return False
 
-    while not searcher.is_done():
+    while True:
         config = searcher.suggest("t")
-        if config == Searcher.FINISHED:
+        if "test" in config:
             break
         number = config["number"]
         if step():
@@ -175,7 +190,9 @@ def play(folder: StudyFolder, spec: StudySpec, dies: Callable[[int], bool]) -> l
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
 @pytest.mark.parametrize("deaths", [{1}, {2}, {3}, {5, 6, 7}, {4, 20, 33}, set(range(2, 60, 5))])
-def test_drivers_that_die_anywhere_change_nothing(sampler: str, deaths: set[int], tmp_path: Path, study_file: Callable[..., Path]) -> None:
+def test_drivers_that_die_anywhere_change_nothing(
+    sampler: str, deaths: set[int], tmp_path: Path, study_file: Callable[..., Path]
+) -> None:
     spec = load_study(study_file(), (f"search.sampler={sampler}", "search.trials=16"))
     params, fronts = [], []
     for name, dies in (("undisturbed", lambda call: False), ("disturbed", deaths.__contains__)):
@@ -205,8 +222,8 @@ def test_a_torn_journal_keeps_what_was_whole(folder: StudyFolder, small_spec: St
 def test_a_damaged_journal_is_refused_in_a_sentence(folder: StudyFolder, small_spec: StudySpec) -> None:
     open_searcher(folder, small_spec).suggest("a")
     lines = folder.journal.read_bytes().splitlines(keepends=True)
-    folder.journal.write_bytes(b"".join(lines[:1] + [b"garbage\n"] + lines[1:]))
-    with pytest.raises(UserError, match="is damaged .*restore it from a copy"):
+    folder.journal.write_bytes(b"".join([*lines[:1], b"garbage\n", *lines[1:]]))
+    with pytest.raises(UserError, match=r"is damaged .*restore it from a copy"):
         open_searcher(folder, small_spec)
 
 
@@ -235,7 +252,9 @@ def test_what_is_planned_is_what_is_asked(folder: StudyFolder, small_spec: Study
 def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..., Path]) -> None:
     path = study_file()
     require_feasible(load_study(path, ("model.depth={choice: [8, 9]}",)), (1, 16, 16), 10)
-    with pytest.raises(UserError, match="no network of study small can be built for images of 16 x 16: a resnet's depth"):
+    with pytest.raises(
+        UserError, match="no network of study small can be built for images of 16 x 16: a resnet's depth"
+    ):
         require_feasible(load_study(path, ("model.depth=9",)), (1, 16, 16), 10)
 
 

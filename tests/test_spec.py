@@ -283,7 +283,9 @@ def test_the_fingerprint_ignores_budget_and_place_but_no_more(study_file: Write)
 
 
 def test_seeds_differ_by_study_number_and_replicate() -> None:
-    seeds = {derived_seed(study, number, replicate) for study in range(5) for number in range(20) for replicate in range(3)}
+    seeds = {
+        derived_seed(study, number, replicate) for study in range(5) for number in range(20) for replicate in range(3)
+    }
     assert len(seeds) == 300
     assert derived_seed(0, 0) == derived_seed(0, 0, 0)
 

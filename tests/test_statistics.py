@@ -21,7 +21,9 @@ def pairs_of(a: Tensor, b: Tensor, batch: int = 7) -> PairStatistics:
     return pairs
 
 
-def features(n: int = 40, channels: int = 5, positions: int = 12, noise: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+def features(
+    n: int = 40, channels: int = 5, positions: int = 12, noise: float = 0.5, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Related maps with offsets, gains and a positional pattern, so that nothing cancels by luck."""
     draw = torch.Generator().manual_seed(seed)
     shared = torch.randn(n, channels, positions, generator=draw, dtype=torch.float64)
@@ -56,9 +58,13 @@ def test_each_statistic_is_its_definition() -> None:
     assert pairs.correlation().value == pytest.approx(correlation_written_out(a, b), rel=1e-12)
     assert pairs.error().value == pytest.approx(error_written_out(a, b), rel=1e-12)
     assert pairs.chance_correlation() == pytest.approx(chance_written_out(a, b), rel=1e-10)
-    per_image = torch.stack([torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] for x, y in zip(a, b, strict=True)])
+    per_image = torch.stack(
+        [torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] for x, y in zip(a, b, strict=True)]
+    )
     assert pairs.flat_correlation() == pytest.approx(float(per_image.mean()), rel=1e-10)
-    per_channel = [torch.corrcoef(torch.stack([u, v]))[0, 1] for x, y in zip(a, b, strict=True) for u, v in zip(x, y, strict=True)]
+    per_channel = [
+        torch.corrcoef(torch.stack([u, v]))[0, 1] for x, y in zip(a, b, strict=True) for u, v in zip(x, y, strict=True)
+    ]
     assert pairs.channel_correlation() == pytest.approx(float(torch.stack(per_channel).mean()), rel=1e-10)
     assert pairs.relative_distance() == pytest.approx(float((a - b).norm() / (a.norm() + b.norm())), rel=1e-12)
 

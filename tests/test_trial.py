@@ -51,7 +51,9 @@ def test_an_interrupted_trial_goes_on_as_if_it_had_never_stopped(
     optimizer: str, small_config: TrialConfig, small_data: DeviceData, tmp_path: Path
 ) -> None:
     config = with_training(small_config, epochs=4, optimizer=optimizer)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"name": "cnn", "args": {"width": 4, "dropout": 0.3}})})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"name": "cnn", "args": {"width": 4, "dropout": 0.3}})}
+    )
     whole = run_trial(config, small_data)
 
     class Stopped(BaseException):
@@ -72,7 +74,9 @@ def test_an_interrupted_trial_goes_on_as_if_it_had_never_stopped(
     assert not place.checkpoint.exists()
 
 
-def test_a_checkpoint_that_runs_code_is_refused(small_config: TrialConfig, small_data: DeviceData, tmp_path: Path) -> None:
+def test_a_checkpoint_that_runs_code_is_refused(
+    small_config: TrialConfig, small_data: DeviceData, tmp_path: Path
+) -> None:
     class Harmful:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "harmed",))
@@ -84,7 +88,9 @@ def test_a_checkpoint_that_runs_code_is_refused(small_config: TrialConfig, small
     assert not (tmp_path / "harmed").exists()
 
 
-def test_the_folder_holds_what_the_result_says(small_config: TrialConfig, small_data: DeviceData, tmp_path: Path) -> None:
+def test_the_folder_holds_what_the_result_says(
+    small_config: TrialConfig, small_data: DeviceData, tmp_path: Path
+) -> None:
     place = folder(tmp_path)
     result = run_trial(small_config, small_data, folder=place)
     assert TrialResult.model_validate_json(place.result.read_bytes()) == result
@@ -110,7 +116,9 @@ def test_divergence_is_found_at_its_step(small_config: TrialConfig, small_data: 
 
 
 def test_a_network_that_cannot_exist_is_infeasible(small_config: TrialConfig, small_data: DeviceData) -> None:
-    config = small_config.model_copy(update={"model": small_config.model.model_copy(update={"args": {"depth": 9, "width": 2}})})
+    config = small_config.model_copy(
+        update={"model": small_config.model.model_copy(update={"args": {"depth": 9, "width": 2}})}
+    )
     result = run_trial(config, small_data)
     assert (result.state, result.reason) == ("INFEASIBLE", "a resnet's depth is 6n + 2 (8, 14, 20, ...), but got 9")
 
@@ -125,7 +133,12 @@ def test_a_network_that_cannot_exist_is_infeasible(small_config: TrialConfig, sm
     ],
 )
 def test_every_exception_has_its_state(
-    error: Exception, state: str, reason: str, small_config: TrialConfig, small_data: DeviceData, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    state: str,
+    reason: str,
+    small_config: TrialConfig,
+    small_data: DeviceData,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise error
@@ -177,10 +190,12 @@ def test_one_step_is_that_of_plain_torch(small_data: DeviceData) -> None:
         return nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
 
     n = len(small_data.train.labels)
-    training = TrainingConfig(epochs=1, batch_size=n, optimizer="sgd", momentum=0.0, lr=0.1, warmup_epochs=0.0, clip_norm=0.01,
-                              label_smoothing=0.1, weight_decay=0.0)  # fmt: skip
+    plainest = {"epochs": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "warmup_epochs": 0.0, "weight_decay": 0.0}
+    training = TrainingConfig(batch_size=n, clip_norm=0.01, label_smoothing=0.1, **plainest)  # type: ignore[arg-type]
     ours, plain = net(), net()
-    loss = train_epoch(ours, small_data.train, [], training, build_optimizer(ours, training), torch.Generator().manual_seed(0))
+    loss = train_epoch(
+        ours, small_data.train, [], training, build_optimizer(ours, training), torch.Generator().manual_seed(0)
+    )
     expected = nn.functional.cross_entropy(
         plain(small_data.train.pixels / 255), small_data.train.labels, label_smoothing=0.1
     )
@@ -194,7 +209,9 @@ def test_one_step_is_that_of_plain_torch(small_data: DeviceData) -> None:
 
 def test_cost_is_counted_without_computing(small_config: TrialConfig) -> None:
     cost = network_cost(small_config, (1, 16, 16), 10)
-    model = small_config.model_copy(update={"model": small_config.model.model_copy(update={"args": {"depth": 8, "width": 4}})})
+    model = small_config.model_copy(
+        update={"model": small_config.model.model_copy(update={"args": {"depth": 8, "width": 4}})}
+    )
     wider = network_cost(model, (1, 16, 16), 10)
     assert wider.parameters > cost.parameters
     # stem 9 * 256 * w, then per stage 2 (or 1.5) 3 x 3 layers: the convolutions of width w cost w^2, the stem w.

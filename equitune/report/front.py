@@ -61,6 +61,7 @@ def write_picture(study: StudyRecord, path: Path) -> None:
     axes.set_xlabel(label(study, x_name))
     axes.set_ylabel(label(study, y_name))
     axes.set_title(title(study, members), loc="left", fontsize=11)
+    figure.supxlabel("error bars: one standard error over images", x=0.01, ha="left", fontsize=8, color="#555555")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")
     figure.savefig(path)
@@ -122,9 +123,10 @@ def rows(study: StudyRecord) -> Iterator[list[Any]]:
     numbers = {member.number for member in members}
     metrics = sorted({name for trial in study.ended() for name in trial.metrics}, key=_objectives_first(study))
     params = sorted({name for trial in study.trials for name in trial.config.params})
-    yield ["trial", "state", "front", *(f"{m}{part}" for m in metrics for part in ("", "_stderr")), *params, "reason"]
+    columns = [f"{split}{name}{part}" for split in ("", "test_") for name in metrics for part in ("", "_stderr")]
+    yield ["trial", "state", "front", *columns, *params, "reason"]
     for trial in members + [trial for trial in study.ended() if trial.number not in numbers]:
-        values = [trial.metrics.get(name) for name in metrics]
+        values = [split.get(name) for split in (trial.metrics, trial.test) for name in metrics]
         yield [
             trial.number,
             trial.state,

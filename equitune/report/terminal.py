@@ -15,10 +15,11 @@ from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
-from equitune.report.front import BETTER, short, shown
+from equitune.report.front import short, shown
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
+ARROW = {"maximize": "↑", "minimize": "↓"}
 
 
 class StudyView:
@@ -27,9 +28,9 @@ class StudyView:
     def __init__(self, folder: StudyFolder, console: Console) -> None:
         self._folder, self._reader, self._console = folder, StudyReader(folder), console
         self._doing = "starting"
-        self._started = time.monotonic()
         self._ended_before: set[int] | None = None
         self._printed: set[int] = set()
+        self._printing = threading.Lock()
 
     @contextmanager
     def showing(self) -> Iterator["StudyView"]:
@@ -45,6 +46,7 @@ class StudyView:
         """What the search does now."""
         self._doing = sentence
         if not self._console.is_terminal:
+            self._print_news()
             self._console.print(Text(sentence), soft_wrap=True)
 
     def _refreshing(self, stop: threading.Event, refresh: Callable[[], None]) -> Iterator["StudyView"]:
@@ -88,42 +90,43 @@ class StudyView:
         return Group(*parts)
 
     def _print_news(self) -> None:
-        study = self._read()
-        for trial in study.ended() if study else []:
-            if trial.number not in self._printed and study:
-                self._printed.add(trial.number)
-                values = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in study.objectives)
-                how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
-                self._console.print(Text(f"{len(self._printed)}/{study.num_planned} {how}"), soft_wrap=True)
+        with self._printing:
+            study = self._read()
+            for trial in study.ended() if study else []:
+                if trial.number not in self._printed and study:
+                    self._printed.add(trial.number)
+                    values = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in study.objectives)
+                    how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
+                    self._console.print(Text(f"{len(self._printed)}/{study.num_planned} {how}"), soft_wrap=True)
 
     def _time_left(self, study: StudyRecord) -> str:
-        done_now = len(study.ended()) - len(self._ended_before or ())
-        if not done_now:
+        new = [trial for trial in study.trials if trial.number not in (self._ended_before or set())]
+        num_ended = sum(trial.result is not None for trial in new)
+        if not num_ended:
             return ""
-        left = (time.monotonic() - self._started) / done_now * (study.num_planned - len(study.ended()))
-        return f"about {duration(left)} left"
+        per_trial_s = (time.time() - min(trial.started for trial in new)) / num_ended
+        return f"about {duration(per_trial_s * (study.num_planned - len(study.ended())))} left"
 
 
 def front_table(study: StudyRecord, most: int | None = None) -> Table:
-    """The Pareto front: objectives with standard errors, on validation and, once read, on test; parameters."""
+    """The Pareto front: objectives with standard errors, and what the search chose. Arrows say what is better.
+
+    Once the test split has been read, each objective has a second line: its value there.
+    """
     members = front(study)
     params = sorted({name for trial in members for name in trial.config.params})
-    tested = any(trial.test for trial in members)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("trial", justify="right", no_wrap=True)
     for name, direction in study.objectives.items():
-        table.add_column(f"{name}\n({BETTER[direction]})", justify="right")  # type: ignore[index]
-        if tested and _varies_by_split(members, name):
-            table.add_column(f"{name}\non test", justify="right")
+        table.add_column(f"{name} {ARROW[direction]}".replace("_", "\n"), justify="right", no_wrap=True)
     for name in params:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(".", "\n"), justify="right")
     for trial in members[:most]:
-        row = [str(trial.number)]
-        for name in study.objectives:
-            row.append(shown(trial.metrics.get(name)))
-            if tested and _varies_by_split(members, name):
-                row.append(shown(trial.test.get(name)))
-        table.add_row(*row, *(short(trial.config.params.get(name, "–")) for name in params))
+        values = [shown(trial.metrics.get(name)) for name in study.objectives]
+        table.add_row(str(trial.number), *values, *(short(trial.config.params.get(name, "–")) for name in params))
+        if trial.test:
+            on_test = [trial.test[name] for name in study.objectives if name in trial.test]
+            table.add_row("test", *(shown(metric) if metric.split == "test" else "" for metric in on_test), style="dim")
     if most is not None and len(members) > most:
         table.add_row("...")
     return table
@@ -145,10 +148,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _varies_by_split(members: list[TrialRecord], name: str) -> bool:
-    return any(name in trial.metrics and trial.metrics[name].split != "none" for trial in members)
 
 
 def _running(trial: TrialRecord) -> Text:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 from equitune.errors import UserError
 from equitune.spec.trial import Resources
+
+CONNECT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
     for name in ("ray", "ray.tune"):  # Ray gives its loggers handlers of their own; its records belong in the log
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the files that Tune is told not to write
+    if address is not None:
+        _require_answer(address)
     options: dict[str, Any] = {"address": address}
     if address is None:
         options = {
@@ -73,6 +79,19 @@ def slots(resources: Resources, available: dict[str, float]) -> Slots:
     if resources.gpu:
         fits = min(fits, int(gpus // resources.gpu) if resources.gpu >= 1 else int(gpus) * int(1 // resources.gpu))
     return Slots(min(fits, resources.concurrent or fits), cpus, gpus)
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdecimal():
+        raise UserError(f"--address: a Ray cluster's address is host:port or auto, but got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UserError(f"Ray cannot be reached at {address}: {error.strerror or error}") from None
 
 
 def prepare(address: str | None) -> None:

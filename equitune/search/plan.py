@@ -92,12 +92,12 @@ def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int)
     Raises:
         UserError: with the reason.
     """
-    from equitune.trial.cost import network_cost
+    from equitune.trial.cost import require_network
 
     reasons = []
     for draw in range(TRIES):
         try:
-            network_cost(spec.suggest(draw, _random_pick(draw)), shape, classes)
+            require_network(spec.suggest(draw, _random_pick(draw)), shape, classes)
         except Infeasible as error:
             reasons.append(str(error))
         else:

@@ -4,7 +4,9 @@ The Optuna storage is the search's truth and each trial's `result.json` is its o
 The stock OptunaSearch loses or doubles trials when the driver dies, and tells stopped trials as complete.
 """
 
+import json
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,13 +14,15 @@ import optuna
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from equitune.records.folder import StudyFolder, write_json
+from equitune.analysis.pareto import front
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.reader import StudyReader
 from equitune.records.results import TrialResult
 from equitune.search.samplers import make_sampler
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
 
-# Told to Optuna as violated constraints, whose value says no more than that they are violated.
+# What each state is told as. INFEASIBLE also gets a violated constraint: TPE proposes again what is told as FAIL.
 _OPTUNA_STATES = {
     "COMPLETE": optuna.trial.TrialState.COMPLETE,
     "PRUNED": optuna.trial.TrialState.PRUNED,
@@ -28,34 +32,49 @@ _OPTUNA_STATES = {
 
 
 class StudySearcher(Searcher):
-    """Proposes trials from Optuna and tells it how they ended. Begun trials of a dead driver go first."""
+    """Proposes trials from Optuna and tells it how they ended; at last has the test split read for the final front.
 
-    def __init__(self, spec: StudySpec, folder: StudyFolder, study: optuna.Study) -> None:
+    Trials that a dead driver left unfinished go first, under their own number.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        folder: StudyFolder,
+        study: optuna.Study,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         super().__init__()  # neither metric nor mode: Tune then demands no metric in a report
-        self._spec, self._folder, self._study = spec, folder, study
+        self._spec, self._folder, self._study, self._say = spec, folder, study, say
         self._live: dict[str, optuna.Trial] = {}  # Tune's trial id -> Optuna's trial
+        self._testing: dict[str, TrialFolder] = {}  # Tune's trial id -> a trial of the front
+        self._untested: list[TrialFolder] | None = None  # the front that is left to test; None: it is not final yet
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
-        self.halted: str | None = None  # why no trial can be recorded any more
+        self.halted: str | None = None  # why nothing can be recorded any more
         self._orphans = self._reconcile()
 
+    def has_trials_left(self) -> bool:
+        return bool(self._orphans) or self._num_started() < self._spec.search.trials
+
     def is_done(self) -> bool:
-        """Whether no trial is left to run."""
-        return not self._orphans and self._num_started() >= self._spec.search.trials
+        """Whether every trial has ended and the front has been tested."""
+        return not (self.has_trials_left() or self._live or self._untested_front())
 
     def suggest(self, trial_id: str) -> Any:
-        if self.draining or self.is_done():
+        if self.draining:
             return Searcher.FINISHED
-        if self._orphans:
-            trial = self._reopened(self._orphans.pop(0))
-        else:
-            self._study.sampler = make_sampler(self._spec.search, self._num_started())
-            trial = self._study.ask()
-        config = self._spec.suggest(trial.number, partial(suggested, trial))
-        folder = self._folder.trial(trial.number)
-        write_json(folder.config, config.to_json())
-        self._live[trial_id] = trial
-        return {"number": trial.number, "trial": config.model_dump_json(), "folder": str(folder.path)}
+        if self.has_trials_left():
+            return self._next_trial(trial_id)
+        if self._live:
+            return None  # they may still change the front
+        if self._untested is None:
+            self._untested = self._untested_front()
+            self._say(f"measuring the {len(self._untested)} trials of the front on the test split")
+        if not self._untested:
+            return Searcher.FINISHED
+        folder = self._testing[trial_id] = self._untested.pop(0)
+        return {"number": folder.number, "folder": str(folder.path), "test": True}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The last report carries the result; a trial that only reported epochs has not ended."""
@@ -63,8 +82,11 @@ class StudySearcher(Searcher):
             self.halted = result["halt"]
         elif "result" in result and trial_id in self._live:
             self._tell(self._live.pop(trial_id), TrialResult.model_validate_json(result["result"]))
+        elif "test" in result and trial_id in self._testing:
+            write_json(self._testing.pop(trial_id).test, json.loads(result["test"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._testing.pop(trial_id, None)
         trial = self._live.pop(trial_id, None)
         if trial is not None and error:
             reason = "its worker was lost again and again: see the study's log"
@@ -84,6 +106,22 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher for a restore that is never made
+
+    def _next_trial(self, trial_id: str) -> dict[str, Any]:
+        if self._orphans:
+            trial = self._reopened(self._orphans.pop(0))
+        else:
+            self._study.sampler = make_sampler(self._spec.search, self._num_started())
+            trial = self._study.ask()
+        config = self._spec.suggest(trial.number, partial(suggested, trial))
+        folder = self._folder.trial(trial.number)
+        write_json(folder.config, config.to_json())
+        self._live[trial_id] = trial
+        return {"number": trial.number, "folder": str(folder.path), "trial": config.model_dump_json()}
+
+    def _untested_front(self) -> list[TrialFolder]:
+        members = front(StudyReader(self._folder).read())
+        return [self._folder.trial(trial.number) for trial in members if not trial.test]
 
     def _num_started(self) -> int:
         waiting = optuna.trial.TrialState.WAITING

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equitune import __version__
-from equitune.analysis.pareto import front
 from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
-from equitune.records.reader import StudyReader
+from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.search.cluster import Slots, connected, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
@@ -84,20 +82,16 @@ def _search(
     from equitune.search.searcher import StudySearcher  # imports ray.tune and optuna, a second or two
     from equitune.search.storage import open_storage
 
-    searcher = StudySearcher(spec, folder, open_storage(folder, spec))
-    if searcher.is_done() and not _untested_front(folder):
+    searcher = StudySearcher(spec, folder, open_storage(folder, spec), say)
+    if searcher.is_done():
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(searcher, say):
-        if not searcher.is_done():
-            say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-            _run_trials(spec, folder, splits, slots, searcher)
-        if searcher.halted:
-            return Outcome("halted", searcher.halted)
-        if not searcher.is_done():
-            return Outcome("interrupted")
-        _test_front(spec, folder, splits, say)
-    return Outcome("complete")
+        say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
+        _run_trials(spec, folder, splits, slots, searcher)
+    if searcher.halted:
+        return Outcome("halted", searcher.halted)
+    return Outcome("interrupted" if searcher.draining else "complete")
 
 
 def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
@@ -222,28 +216,6 @@ def _signals(searcher: "StudySearcher", say: Callable[[str], None]) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _test_front(spec: StudySpec, folder: StudyFolder, splits: Splits, say: Callable[[str], None]) -> None:
-    """Reads the test split, once, for the trials on the final front."""
-    untested = _untested_front(folder)
-    if not untested:
-        return
-    import ray
-
-    from equitune.search.trainable import test
-
-    say(f"measuring the {len(untested)} trials of the front on the test split")
-    shared = ray.put(splits)
-    remote = ray.remote(num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu)(test)
-    pending = {remote.remote(str(trial.path), shared): trial for trial in untested}
-    for task, trial in pending.items():
-        write_json(trial.test, ray.get(task))
-
-
-def _untested_front(folder: StudyFolder) -> list[TrialFolder]:
-    members = front(StudyReader(folder).read())
-    return [folder.trial(trial.number) for trial in members if not trial.test]
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ _on_device: dict[tuple[str, str], Any] = {}  # (fingerprint, device) -> data, ke
 
 
 def trainable(config: dict[str, Any], splits: Splits) -> None:
-    """Runs the trial that the searcher proposed and reports its epochs, and at the end its result, to the driver."""
+    """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one."""
     folder = TrialFolder(Path(config["folder"]))
+    if config.get("test"):
+        tune.report({"test": _test(folder, splits)})
+        return
     if folder.result.exists():  # only the telling was lost
         tune.report({"result": folder.result.read_text()})
         return
@@ -33,17 +37,6 @@ def trainable(config: dict[str, Any], splits: Splits) -> None:
         tune.report({"halt": f"{folder.path}: {what}: mend that and run the same command again; nothing is lost"})
 
 
-def test(folder: str, splits: Splits) -> dict[str, Any]:
-    """Measures a finished trial on the test split, as a Ray task; returns its metrics as plain data."""
-    from equitune.trial.test import measure_on_test
-
-    trial = TrialFolder(Path(folder))
-    config = TrialConfig.from_json_text(trial.config.read_text())
-    with _logging_to(trial.log):
-        metrics = measure_on_test(config, trial, splits)
-    return {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
-
-
 def device_data(splits: Splits, device: str) -> Any:
     """The study's data on a device, moved there by the first trial of this worker."""
     from equitune.trial.build import to_device
@@ -53,6 +46,16 @@ def device_data(splits: Splits, device: str) -> Any:
         _on_device.clear()
         _on_device[key] = to_device(splits, device)
     return _on_device[key]
+
+
+def _test(folder: TrialFolder, splits: Splits) -> str:
+    """Measures a finished trial on the test split; its metrics as JSON."""
+    from equitune.trial.test import measure_on_test
+
+    config = TrialConfig.from_json_text(folder.config.read_text())
+    with _logging_to(folder.log):
+        metrics = measure_on_test(config, folder, splits)
+    return json.dumps({name: metric.model_dump(mode="json") for name, metric in metrics.items()})
 
 
 def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResult:

@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceSplit, build_augmentation, count_parameters, initial_model
@@ -32,6 +31,19 @@ def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int)
         return _counted(config, shape, classes, "cpu")
 
 
+def require_network(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> None:
+    """Builds the network without its weights.
+
+    Raises:
+        Infeasible: no such network can exist for images of this shape.
+    """
+    try:
+        with torch.device("meta"):
+            initial_model(config, shape, classes)
+    except (NotImplementedError, RuntimeError):
+        initial_model(config, shape, classes)
+
+
 def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], classes: int, steps: int = 3) -> float:
     """Times a few training steps of the configured network on random images."""
     make_deterministic(config.device)
@@ -49,6 +61,8 @@ def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], cl
 
 
 def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, device: str) -> Cost:
+    from torch.utils.flop_counter import FlopCounterMode  # a second to import
+
     with torch.device(device), torch.inference_mode():
         model = initial_model(config, shape, classes).eval()
         with FlopCounterMode(display=False) as counter:

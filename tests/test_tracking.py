@@ -1,0 +1,227 @@
+"""MLflow as a projection: a real store, projected from invented studies, again and again, with the store gone between."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invented import add_trial, invent
+
+from equitune.errors import UserError
+from equitune.records.folder import StudyFolder, write_json
+from equitune.records.results import Measurement
+from equitune.report.front import write_front
+from equitune.report.profile import write_profile
+from equitune.spec.study import StudySpec
+from equitune.tracking import projector
+from equitune.tracking.projector import Projector, projecting, sync
+from equitune.tracking.store import default_tracking_uri, flat
+
+pytestmark = pytest.mark.slow  # MLflow makes its tables: seconds
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables; making them takes longer than all tests together."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return default_tracking_uri(tmp_path)
+
+
+def runs(uri: str, name: str = "small") -> dict[str, Any]:
+    """The runs of a study by name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def artifacts(uri: str, run: Any) -> set[str]:
+    from mlflow import MlflowClient
+
+    return {file.path for file in MlflowClient(uri).list_artifacts(run.info.run_id)}
+
+
+def project(folder: StudyFolder, uri: str) -> Projector:
+    made = Projector(folder, uri, write_front, write_profile)
+    made.step()
+    return made
+
+
+def test_a_study_becomes_one_experiment_with_a_run_a_trial(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    folder = invent(tmp_path / "small", small_spec, 4, states={1: "FAILED", 2: "INFEASIBLE"}, tested=(3,))
+    sync(folder, store, write_front, write_profile)
+    found = runs(store)
+    assert set(found) == {"small", "trial 0", "trial 1", "trial 2", "trial 3"}
+    parent, trial = found["small"], found["trial 3"]
+    assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert trial.data.tags["equitune.state"] == "COMPLETE"
+    assert trial.data.tags["equitune.front"] == "true"
+    assert trial.data.tags["equitune.torch"] == "2.13"
+    assert trial.data.tags["equitune.seed"].isdecimal()
+    assert trial.data.params["model.name"] == "resnet"
+    assert trial.data.params["model.width"] == "4"
+    assert trial.data.params["augmentation.translate.max_px"] == "2.0"
+    assert trial.data.params["measures"] == "equivariance"
+    assert trial.data.metrics["accuracy"] == pytest.approx(0.74)
+    assert trial.data.metrics["accuracy_stderr"] == 0.02
+    assert trial.data.metrics["translation_error_untrained"] == 0.7
+    assert trial.data.metrics["test_accuracy"] == 0.6
+    assert artifacts(store, trial) == {"config.json", "result.json", "profile.png", "weights.safetensors"}
+    assert artifacts(store, parent) == {"front.png", "front.html", "front.csv"}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "small": "FINISHED",
+        "trial 0": "FINISHED",
+        "trial 1": "FAILED",
+        "trial 2": "KILLED",
+        "trial 3": "FINISHED",
+    }
+    assert found["trial 1"].data.tags["equitune.reason"] == 'because of <b>"1"</b>'
+    assert parent.data.metrics["trials_ended"] == 4
+
+
+def test_epochs_are_a_curve_against_epochs(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    from mlflow import MlflowClient
+
+    folder = invent(tmp_path / "small", small_spec, 1)
+    project(folder, store)
+    history = MlflowClient(store).get_metric_history(runs(store)["trial 0"].info.run_id, "validation_accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 0.51), (2, 0.52)]
+    assert history[0].timestamp == 1_700_000_001_000
+
+
+def test_projecting_twice_changes_nothing(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    from mlflow import MlflowClient
+
+    folder = invent(tmp_path / "small", small_spec, 3, tested=(2,))
+    project(folder, store)
+    before = {name: (run.info.run_id, run.data.to_dictionary()) for name, run in runs(store).items()}
+    project(folder, store).step()
+    assert {name: (run.info.run_id, run.data.to_dictionary()) for name, run in runs(store).items()} == before
+    history = MlflowClient(store).get_metric_history(before["trial 1"][0], "train_loss")
+    assert len(history) == 2
+
+
+def test_a_study_that_grows_is_followed(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    folder = invent(tmp_path / "small", small_spec, 2, states={1: "RUNNING"})
+    folder.driver.write_text("{}")
+    follower = project(folder, store)
+    assert (runs(store)["small"].info.status, runs(store)["trial 1"].info.status) == ("RUNNING", "RUNNING")
+    assert runs(store)["trial 0"].data.tags["equitune.front"] == "true"
+    for number in (1, 2, 3):
+        add_trial(folder, small_spec, number)
+    better = {
+        "accuracy": Measurement(value=1.0, n=2, split="validation"),
+        "translation_error": Measurement(value=0.0, n=2, split="validation"),
+    }
+    result = json.loads(folder.trial(3).result.read_text())
+    write_json(
+        folder.trial(3).result,
+        {**result, "metrics": {name: metric.model_dump(mode="json") for name, metric in better.items()}},
+    )
+    follower.step()
+    found = runs(store)
+    assert found["small"].info.status == "FINISHED"
+    assert [found[f"trial {number}"].data.tags["equitune.front"] for number in (0, 3)] == ["false", "true"]
+
+
+def test_two_studies_of_one_name_do_not_mix(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    project(invent(tmp_path / "a" / "small", small_spec, 1), store)
+    project(invent(tmp_path / "b" / "small", small_spec, 1), store)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("small")
+    assert len(client.search_runs([experiment.experiment_id])) == 4  # type: ignore[union-attr]
+
+
+def test_more_values_than_a_batch_holds(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    folder = invent(tmp_path / "small", small_spec, 1, states={0: "RUNNING"})
+    epoch = folder.trial(0).read_epochs()[0]
+    for number in range(1, 501):
+        folder.trial(0).append_epoch(epoch.model_copy(update={"epoch": number, "time": 1.7e9 + number}))
+    project(folder, store)
+    from mlflow import MlflowClient
+
+    assert len(MlflowClient(store).get_metric_history(runs(store)["trial 0"].info.run_id, "lr")) == 500
+
+
+def test_a_store_that_comes_back_gets_everything(
+    tmp_path: Path, small_spec: StudySpec, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = invent(tmp_path / "small", small_spec, 3)
+    follower = Projector(folder, store, write_front, write_profile)
+    log, calls = follower._store.log, 0
+
+    def unreliable(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3, 5):
+            raise ConnectionError("gone")
+        log(*args, **kwargs)
+
+    monkeypatch.setattr(follower._store, "log", unreliable)
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            follower.step()
+    follower.step()
+    project(invent(tmp_path / "other" / "small", small_spec, 3), store)
+    found = sorted((run.info.run_name, json.dumps(run.data.metrics, sort_keys=True)) for run in _all(store))
+    assert found[::2] == found[1::2]
+
+
+def _all(uri: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("small")
+    return list(client.search_runs([experiment.experiment_id]))  # type: ignore[union-attr]
+
+
+def test_a_dead_store_is_warned_of_once_and_named_at_the_end(
+    tmp_path: Path, small_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "INTERVAL_S", 0.05)
+    folder, said = invent(tmp_path / "small", small_spec, 1), []
+    with projecting(folder, "http://127.0.0.1:9", write_front, write_profile, said.append):
+        for _ in range(100):
+            if said:
+                break
+            __import__("time").sleep(0.1)
+    assert len(said) == 2
+    assert "MLflow at http://127.0.0.1:9 does not answer" in said[0]
+    assert "equitune mlflow sync small" in said[1]
+    with pytest.raises(UserError, match="MLflow at http://127.0.0.1:9 cannot be written"):
+        sync(folder, "http://127.0.0.1:9", write_front, write_profile)
+
+
+def test_a_configuration_as_parameters() -> None:
+    config = {
+        "study": "s",
+        "model": {"name": "resnet", "args": {"width": 8}},
+        "prior": None,
+        "augmentation": [{"name": "hflip", "args": {"probability": 0.5}}],
+        "training": {"lr": 0.1},
+        "data": {"name": "digits", "args": {"size": 16}, "limit": None},
+    }
+    assert flat(config, without=("study",)) == {
+        "model.name": "resnet",
+        "model.width": "8",
+        "prior": "None",
+        "augmentation": "hflip",
+        "augmentation.hflip.probability": "0.5",
+        "training.lr": "0.1",
+        "data.name": "digits",
+        "data.size": "16",
+        "data.limit": "None",
+    }
