@@ -1,5 +1,6 @@
 """The shell: parses, calls, prints, exits. Each command imports what it needs, so that help is instant."""
 
+import errno
 import json
 import os
 import socket
@@ -217,6 +218,11 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(USERS_MISTAKE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        click.echo(f"{error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
+        sys.exit(USERS_MISTAKE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
@@ -265,7 +271,8 @@ def _print_answer(folder: "StudyFolder", root: Path | None, draw: bool = True) -
             write_front(study, folder.path)
     at_root = f" --root {root}" if root else ""
     click.echo(f"Folder:  {folder.path}")
-    click.echo(f"Picture: {folder.path / 'front.png'} (interactive: front.html, table: front.csv)")
+    if (folder.path / "front.png").exists():
+        click.echo(f"Picture: {folder.path / 'front.png'} (interactive: front.html, table: front.csv)")
     click.echo(f"Next:    equitune ui{at_root}")
     return study
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "priors", "augmentations", "datasets", "measures"},
     {"groups", "records"},
     {"spec"},
-    {"catalog", "errors", "vision", ""},  # "" is the package itself: its version
+    {"catalog", "errors", "torchvision_mend", ""},  # "" is the package itself: its version
 ]
 # library -> the rooms that may import it.
 DOORS = {
@@ -29,9 +29,18 @@ DOORS = {
     "plotly": {"report"},
     "rich": {"report", "cli"},
     "click": {"cli"},
-    "timm": {"vision"},
-    "torchvision": {"vision"},
-    "torch": {"vision", "groups", "models", "priors", "augmentations", "measures", "trial", "search.trainable"},
+    "timm": {"models"},
+    "torchvision": {"datasets"},
+    "torch": {
+        "torchvision_mend",
+        "groups",
+        "models",
+        "priors",
+        "augmentations",
+        "measures",
+        "trial",
+        "search.trainable",
+    },
 }
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from equitune import vision
 from equitune.datasets._splits import LabelledImages
 from equitune.errors import UserError
 
@@ -16,7 +15,7 @@ def load_torchvision(name: str, class_name: str, root: Path) -> LabelledImages:
     Raises:
         UserError: it is not under the root, or a file of it is corrupt.
     """
-    kind = getattr(vision.torchvision().datasets, class_name)
+    kind = _kind(class_name)
     parts = []
     for train in (True, False):
         try:
@@ -31,9 +30,15 @@ def load_torchvision(name: str, class_name: str, root: Path) -> LabelledImages:
 
 def download_torchvision(class_name: str, root: Path) -> None:
     """Fetches a torchvision data set into the root."""
-    kind = getattr(vision.torchvision().datasets, class_name)
+    kind = _kind(class_name)
     for train in (True, False):
         kind(root=root, train=train, download=True)
+
+
+def _kind(class_name: str) -> Any:
+    from torchvision import datasets  # seconds to import
+
+    return getattr(datasets, class_name)
 
 
 def _arrays(part: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

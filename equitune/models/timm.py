@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equitune import vision
 from equitune.errors import Infeasible
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.models._normalise import Normalise
@@ -17,7 +16,8 @@ PRIORS: list[str] = []
 
 
 def build(shape: tuple[int, int, int], classes: int, prior: None, *, architecture: str) -> "TimmModel":
-    timm = vision.timm()
+    import timm  # a second to import
+
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         guess = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists them all"

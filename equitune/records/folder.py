@@ -96,21 +96,20 @@ def open_study(root: Path, name: str) -> StudyFolder:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a file whole or not at all, and makes its folder.
+    """Writes a file as JSON, whole or not at all, and makes its folder. Raises OSError where it cannot."""
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode())
 
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, and makes its folder. Raises OSError where it cannot."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+        partial.write_bytes(data)
         os.replace(partial, path)
-    except OSError as error:
+    except OSError:
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}: mend that and run the same command again"
-        ) from None
+        raise
 
 
 def read_json(path: Path) -> Any:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equitune import __version__
+from equitune.analysis.pareto import front
 from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
+from equitune.records.reader import StudyReader
 from equitune.search.cluster import Slots, connected, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
@@ -63,6 +65,8 @@ def run_study(
         folder.path.mkdir(parents=True, exist_ok=True)
         with driving(folder), logging_to(folder.log):
             begin(folder, spec, source, overrides)
+            if _is_finished(folder):
+                return Outcome("complete")
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             _record_data(folder, splits)
@@ -150,6 +154,7 @@ def logging_to(path: Path) -> Iterator[None]:
     """What Ray, Optuna, MLflow and warnings have to say goes to a file instead of the terminal."""
     import optuna
 
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to talk of anything else
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
@@ -216,6 +221,11 @@ def _signals(searcher: "StudySearcher", say: Callable[[str], None]) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_finished(folder: StudyFolder) -> bool:
+    study = StudyReader(folder).read()
+    return study.state == "complete" and all(trial.test for trial in front(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:

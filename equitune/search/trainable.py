@@ -33,8 +33,8 @@ def trainable(config: dict[str, Any], splits: Splits) -> None:
         tune.report({"result": result.model_dump_json()})
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
-        tune.report({"halt": f"{folder.path}: {what}: mend that and run the same command again; nothing is lost"})
+        what = "the disk is full: free some space" if full else f"cannot be written ({error.strerror}): mend that"
+        tune.report({"halt": f"{folder.path}: {what} and run the same command again; nothing is lost"})
 
 
 def device_data(splits: Splits, device: str) -> Any:

@@ -27,6 +27,7 @@ _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "INFEASIBLE": "KILLED", "
 _STUDY_STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "running": "RUNNING"}
 
 log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())  # without a log file, nothing is said on the terminal
 
 
 class Projector:

@@ -1,7 +1,7 @@
 """Model and data -> trained model. Reports every epoch; goes on from a checkpoint as if it had never stopped."""
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.measures._evaluation import EvaluationSet, as_float
-from equitune.records.folder import TrialFolder
+from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import Augment, DeviceSplit
@@ -180,7 +180,6 @@ def _check_finite(losses: Tensor, first_step: int) -> None:
 def _save(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
 ) -> None:
-    partial = path.with_suffix(".partial")
     state = {
         "epoch": epoch,
         "model": model.state_dict(),
@@ -188,8 +187,9 @@ def _save(
         "generator": generator.get_state(),
         "dropout": torch.cuda.get_rng_state() if generator.device.type == "cuda" else torch.get_rng_state(),
     }
-    torch.save(state, partial)
-    os.replace(partial, path)
+    buffer = io.BytesIO()  # torch itself tells a full disk as a RuntimeError
+    torch.save(state, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:

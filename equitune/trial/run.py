@@ -5,12 +5,12 @@ import time
 import traceback
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from equitune import __version__
 from equitune.errors import Infeasible
 from equitune.measures._evaluation import EvaluationSet
-from equitune.records.folder import TrialFolder, write_json
+from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import TrialResult
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData, build_augmentation, build_model
@@ -59,7 +59,8 @@ def run_trial(
         metrics, profile = measure(config, model, build_model(config, data), validation)
         clock.lap("measure")
         if folder:
-            save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder.weights)
+            weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+            write_whole(folder.weights, save(weights))
         result = result.model_copy(update={"metrics": metrics, "profile": profile, "seconds": clock.laps})
     except OSError:
         raise  # the disk's fault, not the trial's
