@@ -54,7 +54,7 @@ class Component:
     name: str
     summary: str
     parameters: dict[str, tuple[Any, Any]]  # name -> (annotation, default or ...)
-    annotations: dict[str, str]  # name -> annotation as written, for people
+    annotations: dict[str, str]  # name -> its type and bounds, for people: "int >= 1"
     constants: dict[str, Any]  # the literal UPPER_CASE constants of the module
 
 
@@ -78,7 +78,7 @@ def describe(kind: str, name: str) -> Component:
         arg.arg: (_annotation(arg), ... if default is None else ast.literal_eval(default))
         for arg, default in zip(entry.args.kwonlyargs, entry.args.kw_defaults, strict=True)
     }
-    written = {arg.arg: ast.unparse(arg.annotation) for arg in entry.args.kwonlyargs if arg.annotation}
+    written = {arg.arg: _readable(arg.annotation) for arg in entry.args.kwonlyargs if arg.annotation}
     summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
     return Component(kind, name, summary, parameters, written, _constants(tree))
 
@@ -122,6 +122,20 @@ def _annotation(arg: ast.arg) -> Any:
         raise TypeError(f"parameter '{arg.arg}' of a component needs an annotation")
     code = compile(ast.Expression(arg.annotation), "<annotation>", "eval")
     return eval(code, {"__builtins__": {}, **_ANNOTATIONS})  # noqa: S307 - our own source text, never a user's
+
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def _readable(annotation: ast.expr) -> str:
+    """`Annotated[int, Field(ge=1)]` as `int >= 1`, `Literal["a", "b"]` as `a | b`."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
+            return " | ".join(str(ast.literal_eval(option)) for option in getattr(options, "elts", [options]))
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, ast.Call(keywords=bounds)])):
+            said = [f"{_BOUNDS[bound.arg or '']} {ast.unparse(bound.value)}" for bound in bounds]
+            return f"{ast.unparse(kind)} {', '.join(said)}"
+    return ast.unparse(annotation)
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:

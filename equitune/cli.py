@@ -1,5 +1,6 @@
 """The shell: parses, calls, prints, exits. Each command imports what it needs, so that help is instant."""
 
+import atexit
 import errno
 import json
 import os
@@ -107,8 +108,9 @@ def show(study: str, root: Path | None, as_json: bool) -> None:
     folder = open_study(studies_root(root), study)
     if as_json:
         from equitune.records.reader import StudyReader
+        from equitune.report import machine
 
-        click.echo(json.dumps(_as_json(StudyReader(folder).read()), indent=1))
+        click.echo(json.dumps(machine.as_json(StudyReader(folder).read()), indent=1))
     else:
         _print_answer(folder, root, draw=False)
 
@@ -209,23 +211,35 @@ def download(dataset: str, data_root: Path | None) -> None:
 
 def main() -> NoReturn:
     """The program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
+    code = _exit_code()
+    if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
     try:
         cli.main(standalone_mode=False)
-        sys.exit(DONE)
+    except SystemExit as end:
+        return int(end.code or DONE)
     except UserError as error:
         click.echo(str(error), err=True)
-        sys.exit(USERS_MISTAKE)
+        return USERS_MISTAKE
     except click.ClickException as error:
         error.show()
-        sys.exit(USERS_MISTAKE)
+        return USERS_MISTAKE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         click.echo(f"{error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
-        sys.exit(USERS_MISTAKE)
+        return USERS_MISTAKE
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    return DONE
 
 
 def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
@@ -297,32 +311,6 @@ def _print_plan(spec: "StudySpec") -> None:
     click.echo(
         f"guess: {duration(planned.seconds)} of one {where}, {duration(planned.seconds / at_once)} with {at_once}"
     )
-
-
-def _as_json(study: "StudyRecord") -> dict[str, Any]:
-    """The stable interface of `equitune show --json`."""
-    from equitune.analysis.pareto import front
-
-    members = {trial.number for trial in front(study)}
-    return {
-        "study": study.name,
-        "state": study.state,
-        "objectives": study.objectives,
-        "trials": [
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "reason": trial.reason,
-                "params": trial.config.params,
-                "metrics": {
-                    name: {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
-                    for name, metric in trial.metrics.items()
-                },
-                "front": trial.number in members,
-            }
-            for trial in study.trials
-        ],
-    }
 
 
 def _tracking_uri(given: str | None, root: Path) -> str:

@@ -18,7 +18,7 @@ from equitune.search.cluster import slots
 from equitune.search.plan import num_exact, proposals, require_feasible
 from equitune.search.searcher import StudySearcher
 from equitune.search.storage import open_storage
-from equitune.search.study import begin
+from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import Resources
@@ -235,10 +235,13 @@ def test_another_search_space_is_refused_and_a_larger_budget_is_not(
     assert StudyReader(folder).read().num_planned == 9
     changed = load_study(path, ("model.width={int: [2, 9]}", "training.epochs=3"))
     with pytest.raises(UserError) as caught:
-        begin(folder, changed, None, ())
+        require_same_search(folder, changed)
     assert "model.resnet.width.int was [2, 4], is [2, 9]" in str(caught.value)
     assert "training.epochs was 2, is 3" in str(caught.value)
-    assert StudyReader(folder).read().num_planned == 9
+    larger = load_study(path, ("search.trials=12",))
+    require_same_search(folder, larger)
+    begin(folder, larger, None, ())
+    assert StudyReader(folder).read().num_planned == 12
 
 
 def test_what_is_planned_is_what_is_asked(folder: StudyFolder, small_spec: StudySpec) -> None:

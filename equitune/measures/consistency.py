@@ -19,7 +19,7 @@ METRICS = {"{group}_consistency": "maximize", "{group}_consistent_and_correct": 
 
 def measure(
     model: nn.Module,
-    untrained: nn.Module,
+    untrained: nn.Module | None,
     images: EvaluationSet,
     *,
     group: Literal["translation"] = "translation",
@@ -30,11 +30,11 @@ def measure(
     Source: shift consistency (1904.11486), in the circular form of 2011.14214.
     """
     trained = _hits(model, images, max_shift_px)
-    control = _hits(untrained, images, max_shift_px)
+    control = [hits / len(images) for hits in _hits(untrained, images, max_shift_px)] if untrained else [None, None]
     metrics = {}
-    for name, hits, untrained_hits in zip(METRICS, trained, control, strict=True):
+    for name, hits, share in zip(METRICS, trained, control, strict=True):
         measured = Measurement.proportion(hits, len(images), images.split)
-        metrics[name.format(group=group)] = measured.model_copy(update={"untrained": untrained_hits / len(images)})
+        metrics[name.format(group=group)] = measured.model_copy(update={"untrained": share})
     return Report(metrics)
 
 

@@ -12,7 +12,7 @@ a set's shifts and over the layers at 1/4, 1/2, 3/4 and the end of its spatial d
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -46,7 +46,7 @@ Key = tuple[str, str, int]  # layer, set, index of the element in the set
 
 def measure(
     model: nn.Module,
-    untrained: nn.Module,
+    untrained: nn.Module | None,
     images: EvaluationSet,
     *,
     group: Literal["translation"] = "translation",
@@ -57,7 +57,7 @@ def measure(
 
     Args:
         model: in, images in [0, 1]; out, class scores. `model.layers` declares what is measured.
-        untrained: the same architecture with its initial weights.
+        untrained: the same architecture with its initial weights; None measures without this control.
         images: held-out images.
         group: the symmetry.
         most_images: a seeded sample of this size is measured, or all images where there are fewer.
@@ -76,7 +76,7 @@ def measure(
         elements=elements,
         images=images,
         trained=compare(model, measured, images, elements),
-        untrained=compare(untrained, measured, images, elements),
+        untrained=compare(untrained, measured, images, elements) if untrained else {},
     )
     return comparison.report(group)
 
@@ -150,7 +150,7 @@ class _Comparison:
     elements: dict[str, list[Shift]]
     images: EvaluationSet
     trained: dict[Key, PairStatistics]
-    untrained: dict[Key, PairStatistics] = field(default_factory=dict)
+    untrained: dict[Key, PairStatistics]
 
     def report(self, group: str) -> Report:
         spatial = [name for name, layout in self.layers.items() if layout.is_spatial and name not in self.skipped]
@@ -176,7 +176,7 @@ class _Comparison:
             return Measurement(value=None, n=n, split=split, status=status, reason=reason)
         estimate = self._estimate(quantity, chosen, self.trained)
         control = None
-        if self._problem(chosen, self.untrained)[0] == "ok":
+        if self.untrained and self._problem(chosen, self.untrained)[0] == "ok":
             control = self._estimate(quantity, chosen, self.untrained).value
         chance = 1.0 if quantity == "error" else self._chance(chosen)
         return Measurement(
@@ -214,7 +214,7 @@ class _Comparison:
             "error_stderr": error.stderr,
             "dead_channels": self.trained[layer, name, 0].dead_channels(),
         }
-        if self._problem(chosen, self.untrained)[0] == "ok":
+        if self.untrained and self._problem(chosen, self.untrained)[0] == "ok":
             row["untrained_correlation"] = self._estimate("correlation", chosen, self.untrained).value
             row["untrained_error"] = self._estimate("error", chosen, self.untrained).value
         return row

@@ -44,9 +44,8 @@ class CNN(nn.Module):
             self.layers[f"convs.{index}"] = Grid(1 if index < 2 else 2)
             if index == 1:
                 side = out_side(side, 2, stride=2)
-        out_side(
-            side, 4
-        )  # the top layer is unpadded: its map is no multiple of the image's grid, so it is not measured
+        out_side(side, 4)  # refuses what the top layer cannot cover
+        # The top layer is unpadded: its map is no multiple of the image's grid, so it is not measured.
         self.top = nn.Sequential(prior.conv(width, width, 4, side=side, bias=True), prior.norm(width), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
         self.invariant = prior.invariant()
@@ -59,6 +58,6 @@ class CNN(nn.Module):
             maps = conv(maps)
             if index == 1:
                 maps = functional.max_pool3d(maps, (1, 2, 2))
-            if index in (0, 2, 3, 4):  # the places of the dropout in Cohen and Welling's network
+            if index in (0, 2, 3, 4):  # where Cohen and Welling's network has its dropout
                 maps = self.dropout(maps)
         return self.output(self.invariant(self.top(maps)).mean((2, 3)))

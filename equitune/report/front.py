@@ -35,9 +35,10 @@ def write_picture(study: StudyRecord, path: Path) -> None:
     others = [trial for trial in measured(study) if trial.number not in {member.number for member in members}]
     x_name, y_name, colour_name = axis_names(study)
     for trials, style in ((others, {"color": GREY, "alpha": 0.6}), (members, {"color": BLUE})):
-        for trial in trials:
-            (x, x_error), (y, y_error) = point(trial, x_name), point(trial, y_name)
-            axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="none", elinewidth=1, capsize=2, **style)
+        bars = [_errors(trials, name) for name in (x_name, y_name)]
+        axes.errorbar(
+            *_columns(trials, x_name, y_name), xerr=bars[0], yerr=bars[1], fmt="none", elinewidth=1, capsize=2, **style
+        )
     axes.scatter(*_columns(others, x_name, y_name), s=28, color=GREY, alpha=0.7, label="dominated")
     place = _columns(members, x_name, y_name)
     if colour_name and members:
@@ -179,6 +180,11 @@ def title(study: StudyRecord, members: list[TrialRecord]) -> str:
 
 def _columns(trials: list[TrialRecord], x: str, y: str) -> tuple[list[float], list[float]]:
     return [point(trial, x)[0] for trial in trials], [point(trial, y)[0] for trial in trials]
+
+
+def _errors(trials: list[TrialRecord], name: str) -> list[float]:
+    """Standard errors; NaN, of which nothing is drawn, where there is none."""
+    return [math.nan if error is None else error for _, error in (point(trial, name) for trial in trials)]
 
 
 def _has_value(metric: Measurement | None) -> bool:

@@ -14,7 +14,8 @@ def write_profile(trial: TrialRecord, path: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, 4.6), dpi=130)  # margins by hand: a solved layout doubles the time of drawing
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.2, top=0.9, wspace=0.2)
     FigureCanvasAgg(figure)
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     for axes, quantity, better in zip(

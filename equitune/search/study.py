@@ -64,13 +64,15 @@ def run_study(
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with driving(folder), logging_to(folder.log):
-            begin(folder, spec, source, overrides)
-            if _is_finished(folder):
-                return Outcome("complete")
+            if folder.study.exists():
+                require_same_search(folder, spec)
+                if _is_finished(folder, spec):
+                    return Outcome("complete")
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
-            _record_data(folder, splits)
             require_feasible(spec, splits.shape, len(splits.class_names))
+            begin(folder, spec, source, overrides)  # only now: what cannot begin leaves no study behind
+            _record_data(folder, splits)
             return _search(spec, folder, splits, address, say)
     except OSError as error:
         raise UserError(
@@ -98,21 +100,25 @@ def _search(
     return Outcome("interrupted" if searcher.draining else "complete")
 
 
-def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
-    """Makes the study's folder, or checks that it holds the same search; a larger budget is taken over.
+def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
+    """Refuses to mix two searches in one folder.
 
     Raises:
         UserError: another search has this name; says what differs.
     """
+    info = read_json(folder.study)
+    if info["fingerprint"] != spec.fingerprint():
+        changes = "; ".join(_differences(info["identity"], spec.identity()))
+        raise UserError(
+            f"study {spec.study} exists in {folder.path} with another search space: {changes}: "
+            "give the changed study a name of its own (study: ...), or move the old one away"
+        )
+
+
+def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
+    """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
     if folder.study.exists():
-        info = read_json(folder.study)
-        if info["fingerprint"] != spec.fingerprint():
-            changes = "; ".join(_differences(info["identity"], spec.identity()))
-            raise UserError(
-                f"study {spec.study} exists in {folder.path} with another search space: {changes}: "
-                "give the changed study a name of its own (study: ...), or move the old one away"
-            )
-        write_json(folder.study, info | {"trials": spec.search.trials})
+        write_json(folder.study, read_json(folder.study) | {"trials": spec.search.trials})
         return
     write_json(
         folder.study,
@@ -223,9 +229,10 @@ def _signals(searcher: "StudySearcher", say: Callable[[str], None]) -> Iterator[
             signal.signal(number, handler)
 
 
-def _is_finished(folder: StudyFolder) -> bool:
+def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
-    return study.state == "complete" and all(trial.test for trial in front(study))
+    enough = len(study.ended()) >= spec.search.trials
+    return study.state == "complete" and enough and all(trial.test for trial in front(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:

@@ -64,6 +64,7 @@ def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResul
     from equitune.trial.run import run_trial
 
     gc.collect()
+    gc.freeze()  # what is left are modules: the next collection need not walk through them
     if config.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

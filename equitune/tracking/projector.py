@@ -7,6 +7,7 @@ moment; points carry the time of their record, which makes sending them twice ha
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from equitune.tracking.store import Point, Store
 WriteFront = Callable[[StudyRecord, Path], list[Path]]
 WriteProfile = Callable[[TrialRecord, Path], bool]
 
+FIRST_S = 8.0  # importing MLflow sooner would hold up the start of the workers
 INTERVAL_S = 2.0
+REST = 6  # a step that took a second is followed by so many of rest: the trials need the machine
 LAST_FLUSH_S = 30.0
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "INFEASIBLE": "KILLED", "FAILED": "FAILED", "RUNNING": "RUNNING"}
 _STUDY_STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "running": "RUNNING"}
@@ -44,6 +47,10 @@ class Projector:
         self._tested: set[int] = set()
         self._front: frozenset[int] = frozenset()
         self._num_ended = -1
+
+    def open(self) -> None:
+        """Connects, which takes seconds the first time: MLflow is imported, and its tables are made."""
+        self._store.open(self._reader.read())
 
     def step(self) -> None:
         """Sends what is new. What fails raises, and is sent with the next step."""
@@ -127,11 +134,13 @@ def projecting(
     behind = threading.Event()
 
     def loop() -> None:
-        wait_s = INTERVAL_S
+        wait_s = FIRST_S
         while not stop.wait(wait_s):
             if not folder.study.exists():
                 continue
             try:
+                projector.open()
+                started = time.monotonic()
                 projector.step()
             except Exception as error:  # whatever the store does, the study goes on
                 log.warning("projection failed", exc_info=True)
@@ -140,7 +149,7 @@ def projecting(
                     warn(f"MLflow at {tracking_uri} does not answer ({_sentence(error)}): the study goes on without it")
                 behind.set()
             else:
-                wait_s = INTERVAL_S
+                wait_s = max(INTERVAL_S, REST * (time.monotonic() - started))
                 if behind.is_set():
                     warn(f"MLflow at {tracking_uri} is back and up to date")
                 behind.clear()

@@ -13,7 +13,7 @@ from equitune.trial.fit import evaluate
 
 
 def measure(
-    config: TrialConfig, model: nn.Module, untrained: nn.Module, images: EvaluationSet
+    config: TrialConfig, model: nn.Module, untrained: nn.Module | None, images: EvaluationSet
 ) -> tuple[dict[str, Measurement], list[dict[str, Any]]]:
     """Every metric of the trial: accuracy, loss and size, and what its measures add."""
     loss, hits = evaluate(model, images)

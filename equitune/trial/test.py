@@ -13,11 +13,11 @@ from equitune.trial.run import make_deterministic
 
 
 def measure_on_test(config: TrialConfig, folder: TrialFolder, splits: Splits) -> dict[str, Measurement]:
-    """Every metric of a finished trial, on the test split, from its saved weights."""
+    """Every metric of a finished trial, on the test split, from its saved weights, without the untrained control."""
     make_deterministic(config.device)
     data = to_device(splits, config.device)
     model = build_model(config, data)
     model.load_state_dict(load_file(folder.weights, device=config.device))
     test = move(splits.test, config.device)
-    metrics, _ = measure(config, model, build_model(config, data), EvaluationSet(test.pixels, test.labels, "test"))
+    metrics, _ = measure(config, model, None, EvaluationSet(test.pixels, test.labels, "test"))
     return metrics
