@@ -2,7 +2,7 @@
 
 A function trainable, a DataLoader with per-image PIL transforms, OptunaSearch, MLflow's callback, and the measurement
 written out in place. It trains the same networks on the same images for as many epochs as `equitune search` does, and
-measures the same quantities; only the plumbing differs. Run by `benchmarks/run.py`.
+measures the same quantities; only the plumbing differs. Run by `benchmarks/search.py`.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def main():
     parser.add_argument("--epochs", type=int, required=True)
     arguments = parser.parse_args()
     configurations = json.loads(arguments.configurations)
-    space = {"depth": tune.choice([8, 14]), "width": tune.lograndint(4, 13), "epochs": arguments.epochs}
+    space = {"depth": tune.choice([8, 14]), "width": tune.lograndint(4, 11), "epochs": arguments.epochs}
     tuner = tune.Tuner(
         tune.with_resources(train, {"cpu": 1}),
         param_space=space,

@@ -203,6 +203,27 @@ def test_the_real_files_are_read(name: str) -> None:
     assert len(splits.class_names) == 10
 
 
+@pytest.mark.parametrize("name", catalog.names("dataset"))
+def test_every_data_set_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    arguments = {}
+    if name == "imagefolder":
+        write_images(tmp_path)
+        arguments = {"path": str(tmp_path)}
+    try:
+        first, again = (catalog.entry("dataset", name)(SHARED, **arguments) for _ in range(2))
+    except UserError as missing:
+        pytest.skip(str(missing))
+    for pixels, labels in ((first.pixels, first.labels), (first.test_pixels, first.test_labels)):
+        if pixels is None:
+            continue
+        assert (pixels.dtype, pixels.ndim, labels.dtype) == (np.uint8, 4, np.int64)
+        assert pixels.shape[1] in (1, 3)
+        assert pixels.shape[2] == pixels.shape[3]
+        assert len(pixels) == len(labels)
+        assert set(labels) <= set(range(len(first.class_names)))
+    assert np.array_equal(first.pixels, again.pixels)
+
+
 def test_every_data_set_that_is_missing_can_be_fetched_by_name() -> None:
     fetched = [name for name in catalog.names("dataset") if hasattr(catalog.module("dataset", name), "download")]
     assert fetched == ["cifar10", "cifar100", "fashion_mnist", "mnist"]

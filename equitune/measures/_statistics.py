@@ -5,6 +5,7 @@ b, a^2, b^2 and a*b are kept; all correlations, errors and standard errors follo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from equitune.records.results import Status
 
+PART = 2**16  # numbers that are summed at once: half a megabyte in float64
 COLLAPSED = 1e-12  # relative to the features' own energy: below it, images cannot be told apart
 
 
@@ -47,9 +49,20 @@ class Moments:
 
     @classmethod
     def of(cls, values_BCP: Tensor) -> "Moments":
-        values = values_BCP if values_BCP.dtype == torch.float64 else _scratch(values_BCP, 0)
+        parts = [cls._of_part(_scratch(values_BCP[part], 0)) for part in _parts(values_BCP)]
+        return cls._joined(parts)
+
+    @classmethod
+    def _of_part(cls, values: Tensor) -> "Moments":
         total = values.new_ones(len(values)) @ values.flatten(1)
         return cls(values.sum(2), torch.linalg.vector_norm(values, dim=2).square_(), total.view(values.shape[1:]))
+
+    @classmethod
+    def _joined(cls, parts: list["Moments"]) -> "Moments":
+        if len(parts) == 1:
+            return parts[0]
+        sums, squares = torch.cat([part.sums_BC for part in parts]), torch.cat([part.squares_BC for part in parts])
+        return cls(sums, squares, sum((part.map_CP for part in parts[1:]), parts[0].map_CP))
 
 
 class PairStatistics:
@@ -59,25 +72,40 @@ class PairStatistics:
         self._a: list[Moments] = []
         self._b: list[Moments] = []
         self._distances: list[Tensor] = []  # sum of (a - b)^2 over positions, taken from the difference itself
-        self._across: list[Tensor] = []  # <a_i, mean b> + <b_i, mean a> (B,), with the first batch's means
+        self._across: list[Tensor] = []  # <a_i, mean b> + <b_i, mean a> (B,), with the first part's means
+        self._means: tuple[Tensor, Tensor] | None = None
         self._positions = 0
         self._summary: _Summary | None = None
 
-    def add(self, a_BCP: Tensor, b_BCP: Tensor, b_moments: Moments | None = None) -> None:
-        """Adds a batch of pairs of any floating dtype.
+    def add(
+        self,
+        a_BCP: Tensor,
+        b: Tensor,
+        b_moments: Moments | None = None,
+        act: Callable[[Tensor], Tensor] = lambda part: part,
+    ) -> None:
+        """Adds a batch of pairs of any floating dtype, a few images at a time, so that they stay in the cache.
 
         Args:
             a_BCP: f(T_g x).
-            b_BCP: rho(g) f(x).
-            b_moments: the moments of b where they follow from those of f(x).
+            b: rho(g) f(x), (B, C, P); or f(x) of any shape, where `act` is given.
+            b_moments: the moments of rho(g) f(x) where they follow from those of f(x).
+            act: makes rho(g) f(x), (B, C, P), of f(x).
         """
-        a, b = _scratch(a_BCP, 0), _scratch(b_BCP, 1)
-        self._a.append(Moments.of(a))
-        self._b.append(b_moments or Moments.of(b))
-        a_mean, b_mean = (side[0].map_CP.flatten() / len(side[0].sums_BC) for side in (self._a, self._b))
-        self._across.append(a.flatten(1) @ b_mean + b.flatten(1) @ a_mean)
-        self._distances.append(torch.linalg.vector_norm(a.sub_(b), dim=2).square_())
-        self._positions = a.shape[2]
+        a_parts, b_parts = [], []
+        for part in _parts(a_BCP):
+            a, moved = _scratch(a_BCP[part], 0), _scratch(act(b[part]), 1)
+            a_parts.append(Moments._of_part(a))
+            if b_moments is None:
+                b_parts.append(Moments._of_part(moved))
+            if self._means is None:
+                self._means = (a.mean(0).flatten(), moved.mean(0).flatten())
+            a_mean, b_mean = self._means
+            self._across.append(a.flatten(1) @ b_mean + moved.flatten(1) @ a_mean)
+            self._distances.append(torch.linalg.vector_norm(a.sub_(moved), dim=2).square_())
+        self._a.append(Moments._joined(a_parts))
+        self._b.append(b_moments or Moments._joined(b_parts))
+        self._positions = a_BCP.shape[2]
         self._summary = None
 
     @property
@@ -185,9 +213,16 @@ class _Summary:
         self.chance_influence_n = aa_n + bb_n - 2 * torch.cat(pairs._across)
 
 
+def _parts(values: Tensor) -> list[slice]:
+    """The batch in parts of a few images, small enough for a processor's cache."""
+    images = max(1, len(values) * PART // max(values.numel(), 1)) if values.device.type == "cpu" else len(values)
+    return [slice(start, start + images) for start in range(0, len(values), images)]
+
+
 def _scratch(values: Tensor, which: int) -> Tensor:
     """The values in float64, in memory that is used again: fresh pages cost more than all the sums together."""
     key = (values.device, which)
     if key not in _scratch_buffers or _scratch_buffers[key].numel() < values.numel():
-        _scratch_buffers[key] = torch.empty(values.numel(), dtype=torch.float64, device=values.device)
+        with torch.inference_mode(False):  # else it could not be used outside that mode
+            _scratch_buffers[key] = torch.empty(values.numel(), dtype=torch.float64, device=values.device)
     return _scratch_buffers[key][: values.numel()].view(values.shape).copy_(values)

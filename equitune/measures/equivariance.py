@@ -132,9 +132,12 @@ def compare(
             for name, index, shift in numbered:
 
                 def add(layer: str, features: Tensor, name: str = name, index: int = index, g: Shift = shift) -> None:
-                    moved = translation.act_on_features(g, plain[layer], layers[layer])
                     known = _moved_moments(moments[layer], g, plain[layer], layers[layer])
-                    pairs[layer, name, index].add(_as_channels(features), _as_channels(moved), known)
+
+                    def act(part: Tensor) -> Tensor:
+                        return _as_channels(translation.act_on_features(g, part, layers[layer]))
+
+                    pairs[layer, name, index].add(_as_channels(features), plain[layer], known, act)
 
                 with capturing(model, layers, add):
                     model(translation.act_on_images(shift, batch))

@@ -23,7 +23,7 @@ WriteFront = Callable[[StudyRecord, Path], list[Path]]
 WriteProfile = Callable[[TrialRecord, Path], bool]
 
 FIRST_S = 8.0  # importing MLflow sooner would hold up the start of the workers
-INTERVAL_S = 2.0
+INTERVAL_S = 1.0
 REST = 6  # a step that took a second is followed by so many of rest: the trials need the machine
 LAST_FLUSH_S = 30.0
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "INFEASIBLE": "KILLED", "FAILED": "FAILED", "RUNNING": "RUNNING"}
@@ -65,6 +65,11 @@ class Projector:
         if len(study.ended()) != self._num_ended:
             self._send_front(study)
         self._store.set_study_status(_STUDY_STATUS[study.state])
+
+    def sees_the_end(self) -> bool:
+        """Whether the last trial has ended and is not sent yet: then there is nothing left to rest for."""
+        study = self._reader.read()
+        return study.state == "complete" and len(self._finished) < len(study.trials)
 
     def _send_trial(self, study: StudyRecord, trial: TrialRecord) -> None:
         new = trial.epochs[self._epochs_sent.get(trial.number, 0) :]
@@ -134,9 +139,10 @@ def projecting(
     behind = threading.Event()
 
     def loop() -> None:
-        wait_s = FIRST_S
-        while not stop.wait(wait_s):
-            if not folder.study.exists():
+        rest_s, rested_from = FIRST_S, time.monotonic()
+        while not stop.wait(INTERVAL_S):
+            rested = time.monotonic() - rested_from >= rest_s
+            if not folder.study.exists() or not (rested or (not behind.is_set() and projector.sees_the_end())):
                 continue
             try:
                 projector.open()
@@ -144,15 +150,16 @@ def projecting(
                 projector.step()
             except Exception as error:  # whatever the store does, the study goes on
                 log.warning("projection failed", exc_info=True)
-                wait_s = min(wait_s * 2, 60.0)
+                rest_s = min(max(rest_s, INTERVAL_S) * 2, 60.0)
                 if not behind.is_set():
                     warn(f"MLflow at {tracking_uri} does not answer ({_sentence(error)}): the study goes on without it")
                 behind.set()
             else:
-                wait_s = max(INTERVAL_S, REST * (time.monotonic() - started))
+                rest_s = REST * (time.monotonic() - started)
                 if behind.is_set():
                     warn(f"MLflow at {tracking_uri} is back and up to date")
                 behind.clear()
+            rested_from = time.monotonic()
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()

@@ -1,0 +1,59 @@
+"""Measuring all layers beside the bare forward passes that it needs: one of the images, and one for each shift.
+
+python benchmarks/measuring.py
+"""
+
+import time
+from statistics import median
+
+import numpy as np
+import torch
+
+from equitune import catalog
+from equitune.groups import translation
+from equitune.measures import equivariance
+from equitune.measures._evaluation import EvaluationSet
+from equitune.trial.run import make_deterministic
+
+ROUNDS = 7
+CASES = {  # title -> (images' shape, number of them, model, prior, its arguments)
+    "resnet-20 of width 16, 512 images of 32 x 32": ((3, 32, 32), 512, "resnet", "conv", {}),
+    "resnet-20 of width 16, 288 images of 16 x 16": ((1, 16, 16), 288, "resnet", "conv", {}),
+    "resnet-8 of width 8, 128 images of 12 x 12": ((1, 12, 12), 128, "resnet", "conv", {"depth": 8, "width": 8}),
+    "vit of width 64, 512 images of 32 x 32": ((3, 32, 32), 512, "vit", "attention", {}),
+}
+
+
+def bare(model: torch.nn.Module, images: EvaluationSet, elements: list) -> None:
+    with torch.inference_mode():
+        for batch, _ in images.batches():
+            model(batch)
+            for shift in elements:
+                model(translation.act_on_images(shift, batch))
+
+
+def compare(title: str) -> None:
+    shape, n, name, prior, arguments = CASES[title]
+    torch.manual_seed(0)
+    model = catalog.entry("model", name)(shape, 10, catalog.entry("prior", prior)(), **arguments).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
+    images = EvaluationSet(torch.from_numpy(pixels), torch.zeros(n, dtype=torch.int64), "validation")
+    elements = [shift for members in equivariance.shifts(model.layers, shape[1], 1).values() for shift in members]
+    seconds: dict[str, list[float]] = {"bare": [], "measure": []}
+    for counted in [False] + [True] * ROUNDS:
+        for what, step in (
+            ("bare", lambda: bare(model, images, elements)),
+            ("measure", lambda: equivariance.measure(model, None, images)),
+        ):
+            started = time.perf_counter()
+            step()
+            if counted:
+                seconds[what].append(time.perf_counter() - started)
+    ratio = median(seconds["measure"]) / median(seconds["bare"])
+    print(f"{title}, {len(model.layers)} layers: {ratio:.2f} times its {1 + len(elements)} bare passes  (at most 1.50)")
+
+
+if __name__ == "__main__":
+    make_deterministic("cpu")
+    for title in CASES:
+        compare(title)

@@ -1,0 +1,117 @@
+"""Writes what is read off the program itself: `docs/cli.md` and `docs/components.md`. A test holds them to it.
+
+python docs/generate.py
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from equitune import catalog
+from equitune.cli import cli
+from equitune.spec.study import TRIAL_METRICS, SearchSpec
+from equitune.spec.trial import DataConfig, Resources, TrainingConfig
+
+DOCS = Path(__file__).parent
+ORIGIN = "<!-- written by docs/generate.py: edit the program, not this file -->\n"
+
+
+def commands() -> Iterator[str]:
+    """The help of every command, as `equitune COMMAND --help` prints it."""
+    yield ORIGIN
+    yield "# The shell\n"
+    yield "Exit codes: 0 done, 1 trials failed, 2 the user's mistake (said in one sentence), 130 interrupted.\n"
+    for name, command in walk("equitune", cli):
+        context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
+        context.help_option_names = ["-h", "--help"]
+        yield f"## `{name}`\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+def walk(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for each in sorted(command.commands):
+            yield from walk(f"{name} {each}", command.commands[each])
+
+
+def components() -> Iterator[str]:
+    """Everything that a study may name, with its settings."""
+    yield ORIGIN
+    yield "# What a study may name\n"
+    yield "Every value below may be a constant or a distribution ([study.md](study.md)), but for `data`, `measures`,"
+    yield "`search` and `resources`, which take constants.\n"
+    for section, settings in (
+        ("training", TrainingConfig),
+        ("data", DataConfig),
+        ("search", SearchSpec),
+        ("resources", Resources),
+    ):
+        yield f"## `{section}`\n"
+        yield from table(fields(settings))
+    yield "The arguments of the data set stand beside those of `data`: `data: {name: digits, size: 12}`.\n"
+    for kind in catalog.KINDS:
+        yield f"## {kind.capitalize()}s\n"
+        for name in catalog.names(kind):
+            component = catalog.describe(kind, name)
+            yield f"### `{name}`\n\n{component.summary}\n"
+            constants = component.constants
+            if "PRIORS" in constants:
+                yield f"Priors: {', '.join(f'`{prior}`' for prior in constants['PRIORS']) or 'its own layers'}.\n"
+            if "METRICS" in constants:
+                metrics = (f"`{metric}` ({direction})" for metric, direction in constants["METRICS"].items())
+                yield f"Metrics: {', '.join(metrics)}.\n"
+            if component.parameters:
+                yield from table(
+                    (parameter, component.annotations[parameter], default)
+                    for parameter, (_, default) in component.parameters.items()
+                )
+    yield "## Metrics of every trial\n"
+    yield ", ".join(f"`{metric}` ({direction})" for metric, direction in TRIAL_METRICS.items()) + "."
+
+
+def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:
+    for name, field in settings.model_fields.items():
+        if name == "args":
+            continue
+        options = getattr(field.annotation, "__args__", (field.annotation,))
+        yield name, " | ".join(readable(option, field.metadata) for option in options), field.default
+
+
+def readable(kind: Any, constraints: list[Any]) -> str:
+    """A type and its bounds, such as `int >= 1`."""
+    if hasattr(kind, "__metadata__"):  # Annotated
+        kind, constraints = kind.__origin__, kind.__metadata__[0].metadata
+    bounds = [
+        f"{sign} {getattr(constraint, key)}"
+        for constraint in constraints
+        for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if getattr(constraint, key, None) is not None
+    ]
+    name = "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
+    return f"{name} {', '.join(bounds)}".strip()
+
+
+def table(rows: Any) -> Iterator[str]:
+    yield "| setting | value | default |\n|---|---|---|"
+    for name, kind, default in rows:
+        shown = "required" if default in (..., PydanticUndefined) else f"`{default}`"
+        kind = kind.replace("|", "\\|")
+        yield f"| `{name}` | {kind} | {shown} |"
+    yield ""
+
+
+def texts() -> dict[Path, str]:
+    """What each generated file should hold."""
+    return {
+        DOCS / "cli.md": "\n".join(commands()).rstrip() + "\n",
+        DOCS / "components.md": "\n".join(components()).rstrip() + "\n",
+    }
+
+
+if __name__ == "__main__":
+    for path, text in texts().items():
+        path.write_text(text, encoding="utf-8")
