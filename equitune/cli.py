@@ -4,6 +4,7 @@ import atexit
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -147,10 +148,10 @@ def ui(root: Path | None, tracking_uri: str | None, host: str, port: int) -> Non
         str(port),
     ]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    try:
-        sys.exit(subprocess.run([*command, "--workers", "1"], env=environment).returncode)
-    except KeyboardInterrupt:
-        sys.exit(DONE)
+    server = subprocess.Popen([*command, "--workers", "1"], env=environment, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server takes one SIGTERM well, and Ctrl-C with a traceback
+        signal.signal(number, lambda *_: server.terminate())
+    sys.exit(server.wait())
 
 
 @cli.group()

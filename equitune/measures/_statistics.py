@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equitune.records.results import Status
 
-PART = 2**16  # numbers that are summed at once: half a megabyte in float64
+PART = 2**17  # numbers that are summed at once: a megabyte in float64
 COLLAPSED = 1e-12  # relative to the features' own energy: below it, images cannot be told apart
 
 

@@ -50,7 +50,10 @@ def write_picture(study: StudyRecord, path: Path) -> None:
         drawn = axes.scatter(
             *place, c=values, norm=norm, s=70, cmap="viridis", edgecolor="black", label="front", zorder=3
         )
-        figure.colorbar(drawn, ax=axes, label=label(study, colour_name))
+        bar = figure.colorbar(drawn, ax=axes, label=label(study, colour_name))
+        if max(values) > 10:  # whole numbers, written out
+            bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+            bar.ax.yaxis.set_minor_formatter("{x:,.0f}")
     else:
         axes.scatter(*place, s=70, color=BLUE, edgecolor="black", label="front", zorder=3)
         axes.plot(
@@ -63,7 +66,7 @@ def write_picture(study: StudyRecord, path: Path) -> None:
     axes.set_xlabel(label(study, x_name))
     axes.set_ylabel(label(study, y_name))
     axes.set_title(title(study, members), loc="left", fontsize=11)
-    figure.supxlabel("error bars: one standard error over images", x=0.01, ha="left", fontsize=8, color="#555555")
+    figure.text(0.01, 0.015, "error bars: one standard error over the n validation images", fontsize=8, color="#555555")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")
     figure.savefig(path)
@@ -166,17 +169,18 @@ def measured(study: StudyRecord) -> list[TrialRecord]:
 
 
 def label(study: StudyRecord, name: str) -> str:
-    """An axis' label: the metric, its unit where it has one, and which way is better."""
+    """An axis' label: the metric, its unit where it has one, which way is better, and its number of images."""
     if name == "trial":
         return "trial"
-    unit = next((trial.metrics[name].unit for trial in study.ended() if name in trial.metrics), "1")
-    return f"{name.replace('_', ' ')}{'' if unit == '1' else f' [{unit}]'} ({BETTER[study.objectives[name]]})"  # type: ignore[index]
+    metric = next((trial.metrics[name] for trial in study.ended() if name in trial.metrics), None)
+    unit = f" [{metric.unit}]" if metric and metric.unit != "1" else ""
+    n = f", n = {metric.n}" if metric and metric.n else ""
+    return f"{name.replace('_', ' ')}{unit} ({BETTER[study.objectives[name]]}{n})"  # type: ignore[index]
 
 
 def title(study: StudyRecord, members: list[TrialRecord]) -> str:
-    """The study, how far it is, and what its numbers are made of."""
-    n = study.info.get("splits", {}).get("validation", "?")
-    return f"{study.name}: {len(members)} of {len(study.ended())} trials on the front, n = {n} validation images"
+    """The study, and how far it is."""
+    return f"{study.name}: {len(members)} of {len(study.ended())} trials on the front"
 
 
 def _columns(trials: list[TrialRecord], x: str, y: str) -> tuple[list[float], list[float]]:

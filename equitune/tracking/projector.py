@@ -64,7 +64,7 @@ class Projector:
                 self._tested.add(trial.number)
         if len(study.ended()) != self._num_ended:
             self._send_front(study)
-        self._store.set_study_status(_STUDY_STATUS[study.state])
+        self._store.set_status(None, _STUDY_STATUS[study.state], _last_s(study))
 
     def sees_the_end(self) -> bool:
         """Whether the last trial has ended and is not sent yet: then there is nothing left to rest for."""
@@ -105,9 +105,7 @@ class Projector:
         if self._folder.searchspace.exists():
             self._store.add_file(None, self._folder.searchspace)
         points = [("trials_ended", float(len(study.ended()))), ("front_size", float(len(members)))]
-        times = [trial.epochs[-1].time for trial in study.ended() if trial.epochs]
-        time_s = max(times, default=study.info["created"])
-        self._store.log(None, points=[Point(name, value, time_s, len(study.ended())) for name, value in points])
+        self._store.log(None, points=[Point(name, value, _last_s(study), len(study.ended())) for name, value in points])
         self._front, self._num_ended = members, len(study.ended())
 
 
@@ -183,6 +181,11 @@ def _last_step(thread: threading.Thread, projector: Projector, folder: StudyFold
         except Exception:
             log.warning("last projection failed", exc_info=True)
             behind.set()
+
+
+def _last_s(study: StudyRecord) -> float:
+    """When the study's last trial reported, as Unix time."""
+    return max((trial.epochs[-1].time for trial in study.trials if trial.epochs), default=study.info["created"])
 
 
 def _epoch_points(epoch: Any) -> list[Point]:

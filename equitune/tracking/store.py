@@ -98,9 +98,6 @@ class Store:
             self._connect().set_terminated(run_id, status, int(time_s * 1000) if time_s else None)
         self._status[run_id] = status
 
-    def set_study_status(self, status: str) -> None:
-        self.set_status(None, status)
-
     def _run(self, trial: int | None) -> str:
         return self._parent if trial is None else self._runs[trial]
 
