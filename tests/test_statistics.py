@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from equitune.measures import _statistics
 from equitune.measures._statistics import Moments, PairStatistics, mean
 
 settings.register_profile("fast", deadline=None, max_examples=25)
@@ -73,6 +74,20 @@ def test_the_definitions_themselves_can_fail() -> None:
     a, b = features()
     assert correlation_written_out(a, b) != pytest.approx(correlation_written_out(a, b.roll(1, 0)), rel=1e-3)
     assert error_written_out(a, b) != pytest.approx(error_written_out(a, 1.1 * b), rel=1e-3)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 5, 1000])
+def test_summing_in_parts_changes_neither_value_nor_standard_error(
+    images_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large maps are summed an image at a time: the standard error must still be that of the jackknife."""
+    a, b = features(n=40, channels=4, positions=200)
+    monkeypatch.setattr(_statistics, "PART", images_at_once * a[0].numel())
+    found = pairs_of(a, b, batch=40).error()
+    left_out = [error_written_out(*(x[torch.arange(40) != image] for x in (a, b))) for image in range(40)]
+    jackknife = math.sqrt(39 / 40 * sum((value - sum(left_out) / 40) ** 2 for value in left_out))
+    assert found.value == pytest.approx(error_written_out(a, b), rel=1e-12)
+    assert found.stderr == pytest.approx(jackknife, rel=0.1)
 
 
 @pytest.mark.parametrize("quantity", ["correlation", "error"])

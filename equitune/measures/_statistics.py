@@ -72,7 +72,7 @@ class PairStatistics:
         self._a: list[Moments] = []
         self._b: list[Moments] = []
         self._distances: list[Tensor] = []  # sum of (a - b)^2 over positions, taken from the difference itself
-        self._across: list[Tensor] = []  # <a_i, mean b> + <b_i, mean a> (B,), with the first part's means
+        self._across: list[Tensor] = []  # <a_i, mean b> + <b_i, mean a> (B,), with the first batch's means
         self._means: tuple[Tensor, Tensor] | None = None
         self._positions = 0
         self._summary: _Summary | None = None
@@ -92,15 +92,15 @@ class PairStatistics:
             b_moments: the moments of rho(g) f(x) where they follow from those of f(x).
             act: makes rho(g) f(x), (B, C, P), of f(x).
         """
+        if self._means is None:  # rho(g) is linear: it acts on the mean as on each image
+            self._means = (_mean_map(a_BCP), _mean_map(act(b.mean(0, keepdim=True))))
+        a_mean, b_mean = self._means
         a_parts, b_parts = [], []
         for part in _parts(a_BCP):
             a, moved = _scratch(a_BCP[part], 0), _scratch(act(b[part]), 1)
             a_parts.append(Moments._of_part(a))
             if b_moments is None:
                 b_parts.append(Moments._of_part(moved))
-            if self._means is None:
-                self._means = (a.mean(0).flatten(), moved.mean(0).flatten())
-            a_mean, b_mean = self._means
             self._across.append(a.flatten(1) @ b_mean + moved.flatten(1) @ a_mean)
             self._distances.append(torch.linalg.vector_norm(a.sub_(moved), dim=2).square_())
         self._a.append(Moments._joined(a_parts))
@@ -211,6 +211,11 @@ class _Summary:
         unrelated = torch.vdot(a_map_CP.flatten(), b_map_CP.flatten()) - product_n.sum()
         self.chance_distance = self.energy - 2 * unrelated / max(self.n * (self.n - 1), 1)
         self.chance_influence_n = aa_n + bb_n - 2 * torch.cat(pairs._across)
+
+
+def _mean_map(values_BCP: Tensor) -> Tensor:
+    """The mean over images, flat and in float64."""
+    return values_BCP.mean(0).flatten().double()
 
 
 def _parts(values: Tensor) -> list[slice]:
