@@ -1,5 +1,7 @@
 """What the priors without a group (|G| = 1) share: maps (B, C, 1, H, W) around layers of images (B, C, H, W)."""
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 
@@ -32,8 +34,40 @@ class DropGroupAxis(nn.Module):
         return maps.squeeze(2)
 
 
-class PlainNorm:
-    """The two layers that are the same for every prior with |G| = 1."""
+class PlainPrior(ABC):
+    """A prior with |G| = 1: one kind of layer on images, used for the first layer and for all others."""
+
+    @abstractmethod
+    def layer(
+        self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
+    ) -> nn.Module:
+        """Images (B, inputs, side, side) -> images (B, outputs, side', side')."""
+
+    def lift(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        return Lifted(self.layer(inputs, outputs, kernel, side, stride, padding, bias))
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        return OnMaps(self.layer(inputs, outputs, kernel, side, stride, padding, bias))
 
     def norm(self, channels: int) -> nn.Module:
         return OnMaps(nn.BatchNorm2d(channels))

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from equitune.errors import Infeasible
-from equitune.priors._plain import Lifted, OnMaps, PlainNorm
+from equitune.priors._plain import PlainPrior
 
 PadMode = Literal["zeros", "circular", "reflect"]
 TORCH_PADDING: dict[str, PadMode] = {"zero": "zeros", "circular": "circular", "reflect": "reflect"}
@@ -18,39 +18,13 @@ def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Conv"
     return Conv(padding)
 
 
-class Conv(PlainNorm):
+class Conv(PlainPrior):
     """The layers of a plain convolutional network."""
 
     def __init__(self, padding: str) -> None:
         self.padding = padding
 
-    def lift(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return Lifted(self._layer(inputs, outputs, kernel, side, stride, padding, bias))
-
-    def conv(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return OnMaps(self._layer(inputs, outputs, kernel, side, stride, padding, bias))
-
-    def _layer(
+    def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
         if padding >= side and self.padding == "reflect":

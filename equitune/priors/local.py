@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.prior import out_side
-from equitune.priors._plain import Lifted, OnMaps, PlainNorm
+from equitune.priors._plain import PlainPrior
 
 PAD_MODE = {"zero": "constant", "circular": "circular", "reflect": "reflect"}
 
@@ -20,37 +20,16 @@ def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Local
     return Local(padding)
 
 
-class Local(PlainNorm):
+class Local(PlainPrior):
     """The layers of a network without weight sharing."""
 
     def __init__(self, padding: str) -> None:
         self.padding = padding
 
-    def lift(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
+    def layer(
+        self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
-        return Lifted(LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding]))
-
-    def conv(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return OnMaps(LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding]))
+        return LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding])
 
 
 class LocalConv2d(nn.Module):
