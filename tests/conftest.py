@@ -39,7 +39,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def study_file(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a study's text to a file; keyword arguments replace `{NAME}`-free pieces of the small one."""
+    """Writes a study's text to a file: the small one, where none is given."""
 
     def write(text: str = SMALL_STUDY, name: str = "study.yaml") -> Path:
         path = tmp_path / name

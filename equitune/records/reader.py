@@ -1,6 +1,5 @@
 """Reads a study back from its folder, again and again at little cost: what has ended is read once."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +105,7 @@ class StudyReader:
             epochs=folder.read_epochs(),
             result=result,
             started=folder.config.stat().st_mtime,
-            test={name: Measurement.model_validate_json(json.dumps(value)) for name, value in test.items()},
+            test={name: Measurement.model_validate(value) for name, value in test.items()},
         )
         if result is not None:
             self._kept[folder.number] = record

@@ -125,8 +125,9 @@ def front_table(study: StudyRecord, most: int | None = None) -> Table:
         values = [shown(trial.metrics.get(name)) for name in study.objectives]
         table.add_row(str(trial.number), *values, *(short(trial.config.params.get(name, "–")) for name in params))
         if trial.test:
-            on_test = [trial.test[name] for name in study.objectives if name in trial.test]
-            table.add_row("test", *(shown(metric) if metric.split == "test" else "" for metric in on_test), style="dim")
+            on_test = [trial.test.get(name) for name in study.objectives]
+            values = [shown(metric) if metric and metric.split == "test" else "" for metric in on_test]
+            table.add_row("test", *values, style="dim")
     if most is not None and len(members) > most:
         table.add_row("...")
     return table
