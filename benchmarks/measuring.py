@@ -29,7 +29,7 @@ def bare(model: torch.nn.Module, images: EvaluationSet, elements: list) -> None:
         for batch, _ in images.batches():
             model(batch)
             for shift in elements:
-                model(translation.act_on_images(shift, batch))
+                model(shift.on_images(batch))
 
 
 def compare(title: str) -> None:
@@ -38,7 +38,8 @@ def compare(title: str) -> None:
     model = catalog.entry("model", name)(shape, 10, catalog.entry("prior", prior)(), **arguments).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     images = EvaluationSet(torch.from_numpy(pixels), torch.zeros(n, dtype=torch.int64), "validation")
-    elements = [shift for members in equivariance.shifts(model.layers, shape[1], 1).values() for shift in members]
+    strides = [layout.stride for layout in model.layers.values() if layout.is_spatial]
+    elements = [shift for members in translation.sets(strides, shape[1]).values() for shift in members]
     seconds: dict[str, list[float]] = {"bare": [], "measure": []}
     for counted in [False] + [True] * ROUNDS:
         for what, step in (

@@ -1,4 +1,4 @@
-"""The two outcomes that are nobody's bug: a user's mistake, and a network that cannot exist."""
+"""The outcomes that are nobody's bug: a user's mistake, a network that cannot exist, a number that cannot be had."""
 
 
 class UserError(Exception):
@@ -13,3 +13,11 @@ class Infeasible(Exception):
 
     Within a study this ends one trial as INFEASIBLE, which teaches the sampler to keep away; it is no failure.
     """
+
+
+class Unmeasurable(Infeasible):
+    """A quantity that has no value here. `status` is the word for it, the text the reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status

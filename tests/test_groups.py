@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from equitune.errors import Infeasible
-from equitune.groups import translation
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.groups.resample import affine, shift_circular, shift_each
 from equitune.groups.translation import IDENTITY, Shift
@@ -36,18 +35,18 @@ def breaks_a_law(
 @given(whole, whole)
 def test_whole_shifts_are_a_group_exactly(g: Shift, h: Shift) -> None:
     x = images(2, 2, 8)
-    assert not breaks_a_law(translation.act_on_images, translation.inverse, translation.compose, g, h, x, 0.0)
+    assert not breaks_a_law(Shift.on_images, Shift.inverse, Shift.after, g, h, x, 0.0)
 
 
 @given(fraction, fraction)
 def test_fractional_shifts_are_a_group_below_the_nyquist_frequency(g: Shift, h: Shift) -> None:
     for x in (images(2, 2, 9), lowpass(images(2, 2, 8), 0.4)):  # an odd side has no Nyquist bin
-        assert not breaks_a_law(translation.act_on_images, translation.inverse, translation.compose, g, h, x, 1e-11)
+        assert not breaks_a_law(Shift.on_images, Shift.inverse, Shift.after, g, h, x, 1e-11)
 
 
 def test_broken_twins_fail_the_laws() -> None:
     x, g, h = images(2, 2, 8), Shift(1, 2), Shift(3, -1)
-    good = (translation.act_on_images, translation.inverse, translation.compose)
+    good = (Shift.on_images, Shift.inverse, Shift.after)
     assert not breaks_a_law(*good, g, h, x, 0.0)
     assert breaks_a_law(good[0], lambda s: Shift(-s.dy_px, s.dx_px), good[2], g, h, x, 1e-3)
     assert breaks_a_law(good[0], good[1], lambda s, t: Shift(s.dy_px + t.dx_px, s.dx_px + t.dy_px), g, h, x, 1e-3)
@@ -58,15 +57,15 @@ def test_broken_twins_fail_the_laws() -> None:
 @given(whole)
 def test_the_action_on_features_is_that_on_images_over_the_stride(g: Shift) -> None:
     maps = images(2, 6, 8).unflatten(1, (3, 2))
-    moved = translation.act_on_features(Shift(4 * g.dy_px, 4 * g.dx_px), maps, Grid(4))
+    moved = Shift(4 * g.dy_px, 4 * g.dx_px).on_features(maps, Grid(4))
     assert torch.equal(moved, maps.roll((int(g.dy_px), int(g.dx_px)), (-2, -1)))
-    assert torch.equal(translation.act_on_features(g, maps, Vector()), maps)
+    assert torch.equal(g.on_features(maps, Vector()), maps)
 
 
 def test_which_actions_permute_positions() -> None:
-    assert translation.permutes_positions(Shift(4, -8), Grid(4))
-    assert not translation.permutes_positions(Shift(4, 2), Grid(4))
-    assert translation.permutes_positions(Shift(1, 1), Vector())
+    assert Shift(4, -8).permutes(Grid(4), 8, 8)
+    assert not Shift(4, 2).permutes(Grid(4), 8, 8)
+    assert Shift(1, 1).permutes(Vector(), 1, 1)
 
 
 @pytest.mark.parametrize("side", [7, 8])

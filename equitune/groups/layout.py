@@ -1,11 +1,16 @@
 """What the output of a layer is: declared by the model, never guessed from a shape."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from equitune.errors import Infeasible
+from equitune.errors import Unmeasurable
+
+# What the group axis of feature maps (B, C, G, H, W) is, and so how a group permutes it.
+# c4: four quarter turns r, entry r; d4: elements R^r F^m, entry 4 m + r (turn r, mirror m), both regular: the plane
+# moves and the axis is permuted. orbit_c4: four quarter turns whose planes do not move. hue: G equal steps of hue.
+Axis = Literal["none", "c4", "d4", "orbit_c4", "hue"]
 
 
 class Layout(Protocol):
@@ -19,11 +24,15 @@ class Layout(Protocol):
     def is_spatial(self) -> bool:
         """Whether the features have a grid on which a group can act."""
 
+    @property
+    def axis(self) -> Axis:
+        """What the group axis is; `none`: each entry is a channel of its own."""
+
     def read(self, output: Tensor) -> Tensor:
         """The layer's output as (B, C, G, H, W).
 
         Raises:
-            Infeasible: the output is not what was declared.
+            Unmeasurable: the output is not what was declared.
         """
 
 
@@ -33,6 +42,7 @@ class Grid:
 
     stride: int
     channels_last: bool = False
+    axis: Axis = "none"
     is_spatial: bool = True
 
     def read(self, output: Tensor) -> Tensor:
@@ -41,7 +51,7 @@ class Grid:
         if output.ndim == 4:
             output = output.unsqueeze(2)
         if output.ndim != 5:
-            raise Infeasible(f"a layer declared as a grid gave shape {tuple(output.shape)}")
+            raise Unmeasurable("non_spatial", f"a layer declared as a grid gave shape {tuple(output.shape)}")
         return output
 
 
@@ -54,11 +64,13 @@ class Tokens:
     width: int
     special: int = 0
     is_spatial: bool = True
+    axis: Axis = "none"
 
     def read(self, output: Tensor) -> Tensor:
         if output.ndim != 3 or output.shape[1] != self.special + self.height * self.width:
-            raise Infeasible(
-                f"a layer declared as {self.special} + {self.height} x {self.width} tokens gave {tuple(output.shape)}"
+            raise Unmeasurable(
+                "non_spatial",
+                f"a layer declared as {self.special} + {self.height} x {self.width} tokens gave {tuple(output.shape)}",
             )
         patches = output[:, self.special :].transpose(1, 2)
         return patches.reshape(*patches.shape[:2], 1, self.height, self.width)
@@ -70,8 +82,9 @@ class Vector:
 
     stride: int = 1
     is_spatial: bool = False
+    axis: Axis = "none"
 
     def read(self, output: Tensor) -> Tensor:
         if output.ndim != 2:
-            raise Infeasible(f"a layer declared as a vector gave shape {tuple(output.shape)}")
+            raise Unmeasurable("non_spatial", f"a layer declared as a vector gave shape {tuple(output.shape)}")
         return output[:, :, None, None, None]

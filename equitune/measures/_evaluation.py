@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from equitune.records.results import Measurement
+
+if TYPE_CHECKING:
+    from equitune.measures._estimate import Estimate
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -41,10 +44,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Report:
-    """The metrics of a measure, and its rows for the profile over depth."""
+    """The metrics of a measure, its rows for the profile over depth, and what intervals and comparisons follow from."""
 
     metrics: dict[str, Measurement]
     profile: list[dict[str, Any]] = field(default_factory=list)
+    estimates: dict[str, "Estimate"] = field(default_factory=dict)  # by metric, for each that has a value
 
 
 def as_float(pixels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from equitune.groups import translation
+from equitune.groups.resample import shift_each
 from equitune.measures._evaluation import EvaluationSet, Report, as_float
 from equitune.records.results import Measurement
 
@@ -48,7 +48,7 @@ def _hits(model: nn.Module, images: EvaluationSet, most: int) -> tuple[int, int]
 
 def _predicted(model: nn.Module, images: EvaluationSet, shifts_n2: Tensor) -> Tensor:
     """The class predicted for each image under its own shift."""
-    moved = translation.act_on_each_image(shifts_n2.to(images.pixels.device), images.pixels)
+    moved = shift_each(images.pixels, shifts_n2.to(images.pixels.device), fill="circular")
     model.eval()
     with torch.inference_mode():
         return torch.cat([model(as_float(batch)).argmax(1) for batch in torch.split(moved, images.batch_size)])

@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Infeasible
-from equitune.groups import translation
 from equitune.groups.layout import Layout
-from equitune.groups.translation import Shift
+from equitune.groups.translation import Shift, sets
 from equitune.measures._capture import capturing
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._statistics import Estimate, Moments, PairStatistics, mean
@@ -69,7 +68,8 @@ def measure(
     layers: Layers = model.layers  # type: ignore[assignment]
     skipped = find_unmeasurable(model, layers, images)
     measured = {name: layout for name, layout in layers.items() if name not in skipped}
-    elements = shifts(measured, images.pixels.shape[-1], multiples)
+    strides = [layout.stride for layout in measured.values() if layout.is_spatial]
+    elements = sets(strides, images.pixels.shape[-1], multiples=multiples)
     comparison = _Comparison(
         layers=layers,
         skipped=skipped,
@@ -99,21 +99,6 @@ def find_unmeasurable(model: nn.Module, layers: Layers, images: EvaluationSet) -
     return skipped
 
 
-def shifts(layers: Layers, side_px: int, multiples: int) -> dict[str, list[Shift]]:
-    """The group elements of each set; a set without elements cannot be measured on these layers."""
-    total_stride = math.lcm(*(layout.stride for layout in layers.values() if layout.is_spatial))
-    distances = [
-        sign * factor * total_stride
-        for factor in range(1, multiples + 1)
-        for sign in (1, -1)
-        if factor * total_stride < side_px
-    ]
-    return {
-        "lattice": [Shift(d, 0) for d in distances] + [Shift(0, d) for d in distances],
-        "substride": [Shift(1, 0), Shift(0, 1)] if total_stride > 1 else [],
-    }
-
-
 def compare(
     model: nn.Module, layers: Layers, images: EvaluationSet, elements: Mapping[str, list[Shift]]
 ) -> dict[Key, PairStatistics]:
@@ -135,12 +120,12 @@ def compare(
                     known = _moved_moments(moments[layer], g, plain[layer], layers[layer])
 
                     def act(part: Tensor) -> Tensor:
-                        return _as_channels(translation.act_on_features(g, part, layers[layer]))
+                        return _as_channels(g.on_features(part, layers[layer]))
 
                     pairs[layer, name, index].add(_as_channels(features), plain[layer], known, act)
 
                 with capturing(model, layers, add):
-                    model(translation.act_on_images(shift, batch))
+                    model(shift.on_images(batch))
     return pairs
 
 
@@ -250,10 +235,10 @@ class _Comparison:
 
 def _moved_moments(plain: Moments, shift: Shift, features_BCGHW: Tensor, layout: Layout) -> Moments | None:
     """The moments of rho(g) f(x) from those of f(x): the same sums, the mean map moved, if rho permutes positions."""
-    if not translation.permutes_positions(shift, layout):
+    if not shift.permutes(layout, *features_BCGHW.shape[-2:]):
         return None
     total = plain.map_CP.view(1, *features_BCGHW.shape[1:])
-    return Moments(plain.sums_BC, plain.squares_BC, _as_channels(translation.act_on_features(shift, total, layout))[0])
+    return Moments(plain.sums_BC, plain.squares_BC, _as_channels(shift.on_features(total, layout))[0])
 
 
 def _as_channels(features_BCGHW: Tensor) -> Tensor:

@@ -1,0 +1,49 @@
+"""What every element of a group can do; each group is one file beside this one.
+
+A group's file holds frozen dataclasses that are elements, and one function `sets(strides, side_px, ...)` that names
+the elements to measure with: set name -> elements, the headline set first.
+"""
+
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from equitune.groups.layout import Layout
+
+
+class Element(Protocol):
+    """One g: how it moves images, and the features of a layer."""
+
+    @property
+    def label(self) -> str:
+        """For people, with units: `shift (4, 0) px`, `turn by 90°`."""
+
+    @property
+    def protocol(self) -> str:
+        """What happens at the image's border: `roll`, `crop`, `disc`, or `none` where nothing enters or leaves."""
+
+    def inverse(self) -> Self:
+        """The element that undoes this one."""
+
+    def after(self, first: Self) -> Self:
+        """The element that acts like `first` followed by this one."""
+
+    def on_images(self, images_BCHW: Tensor) -> Tensor:
+        """T_g x.
+
+        Raises:
+            Unmeasurable: it cannot act on images of this shape.
+        """
+
+    def on_features(self, features_BCGHW: Tensor, layout: Layout) -> Tensor:
+        """rho(g) f: linear; a group axis is permuted as the layout declares; features without a grid do not move."""
+
+    def permutes(self, layout: Layout, height: int, width: int) -> bool:
+        """Whether rho(g) moves the values of a (height, width) map without mixing them; else it interpolates."""
+
+    def visible(self, layout: Layout, height: int, width: int) -> Tensor | None:
+        """The positions that can be compared, (height, width) bool; None: all of them.
+
+        Raises:
+            Unmeasurable: the element cannot act on such a map, or no position is left.
+        """
