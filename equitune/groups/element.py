@@ -4,7 +4,8 @@ A group's file holds frozen dataclasses that are elements, and one function `set
 the elements to measure with: set name -> elements, the headline set first.
 """
 
-from typing import Protocol, Self
+import importlib
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -47,3 +48,17 @@ class Element(Protocol):
         Raises:
             Unmeasurable: the element cannot act on such a map, or no position is left.
         """
+
+
+def sets(group: str, strides: list[int], side_px: int, **options: Any) -> dict[str, list[Element]]:
+    """The elements of a group to measure with, by set; the headline set first. A set may be empty.
+
+    Args:
+        group: the name of a file beside this one.
+        strides: of the measured layers that have a grid.
+        side_px: of the images.
+    """
+    found: dict[str, list[Element]] = importlib.import_module(f"equitune.groups.{group}").sets(
+        strides, side_px, **options
+    )
+    return found
