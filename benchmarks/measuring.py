@@ -16,7 +16,7 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.trial.run import make_deterministic
 
 ROUNDS = 7
-CASES = {  # title -> (images' shape, number of them, model, prior, its arguments)
+CASES: dict[str, tuple] = {  # title -> (images' shape, number of them, model, prior, its arguments)
     "resnet-20 of width 16, 512 images of 32 x 32": ((3, 32, 32), 512, "resnet", "conv", {}),
     "resnet-20 of width 16, 288 images of 16 x 16": ((1, 16, 16), 288, "resnet", "conv", {}),
     "resnet-8 of width 8, 128 images of 12 x 12": ((1, 12, 12), 128, "resnet", "conv", {"depth": 8, "width": 8}),
@@ -39,7 +39,8 @@ def compare(title: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     images = EvaluationSet(torch.from_numpy(pixels), torch.zeros(n, dtype=torch.int64), "validation")
     strides = [layout.stride for layout in model.layers.values() if layout.is_spatial]
-    elements = [shift for members in translation.sets(strides, shape[1]).values() for shift in members]
+    sets = translation.sets(strides, shape[1])
+    elements = [shift for name in equivariance.STANDARD_SETS["translation"] for shift in sets[name]]
     seconds: dict[str, list[float]] = {"bare": [], "measure": []}
     for counted in [False] + [True] * ROUNDS:
         for what, step in (

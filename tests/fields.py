@@ -1,8 +1,5 @@
 """Images and networks of the known-answer tests."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -29,18 +26,10 @@ def lowpass(field: Tensor, kappa: float) -> Tensor:
     return torch.fft.ifft2(torch.fft.fft2(field) * (keep[:, None] & keep)).real.to(field.dtype)
 
 
-@dataclass(frozen=True)
-class FloatImages(EvaluationSet):
-    """An evaluation set whose pixels are used as they are, in any floating dtype."""
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self), self.batch_size):
-            yield self.pixels[start : start + self.batch_size], self.labels[start : start + self.batch_size]
-
-
-def evaluation(field: Tensor, batch_size: int = 5) -> FloatImages:
+def evaluation(field: Tensor, batch_size: int = 5) -> EvaluationSet:
     """Images as a validation set; small batches, so that streaming is part of every test."""
-    return FloatImages(field, torch.zeros(len(field), dtype=torch.int64), "validation", batch_size)
+    labels = torch.zeros(len(field), dtype=torch.int64)
+    return EvaluationSet(field, labels, "validation", batch_size, dtype=field.dtype)
 
 
 class Net(nn.Module):

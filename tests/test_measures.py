@@ -13,6 +13,7 @@ from equitune.spec.study import declared_metrics
 from equitune.trial.build import DeviceData
 
 NAMES = catalog.names("measure")
+EVERYTHING = {"equivariance": {"all_sets": True}}  # a metric that is measured on request only is measured here
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 
 def measured(name: str, networks: tuple[nn.Module, nn.Module | None], images: EvaluationSet) -> Report:
-    return catalog.entry("measure", name)(*networks, images)  # type: ignore[no-any-return]
+    return catalog.entry("measure", name)(*networks, images, **EVERYTHING.get(name, {}))  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from equitune.errors import Infeasible
+from equitune.errors import Unmeasurable
 from equitune.groups.layout import Layout
 
 OnFeatures = Callable[[str, Tensor], None]
-OnUnreadable = Callable[[str, Infeasible], None]
+OnUnreadable = Callable[[str, Unmeasurable], None]
 
 
 @contextmanager
@@ -18,13 +18,13 @@ def capturing(
 ) -> Iterator[None]:
     """While open, each forward pass calls `on_features(layer, features)` for every declared layer in turn.
 
-    An output that is not what its layout declares goes to `on_unreadable`; without it, Infeasible is raised.
+    An output that is not what its layout declares goes to `on_unreadable`; without it, Unmeasurable is raised.
     """
 
     def hook(name: str, output: Tensor) -> None:
         try:
             features = layers[name].read(output)
-        except Infeasible as error:
+        except Unmeasurable as error:
             if on_unreadable is None:
                 raise
             on_unreadable(name, error)

@@ -19,12 +19,25 @@ class Estimate:
     """A statistic of images, kept as sums over clusters of images.
 
     Attributes:
+        value: the statistic of all images.
+        influence_K: how much each cluster moves it, to first order; sums to 0.
         sums_Kk: float64 on the CPU; row i holds k sums over the images of cluster i.
-        function: the statistic of the total sums, (..., k) -> (...); unchanged when all sums are scaled alike.
+        function: the statistic of total sums, (..., k) -> (...); unchanged when all sums are scaled alike.
     """
 
+    value: float
+    influence_K: Tensor
     sums_Kk: Tensor
     function: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, sums_Kk: Tensor, function: Callable[[Tensor], Tensor]) -> "Estimate":
+        """Any smooth function of sums over clusters of images, float64 on the CPU."""
+        with torch.inference_mode(False), torch.enable_grad():
+            total = sums_Kk.sum(0).clone().requires_grad_()
+            value = function(total)
+            (gradient,) = torch.autograd.grad(value, total)
+        return cls(float(value), sums_Kk @ gradient, sums_Kk, function)
 
     @classmethod
     def mean(cls, values_n: Tensor) -> "Estimate":
@@ -33,31 +46,34 @@ class Estimate:
 
     @classmethod
     def ratio(cls, numerators_n: Tensor, denominators_n: Tensor) -> "Estimate":
-        """The ratio of two sums over images."""
-        per_image = torch.stack([numerators_n, denominators_n], 1).double().cpu()
-        return cls(clustered(per_image), lambda sums: sums[..., 0] / sums[..., 1])
+        """The ratio of two sums over images, or over clusters of them."""
+        sums = clustered(torch.stack([numerators_n, denominators_n], 1).double().cpu())
+        above, below = sums.sum(0)
+        influence = (sums[:, 0] - above / below * sums[:, 1]) / below
+        return cls(float(above / below), influence, sums, lambda s: s[..., 0] / s[..., 1])
+
+    @classmethod
+    def correlation(cls, ab_K: Tensor, aa_K: Tensor, bb_K: Tensor) -> "Estimate":
+        """The correlation whose covariance and variances are sums over clusters of images."""
+        sums = torch.stack([ab_K, aa_K, bb_K], 1)
+        ab, aa, bb = sums.sum(0)
+        scale = (aa * bb).sqrt()
+        influence = ab_K / scale - ab / scale / 2 * (aa_K / aa + bb_K / bb)
+        return cls(float(ab / scale), influence, sums, lambda s: s[..., 0] / (s[..., 1] * s[..., 2]).sqrt())
 
     @classmethod
     def average(cls, estimates: Sequence["Estimate"]) -> "Estimate":
         """The mean of statistics of the same images; their covariance is accounted for."""
-        return cls._joined(estimates, lambda values: torch.stack(values).mean(0))
+        return cls._weighted(estimates, [1 / len(estimates)] * len(estimates))
 
     def minus(self, other: "Estimate") -> "Estimate":
         """The paired difference of two statistics of the same images."""
-        return self._joined([self, other], lambda values: values[0] - values[1])
-
-    @property
-    def value(self) -> float:
-        return float(self.function(self.sums_Kk.sum(0)))
+        return self._weighted([self, other], [1.0, -1.0])
 
     @property
     def stderr(self) -> float:
         """The infinitesimal jackknife's standard error over images."""
-        total = self.sums_Kk.sum(0)
-        with torch.inference_mode(False), torch.enable_grad():
-            place = total.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.function(place), place)
-        return float((self.sums_Kk @ gradient).square().sum().sqrt())
+        return float(torch.linalg.vector_norm(self.influence_K))
 
     def interval(self, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
         """The 95 % percentile interval of the bootstrap over images, the same resamples for equal seeds."""
@@ -65,15 +81,22 @@ class Estimate:
         low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
         return low, high
 
-    @staticmethod
-    def _joined(estimates: Sequence["Estimate"], combine: Callable[[list[Tensor]], Tensor]) -> "Estimate":
+    @classmethod
+    def _weighted(cls, estimates: Sequence["Estimate"], weights: list[float]) -> "Estimate":
+        if len(estimates) == 1 and weights == [1.0]:
+            return estimates[0]
         widths = [estimate.sums_Kk.shape[1] for estimate in estimates]
 
         def function(sums: Tensor) -> Tensor:
-            parts = torch.split(sums, widths, dim=-1)
-            return combine([estimate.function(part) for estimate, part in zip(estimates, parts, strict=True)])
+            parts = zip(weights, estimates, torch.split(sums, widths, dim=-1), strict=True)
+            return torch.stack([weight * estimate.function(part) for weight, estimate, part in parts]).sum(0)
 
-        return Estimate(torch.cat([estimate.sums_Kk for estimate in estimates], 1), function)
+        return cls(
+            math.fsum(weight * estimate.value for weight, estimate in zip(weights, estimates, strict=True)),
+            torch.stack([estimate.influence_K for estimate in estimates], 1) @ torch.tensor(weights).double(),
+            torch.cat([estimate.sums_Kk for estimate in estimates], 1),
+            function,
+        )
 
 
 def clustered(per_image: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What every measure is handed, and what it hands back."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,31 +15,47 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "validation", "test"]
 
 
+class Journal(Protocol):
+    """Where a long measurement writes down how far it has come, and from where it goes on."""
+
+    def find(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
+        """The number of images that a stage has seen, and its sums; None: it has not begun."""
+
+    def keep(self, stage: str, done: int, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Called after each batch; whether to write is the journal's choice."""
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """Held-out images on the model's device, in a fixed order."""
 
-    pixels: Tensor  # (n, C, H, W) uint8
-    labels: Tensor  # (n,) int64
+    pixels: Tensor  # (n, C, H, W) uint8; or floating, used as they are
+    labels: Tensor  # (n,) int64; -1 where there is none
     split: SplitName
     batch_size: int = 128
+    dtype: torch.dtype = torch.float32  # of what the model is given
+    journal: Journal | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images in [0, 1] with their labels."""
-        for start in range(0, len(self), self.batch_size):
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images in [0, 1] with their labels, from the image of that index on."""
+        for start in range(first, len(self), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield as_float(self.pixels[part]), self.labels[part]
+            yield as_float(self.pixels[part], self.dtype), self.labels[part]
 
     def sample(self, most: int, seed: int) -> "EvaluationSet":
         """At most so many of the images; the same ones for every model that is measured with this seed."""
         if most >= len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
-        order = order.sort().values.to(self.labels.device)
-        return EvaluationSet(self.pixels[order], self.labels[order], self.split, self.batch_size)
+        return self.subset(order.sort().values)
+
+    def subset(self, index: Tensor) -> "EvaluationSet":
+        """The images of these indices."""
+        index = index.to(self.labels.device)
+        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -48,9 +64,10 @@ class Report:
 
     metrics: dict[str, Measurement]
     profile: list[dict[str, Any]] = field(default_factory=list)
-    estimates: dict[str, "Estimate"] = field(default_factory=dict)  # by metric, for each that has a value
+    estimates: dict[str, "Estimate"] = field(default_factory=dict, compare=False)  # by metric, or by layer/set/quantity
+    controls: dict[str, Any] = field(default_factory=dict)  # what the whole run is measured against
 
 
-def as_float(pixels: Tensor) -> Tensor:
-    """uint8 pixels -> images in [0, 1]."""
-    return pixels.float().div_(255)
+def as_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 pixels -> images in [0, 1]; floating ones are in that range already."""
+    return pixels.to(dtype) if pixels.is_floating_point() else pixels.to(dtype).div_(255)

@@ -1,233 +1,324 @@
-"""The one place that averages: pairs of feature maps, streamed as sufficient statistics in float64.
+"""The one place that averages: pairs of feature maps, streamed as sufficient statistics of a fixed size.
 
-A pair is a = f(T_g x) and b = rho(g) f(x), each (B, C, P) with P positions. For every image and channel the sums of a,
-b, a^2, b^2 and a*b are kept; all correlations, errors and standard errors follow from them.
+A pair is a = f(T_g x) and b = rho(g) f(x), beside y = f(x), each (B, C, P) with P positions. (a, b) tells
+equivariance, (a, y) invariance. Suffixes name the axes: B images of a batch, K clusters of images, C channels.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from equitune.measures._estimate import CLUSTERS, Estimate
+from equitune.measures._moments import COLLAPSED, Moments, Side, Unrelated, inverse_length, parts, scratch
 from equitune.records.results import Status
 
-PART = 2**17  # numbers that are summed at once: a megabyte in float64
-COLLAPSED = 1e-12  # relative to the features' own energy: below it, images cannot be told apart
+# The numbers of an image that are summed over each cluster of images, a column each.
+COLUMNS = [
+    "images",  # 1
+    "aa",  # |a|^2
+    "bb",
+    "yy",
+    "ab",  # |a - b|^2, from the difference itself: expanded into its terms it would leave 1e-8
+    "ay",
+    "by",
+    "ab_across",  # <a_i, mean b> + <b_i, mean a>, with the first batch's means
+    "ay_across",
+    "flat",  # the correlation of a and b, centred over channels and positions together
+    "channel",  # the sum over channels of their correlations, each centred by itself
+    "channels",  # the number of channels that have one
+    "wrong",  # |a - rho(h) f(x)|^2 for an element h that is not g
+]
 
 
-_scratch_buffers: dict[tuple[torch.device, int], Tensor] = {}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic over images. `influence` (n,) says how much each image moves it: their spread is its error."""
-
-    value: float
-    influence: Tensor
-
-    @property
-    def stderr(self) -> float:
-        """The infinitesimal jackknife's standard error over images."""
-        return float((self.influence - self.influence.mean()).square().sum().sqrt()) / len(self.influence)
-
-
-def mean(estimates: list[Estimate]) -> Estimate:
-    """The mean of statistics of the same images; their covariance is accounted for."""
-    influence = torch.stack([estimate.influence for estimate in estimates]).mean(0)
-    return Estimate(math.fsum(estimate.value for estimate in estimates) / len(estimates), influence)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """A batch of features (B, C, P) summed in float64: over positions, and over images."""
-
-    sums_BC: Tensor
-    squares_BC: Tensor
-    map_CP: Tensor
-
-    @classmethod
-    def of(cls, values_BCP: Tensor) -> "Moments":
-        parts = [cls._of_part(_scratch(values_BCP[part], 0)) for part in _parts(values_BCP)]
-        return cls._joined(parts)
-
-    @classmethod
-    def _of_part(cls, values: Tensor) -> "Moments":
-        total = values.new_ones(len(values)) @ values.flatten(1)
-        return cls(values.sum(2), torch.linalg.vector_norm(values, dim=2).square_(), total.view(values.shape[1:]))
-
-    @classmethod
-    def _joined(cls, parts: list["Moments"]) -> "Moments":
-        if len(parts) == 1:
-            return parts[0]
-        sums, squares = torch.cat([part.sums_BC for part in parts]), torch.cat([part.squares_BC for part in parts])
-        return cls(sums, squares, sum((part.map_CP for part in parts[1:]), parts[0].map_CP))
+CHANCE_IMAGES = 32  # so many give the chance levels of correlations that are centred within an image
 
 
 class PairStatistics:
     """Accumulates pairs batch by batch; what it reports does not depend on their order or on the batches' size."""
 
-    def __init__(self) -> None:
-        self._a: list[Moments] = []
-        self._b: list[Moments] = []
-        self._distances: list[Tensor] = []  # sum of (a - b)^2 over positions, taken from the difference itself
-        self._across: list[Tensor] = []  # <a_i, mean b> + <b_i, mean a> (B,), with the first batch's means
-        self._means: tuple[Tensor, Tensor] | None = None
-        self._positions = 0
-        self._summary: _Summary | None = None
+    def __init__(self, clusters: int = CLUSTERS, chance_images: int = CHANCE_IMAGES) -> None:
+        self._clusters = clusters
+        self._chance_images = chance_images
+        self._done = 0  # images
+        self._table_Kk = torch.zeros(0)
+        self._sides: dict[str, Side] = {}
+        self._means: tuple[Tensor, ...] = ()  # of a, b and y over the first batch, flat
+        self._unrelated: Unrelated | None = None
+        self._summary: Summary | None = None
 
+    @torch.inference_mode()
     def add(
         self,
-        a_BCP: Tensor,
-        b: Tensor,
-        b_moments: Moments | None = None,
-        act: Callable[[Tensor], Tensor] = lambda part: part,
+        moved: Tensor,
+        plain: Tensor,
+        act: Callable[[Tensor], Tensor] = lambda features: features,
+        *,
+        view: Callable[[Tensor], Tensor] = lambda features: features,
+        plain_moments: Moments | None = None,
+        acted_moments: Moments | None = None,
+        wrong: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Adds a batch of pairs of any floating dtype, a few images at a time, so that they stay in the cache.
+        """Adds a batch of any floating dtype, a few images at a time.
+
+        Differences are taken, and squared over one channel's map, in the features' own precision, where nothing
+        cancels; all other sums are in float64.
 
         Args:
-            a_BCP: f(T_g x).
-            b: rho(g) f(x), (B, C, P); or f(x) of any shape, where `act` is given.
-            b_moments: the moments of rho(g) f(x) where they follow from those of f(x).
-            act: makes rho(g) f(x), (B, C, P), of f(x).
+            moved: f(T_g x), (B, ...).
+            plain: f(x), (B, ...).
+            act: makes rho(g) f(x), (B, C, P), of f(x); linear.
+            view: makes (B, C, P) of features.
+            plain_moments: the moments of f(x), where they are known already.
+            acted_moments: those of rho(g) f(x), where they follow from them.
+            wrong: acts like another element of the group, as a control.
         """
-        if self._means is None:  # rho(g) is linear: it acts on the mean as on each image
-            self._means = (_mean_map(a_BCP), _mean_map(act(b.mean(0, keepdim=True))))
-        a_mean, b_mean = self._means
-        a_parts, b_parts = [], []
-        for part in _parts(a_BCP):
-            a, moved = _scratch(a_BCP[part], 0), _scratch(act(b[part]), 1)
-            a_parts.append(Moments._of_part(a))
-            if b_moments is None:
-                b_parts.append(Moments._of_part(moved))
-            self._across.append(a.flatten(1) @ b_mean + moved.flatten(1) @ a_mean)
-            self._distances.append(torch.linalg.vector_norm(a.sub_(moved), dim=2).square_())
-        self._a.append(Moments._joined(a_parts))
-        self._b.append(b_moments or Moments._joined(b_parts))
-        self._positions = a_BCP.shape[2]
-        self._summary = None
+        if not self._sides:
+            mean = plain.mean(0, keepdim=True)
+            self._begin([view(moved.mean(0, keepdim=True)), act(mean), view(mean)])
+        a_mean, b_mean, y_mean = self._means
+        found: dict[str, list[Tensor]] = {name: [] for name in ("ab", "ay", "by", "ab_across", "ay_across", "wrong")}
+        moments: dict[str, list[Moments]] = {"a": [], "b": [], "y": []}
+        for part in parts(moved):
+            a, b, y = view(moved[part]), act(plain[part]), view(plain[part])
+            found["ab_across"].append(_dot(a, b_mean) + _dot(b, a_mean))
+            found["ay_across"].append(_dot(a, y_mean) + _dot(y, a_mean))
+            difference = torch.sub(a, b)
+            found["ab"].append(_squares(difference))
+            found["ay"].append(_squares(torch.sub(a, y, out=difference)).sum(1))
+            found["by"].append(_squares(torch.sub(b, y, out=difference)).sum(1))
+            if wrong is not None:
+                found["wrong"].append(_squares(torch.sub(a, wrong(plain[part]), out=difference)).sum(1))
+            moments["a"].append(Moments.of_part(scratch(a)))
+            if acted_moments is None:
+                moments["b"].append(Moments.of_part(scratch(b)))
+            if plain_moments is None:
+                moments["y"].append(Moments.of_part(scratch(y)))
+        if (missing := self._chance_images - self._done) > 0:
+            unrelated = Unrelated.of(view(moved[:missing]), act(plain[:missing]))
+            self._unrelated = self._unrelated + unrelated if self._unrelated else unrelated
+        self._accumulate(
+            {name: torch.cat(sums) for name, sums in found.items() if sums},
+            Moments.joined(moments["a"]),
+            acted_moments or Moments.joined(moments["b"]),
+            plain_moments or Moments.joined(moments["y"]),
+        )
 
-    @property
-    def n(self) -> int:
-        return sum(len(part) for part in self._distances)
-
-    def status(self) -> tuple[Status, str | None]:
-        """`ok`, or why no number can be given."""
-        s = self._summarised()
-        if s.n < 2:
-            return "undefined", "needs two images or more"
-        if not math.isfinite(float(s.energy)):
-            return "undefined", "features are not finite"
-        if float(s.chance_distance) <= COLLAPSED * float(s.energy):
-            return "collapsed", "all images have the same features"
-        if min(float(s.a_variance), float(s.b_variance)) <= COLLAPSED * float(s.energy):
-            return "collapsed", "features do not vary"
-        return "ok", None
-
-    def correlation(self) -> Estimate:
-        """M1, r_pop: the correlation of a and b centred per channel over the data set; 1 is equivariant."""
-        s = self._summarised()
-        scale = (s.a_variance * s.b_variance).sqrt()
-        value = s.covariance_n.mean() / scale
-        influence = s.covariance_n / scale - value / 2 * (s.a_variance_n / s.a_variance + s.b_variance_n / s.b_variance)
-        return Estimate(float(value), influence)
-
-    def chance_correlation(self) -> float:
-        """r_pop of unrelated images, averaged over all pairs i != j: what a shared positional pattern scores."""
-        s = self._summarised()
-        total = s.shared_pattern * s.n**2 - s.covariance_n.sum()
-        return float(total / (s.n * (s.n - 1)) / (s.a_variance * s.b_variance).sqrt())
-
-    def error(self) -> Estimate:
-        """M2, NEE: E|a_i - b_i|^2 over E|a_i - b_j|^2 for unrelated images; 0 is exact, 1 no better than another's."""
-        s = self._summarised()
-        value = s.distance_n.mean() / s.chance_distance
-        return Estimate(float(value), (s.distance_n - value * s.chance_influence_n) / s.chance_distance)
-
-    def relative_distance(self) -> float:
-        """|a - b| / (|a| + |b|) over the whole data set: 0.707 for independent zero-mean vectors."""
-        s = self._summarised()
-        return float(s.distance_n.sum().sqrt() / (s.a_energy.sqrt() + s.b_energy.sqrt()))
-
-    def flat_correlation(self) -> float:
-        """r_flat: per image, centred over channels and positions together, then averaged. Inflated by offsets."""
-        a, b, aa, bb, ab = (sums_nC.sum(1) for sums_nC in self._sums())
-        count = self._sums()[0].shape[1] * self._positions
-        return float(((ab - a * b / count) / ((aa - a * a / count) * (bb - b * b / count)).sqrt()).nanmean())
-
-    def channel_correlation(self) -> float:
-        """r_chan: per image and channel over positions, channels without variance dropped, then averaged."""
-        a, b, aa, bb, ab = self._sums()
-        count = self._positions
-        a_variance, b_variance = aa - a * a / count, bb - b * b / count
-        alive = (a_variance > COLLAPSED * aa) & (b_variance > COLLAPSED * bb)
-        return float(((ab - a * b / count)[alive] / (a_variance * b_variance)[alive].sqrt()).mean())
-
-    def dead_channels(self) -> float:
-        """The share of channels that never vary over the data set."""
-        power_C = torch.cat([batch.squares_BC for batch in self._a]).mean(0) / self._positions
-        mean_C = torch.cat([batch.sums_BC for batch in self._a]).mean(0) / self._positions
-        return float((power_C - mean_C.square() <= COLLAPSED * power_C).double().mean())
-
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The sums over positions of a, b, a^2, b^2 and a*b, each (n, C)."""
-        a, b = (torch.cat([batch.sums_BC for batch in side]) for side in (self._a, self._b))
-        aa, bb = (torch.cat([batch.squares_BC for batch in side]) for side in (self._a, self._b))
-        return a, b, aa, bb, (aa + bb - torch.cat(self._distances)) / 2
-
-    def _summarised(self) -> "_Summary":
+    def summary(self) -> "Summary":
+        """What follows from the sums so far."""
         if self._summary is None:
-            self._summary = _Summary(self)
+            self._summary = Summary(self._table_Kk, self._sides, self._unrelated)
         return self._summary
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that was summed, to go on from later."""
+        groups = self._sides | ({"unrelated": self._unrelated} if self._unrelated else {})
+        means = {f"mean.{index}": mean for index, mean in enumerate(self._means)}
+        sums = {f"{name}.{key}": value for name, each in groups.items() for key, value in vars(each).items()}
+        return {"table": self._table_Kk, **means, **sums}
 
-class _Summary:
-    """The sums of a `PairStatistics`, centred. A suffix names the axes: n images, C channels, P positions."""
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a state."""
 
-    def __init__(self, pairs: PairStatistics) -> None:
-        positions = pairs._positions
-        a_nC, b_nC = (torch.cat([batch.sums_BC for batch in side]) for side in (pairs._a, pairs._b))
-        aa_n, bb_n = (torch.cat([batch.squares_BC for batch in side]).sum(1) for side in (pairs._a, pairs._b))
-        a_map_CP, b_map_CP = (
-            sum((batch.map_CP for batch in side[1:]), side[0].map_CP) for side in (pairs._a, pairs._b)
-        )
-        self.n = len(aa_n)
-        self.distance_n = torch.cat(pairs._distances).sum(1)
-        product_n = (aa_n + bb_n - self.distance_n) / 2
+        def part(name: str) -> dict[str, Tensor]:
+            prefix = f"{name}."
+            return {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
 
-        a_mean, b_mean = a_nC.mean(0) / positions, b_nC.mean(0) / positions
-        self.covariance_n = product_n - b_nC @ a_mean - a_nC @ b_mean + positions * (a_mean @ b_mean)
-        self.a_variance_n = aa_n - 2 * (a_nC @ a_mean) + positions * (a_mean @ a_mean)
-        self.b_variance_n = bb_n - 2 * (b_nC @ b_mean) + positions * (b_mean @ b_mean)
-        self.a_variance, self.b_variance = self.a_variance_n.mean(), self.b_variance_n.mean()
-        # sum over C and P of the two mean maps, each centred per channel
-        self.shared_pattern = torch.vdot(a_map_CP.flatten(), b_map_CP.flatten()) / self.n**2 - positions * (
-            a_mean @ b_mean
-        )
+        self._table_Kk = state["table"].clone()
+        self._done = int(self._table_Kk[:, 0].sum())
+        self._means = tuple(part("mean").values())
+        self._sides = {name: Side(**part(name)) for name in ("a", "b", "y")}
+        self._unrelated = Unrelated(**found) if (found := part("unrelated")) else None
+        self._summary = None
 
-        self.a_energy, self.b_energy = aa_n.sum(), bb_n.sum()
-        self.energy = (self.a_energy + self.b_energy) / self.n
-        unrelated = torch.vdot(a_map_CP.flatten(), b_map_CP.flatten()) - product_n.sum()
-        self.chance_distance = self.energy - 2 * unrelated / max(self.n * (self.n - 1), 1)
-        self.chance_influence_n = aa_n + bb_n - 2 * torch.cat(pairs._across)
+    def _begin(self, means_1CP: list[Tensor]) -> None:
+        """Makes room, and keeps the first batch's means of a, b and y: view and rho(g) are linear."""
+        self._means = tuple(mean[0].flatten() for mean in means_1CP)
+        (_, channels, positions), device = means_1CP[0].shape, means_1CP[0].device
+        self._sides = {name: Side.empty(self._clusters, channels, positions, device) for name in ("a", "b", "y")}
+        self._table_Kk = torch.zeros(self._clusters, len(COLUMNS), dtype=torch.float64, device=device)
+
+    def _accumulate(self, found: dict[str, Tensor], a: Moments, b: Moments, y: Moments) -> None:
+        channels, positions = self._sides["a"].map_CP.shape
+        sums_BC = (a.squares_BC, b.squares_BC, (a.squares_BC + b.squares_BC - found["ab"]) / 2, a.sums_BC, b.sums_BC)
+        by_channel, alive = _correlations(*sums_BC, count=positions)
+        totals = [each.sum(1) for each in sums_BC]
+        found |= {
+            "images": torch.ones_like(totals[0]),
+            "aa": totals[0],
+            "bb": totals[1],
+            "yy": y.squares_BC.sum(1),
+            "ab": found["ab"].sum(1),
+            "flat": _correlations(*totals, count=channels * positions)[0],
+            "channel": by_channel.sum(1),
+            "channels": alive.sum(1),
+        }
+        nothing = torch.zeros_like(totals[0])
+        rows = torch.stack([found.get(name, nothing).double() for name in COLUMNS], 1)
+        cluster_B = torch.arange(self._done, self._done + len(rows), device=rows.device) % self._clusters
+        self._done += len(rows)
+        self._table_Kk.index_add_(0, cluster_B, rows)
+        for name, moments in (("a", a), ("b", b), ("y", y)):
+            self._sides[name].add(cluster_B, moments)
+        self._summary = None
 
 
-def _mean_map(values_BCP: Tensor) -> Tensor:
-    """The mean over images, flat and in float64."""
-    return values_BCP.mean(0).flatten().double()
+class Summary:
+    """The measures of a set of pairs. `other` is "b" for equivariance and "y" for invariance."""
+
+    QUANTITIES = (
+        "error",
+        "correlation",
+        "invariance_error",
+        "invariance_correlation",
+        "motion_error",
+        "flat_correlation",
+        "channel_correlation",
+    )
+
+    def __init__(self, table_Kk: Tensor, sides: dict[str, Side], unrelated: Unrelated | None) -> None:
+        used = table_Kk[:, 0] > 0
+        self._columns = dict(zip(COLUMNS, table_Kk[used].cpu().unbind(1), strict=True))
+        self._totals: dict[str, float] = dict(zip(COLUMNS, table_Kk.sum(0).tolist(), strict=True))
+        self._sums = {name: side.sums_KC[used].cpu() for name, side in sides.items()}
+        self._sides = sides
+        self._unrelated = unrelated
+        self._kept_covariances: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._kept_totals: dict[str, list[float]] = {}
+        self._kept_products: dict[str, tuple[float, float]] = {}
+        self.n = int(self._totals["images"])
+
+    def estimate(self, quantity: str) -> Estimate:
+        """One of QUANTITIES; where `status` is not `ok` it has no meaning."""
+        c, other = self._columns, "y" if quantity.startswith("invariance") else "b"
+        match quantity:
+            case "error" | "invariance_error":  # M2, M3
+                return self._error(other)
+            case "correlation" | "invariance_correlation":  # M1, M3
+                return Estimate.correlation(*self._covariances(other))
+            case "motion_error":  # M4
+                return Estimate.ratio(c["ab"], c["ay"] + c["by"])
+            case "flat_correlation":
+                return Estimate.ratio(c["flat"], c["images"])
+            case "channel_correlation":
+                return Estimate.ratio(c["channel"], c["channels"])
+        raise ValueError(quantity)
+
+    def chance(self, quantity: str) -> float | None:
+        """What unrelated images score, averaged over pairs i != j: a shared positional pattern, and no more."""
+        match quantity:
+            case "error" | "invariance_error":
+                return 1.0
+            case "correlation" | "invariance_correlation":
+                return self._chance_correlation("b" if quantity == "correlation" else "y")
+            case "flat_correlation" if self._unrelated:
+                return self._unrelated.flat()
+            case "channel_correlation" if self._unrelated:
+                return self._unrelated.channel()
+        return None
+
+    def status(self, quantity: str) -> tuple[Status, str | None]:
+        """`ok`, or why a quantity has no value."""
+        if self.n < 2:
+            return "undefined", "needs two images or more"
+        if not all(math.isfinite(self._totals[name]) for name in ("aa", "bb", "ab")):
+            return "undefined", "features are not finite"
+        other = "y" if quantity.startswith("invariance") else "b"
+        energy = self._totals["aa"] + self._totals[other * 2]
+        if self._chance_distance(other) <= COLLAPSED * energy / self.n:
+            return "collapsed", "all images have the same features"
+        if min(self._total_covariances(other)[1:]) <= COLLAPSED * energy:
+            return "collapsed", "features do not vary"
+        if quantity == "motion_error" and self._totals["ay"] + self._totals["by"] <= COLLAPSED * energy:
+            return "undefined", "neither the features nor their moved copies change"
+        if quantity == "channel_correlation" and not self._totals["channels"]:
+            return "dead_channels", "no channel varies within an image"
+        return "ok", None
+
+    def relative_distance(self) -> float:
+        """|a - b| / (|a| + |b|) over all images: 0.707 for independent vectors without a mean."""
+        lengths = math.sqrt(self._totals["aa"]) + math.sqrt(self._totals["bb"])
+        return math.sqrt(self._totals["ab"]) / lengths
+
+    def wrong_error(self) -> float | None:
+        """The error with rho(h) for another element h, in units of the right one's chance; None: not measured."""
+        wrong = self._totals["wrong"]
+        return wrong / self.n / self._chance_distance("b") if wrong else None
+
+    def dead_channels(self) -> float:
+        """The share of channels that never vary over all images."""
+        a = self._sides["a"]
+        positions = a.map_CP.shape[1]
+        variance_C = a.squares_C - a.sums_KC.sum(0).square() / (self.n * positions)
+        return float((variance_C <= COLLAPSED * a.squares_C).double().mean())
+
+    def dropped_channels(self) -> float:
+        """The share of (image, channel) pairs without variance, which `channel_correlation` leaves out."""
+        return 1 - self._totals["channels"] / (self.n * len(self._sides["a"].squares_C))
+
+    def _error(self, other: str) -> Estimate:
+        """E|a_i - b_i|^2 over E|a_i - b_j|^2 of unrelated images."""
+        c, images = self._columns, self._columns["images"]
+        # How much each image moves the mean over all pairs i != j, to first order.
+        moves = c["aa"] + c[other * 2] - 2 * c[f"a{other}_across"]
+        chance = images * (self._chance_distance(other) - moves.sum() / self.n) + moves
+        return Estimate.ratio(c[f"a{other}"], chance)
+
+    def _covariances(self, other: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a with b, of a, and of b: summed over channels and positions, centred at the data set's channel means."""
+        if other not in self._kept_covariances:
+            c, positions = self._columns, self._sides["a"].map_CP.shape[1]
+            count = c["images"] * positions
+            a_KC, b_KC = self._sums["a"], self._sums[other]
+            a_mean, b_mean = (sums.sum(0) / (self.n * positions) for sums in (a_KC, b_KC))
+            product = (c["aa"] + c[other * 2] - c[f"a{other}"]) / 2
+            self._kept_covariances[other] = (
+                product - b_KC @ a_mean - a_KC @ b_mean + count * (a_mean @ b_mean),
+                c["aa"] - 2 * (a_KC @ a_mean) + count * (a_mean @ a_mean),
+                c[other * 2] - 2 * (b_KC @ b_mean) + count * (b_mean @ b_mean),
+            )
+        return self._kept_covariances[other]
+
+    def _total_covariances(self, other: str) -> list[float]:
+        if other not in self._kept_totals:
+            self._kept_totals[other] = torch.stack(self._covariances(other)).sum(1).tolist()
+        return self._kept_totals[other]
+
+    def _products(self, other: str) -> tuple[float, float]:
+        """The products of the two sides' total maps, and of their totals by channel over the positions."""
+        if other not in self._kept_products:
+            a, b = self._sides["a"], self._sides[other]
+            centres = torch.dot(a.sums_KC.sum(0), b.sums_KC.sum(0)) / a.map_CP.shape[1]
+            maps = torch.dot(a.map_CP.flatten(), b.map_CP.flatten())
+            self._kept_products[other] = float(maps), float(centres)
+        return self._kept_products[other]
+
+    def _chance_correlation(self, other: str) -> float:
+        covariance, a_variance, b_variance = self._total_covariances(other)
+        maps, centres = self._products(other)
+        return (maps - centres - covariance) / (self.n - 1) / math.sqrt(a_variance * b_variance)
+
+    def _chance_distance(self, other: str) -> float:
+        """E|a_i - b_j|^2 over all pairs i != j."""
+        energy = self._totals["aa"] + self._totals[other * 2]
+        product = (energy - self._totals[f"a{other}"]) / 2
+        return energy / self.n - 2 * (self._products(other)[0] - product) / max(self.n * (self.n - 1), 1)
 
 
-def _parts(values: Tensor) -> list[slice]:
-    """The batch in parts of a few images, small enough for a processor's cache."""
-    images = max(1, len(values) * PART // max(values.numel(), 1)) if values.device.type == "cpu" else len(values)
-    return [slice(start, start + images) for start in range(0, len(values), images)]
+def _correlations(aa: Tensor, bb: Tensor, ab: Tensor, a: Tensor, b: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
+    """Pearson's, from sums over `count` entries, and where there is one; 0 where one of the two does not vary."""
+    scale = inverse_length(aa, a, count) * inverse_length(bb, b, count)
+    return (ab - a * b / count) * scale, scale > 0
 
 
-def _scratch(values: Tensor, which: int) -> Tensor:
-    """The values in float64, in memory that is used again: fresh pages cost more than all the sums together."""
-    key = (values.device, which)
-    if key not in _scratch_buffers or _scratch_buffers[key].numel() < values.numel():
-        with torch.inference_mode(False):  # else it could not be used outside that mode
-            _scratch_buffers[key] = torch.empty(values.numel(), dtype=torch.float64, device=values.device)
-    return _scratch_buffers[key][: values.numel()].view(values.shape).copy_(values)
+def _dot(values_BCP: Tensor, mean: Tensor) -> Tensor:
+    """<v_i, mean> of each image, in the features' own precision: it enters standard errors alone."""
+    products: Tensor = torch.linalg.vecdot(values_BCP.flatten(1), mean)
+    return products
+
+
+def _squares(values_BCP: Tensor) -> Tensor:
+    """Sums of squares over positions, (B, C) in float64."""
+    lengths: Tensor = torch.linalg.vector_norm(values_BCP, dim=2)
+    return lengths.double().square_()

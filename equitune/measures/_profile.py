@@ -1,0 +1,200 @@
+"""From statistics of pairs to what is reported: a row for each layer and set, and the network's metrics."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from equitune.measures._compare import Key, Plan
+from equitune.measures._estimate import Estimate, measured
+from equitune.measures._evaluation import EvaluationSet, Report
+from equitune.measures._floor import numeric_floor, verdict
+from equitune.measures._statistics import PairStatistics, Summary
+from equitune.records.results import Measurement, Status
+
+RELATIVE_DEPTHS = (0.25, 0.5, 0.75, 1.0)
+DEFINITIONS = "1"  # the version of the definitions; a change of any number raises it
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that was compared, and how to read it.
+
+    Attributes:
+        statistics: `trained`, and `untrained` where there is such a control, -> statistics of pairs.
+        fitted: with matched channels, their correlation on the images that they were fitted on.
+    """
+
+    group: str
+    action: str
+    plan: Plan
+    images: EvaluationSet
+    statistics: Mapping[str, Mapping[Key, PairStatistics]]
+    fitted: Mapping[Key, float]
+
+    def report(self, metrics: list[str]) -> Report:
+        """The rows, and the metrics of these names: GROUP_QUANTITY, GROUP_SET_QUANTITY or GROUP_output_QUANTITY."""
+        estimates: dict[str, Estimate] = {}
+        found = {name: self._metric(name, estimates) for name in metrics}
+        rows = [
+            self._row(layer, name, estimates)
+            for name, elements in self.plan.sets.items()
+            if elements
+            for layer in self.plan.layers
+        ]
+        return Report(found, rows, estimates, self._controls())
+
+    def _metric(self, name: str, estimates: dict[str, Estimate]) -> Measurement:
+        """The mean of a quantity over (layer, set) pairs; without a value where one of them has none."""
+        quantity, chosen = self._chosen(name.removeprefix(f"{self.group}_"))
+        status, reason = self._problem(quantity, chosen, "trained")
+        if status != "ok":
+            n, split = len(self.images), self.images.split
+            return Measurement(value=None, n=n, split=split, status=status, reason=reason)
+        estimates[name] = estimate = self._estimate(quantity, chosen, "trained")
+        chance = self._mean_chance(quantity, chosen)
+        return measured(estimate, self.images, chance=chance, untrained=self._control(quantity, chosen))
+
+    def _chosen(self, name: str) -> tuple[str, list[tuple[str, str]]]:
+        """The quantity and the (layer, set) pairs that a metric's name stands for."""
+        sets = list(self.plan.sets)
+        output = list(self.plan.layers)[-1]
+        if name.startswith("output_"):
+            return name.removeprefix("output_"), [
+                (output, each) for each in sets if self.plan.sets[each] and "/" not in each
+            ]
+        for each in sets[1:]:
+            if name.startswith(f"{each}_"):
+                return name.removeprefix(f"{each}_"), [(layer, each) for layer in self._at_depths(each)]
+        quantity = name if name in Summary.QUANTITIES else ""
+        return quantity, [(layer, sets[0]) for layer in self._at_depths(sets[0])] if quantity else []
+
+    def _at_depths(self, name: str) -> list[str]:
+        """The layers at 1/4, 1/2, 3/4 and the end of those that have a grid on which the set can be measured."""
+        spatial = [
+            layer
+            for layer, layout in self.plan.layers.items()
+            if layout.is_spatial and (layer, name) not in self.plan.problems
+        ]
+        picked = [spatial[math.ceil(depth * len(spatial)) - 1] for depth in RELATIVE_DEPTHS if spatial]
+        return list(dict.fromkeys(picked))
+
+    def _row(self, layer: str, name: str, estimates: dict[str, Estimate]) -> dict[str, Any]:
+        """One layer under one set, with everything that makes its numbers readable."""
+        layout, order, elements = self.plan.layers[layer], list(self.plan.layers), self.plan.sets[name]
+        status, reason = self._problem("error", [(layer, name)], "trained")
+        action = self.action if "/" not in name else "declared"
+        places = [self.plan.places.get((layer, g)) for g in elements]
+        row: dict[str, Any] = {
+            "measure": "equivariance",
+            "definitions": DEFINITIONS,
+            "group": self.group,
+            "layer": layer,
+            "depth": (order.index(layer) + 1) / len(order),
+            "set": name,
+            "elements": [g.label for g in elements],
+            "protocol": elements[0].protocol,
+            "action": _action(action, layout.axis) if layout.is_spatial else "trivial",
+            "interpolated": any(place is not None and not place.permutes for place in places),
+            "stride": layout.stride,
+            "n": len(self.images),
+            "split": self.images.split,
+            "dtype": str(self.images.dtype).removeprefix("torch."),
+            "status": status,
+            "reason": reason,
+        }
+        if status != "ok":
+            return row
+        row |= self._values(layer, name, estimates)
+        summaries = self._summaries([(layer, name)], "trained")
+        distance, floor = max(each.relative_distance() for each in summaries), self._floor
+        row |= {
+            "relative_distance": distance,
+            "floor": floor,
+            "verdict": verdict(distance, floor),
+            "wrong_error": summaries[0].wrong_error(),
+            "dead_channels": summaries[0].dead_channels(),
+            "dropped_channels": summaries[0].dropped_channels(),
+        }
+        if (layer, name, 0) in self.fitted:
+            fitted = [self.fitted[layer, name, index] for index in range(len(elements))]
+            row["correlation_fitted"] = math.fsum(fitted) / len(fitted)
+        return row
+
+    def _values(self, layer: str, name: str, estimates: dict[str, Estimate]) -> dict[str, Any]:
+        """Every quantity with its standard error, chance level and untrained control."""
+        row: dict[str, Any] = {}
+        chosen = [(layer, name)]
+        for quantity in Summary.QUANTITIES:
+            if self._problem(quantity, chosen, "trained")[0] != "ok":
+                continue
+            estimate = self._estimate(quantity, chosen, "trained")
+            estimates[f"{layer}/{name}/{quantity}"] = estimate
+            row |= {quantity: estimate.value, f"{quantity}_stderr": estimate.stderr}
+            chance, control = self._mean_chance(quantity, chosen), self._control(quantity, chosen)
+            if quantity.endswith("correlation") and chance is not None:
+                row |= {
+                    f"{quantity}_chance": chance,
+                    f"{quantity}_above_chance": (estimate.value - chance) / (1 - chance),
+                }
+            if control:
+                row[f"untrained_{quantity}"] = control.value
+        return row
+
+    def _controls(self) -> dict[str, Any]:
+        """What holds for the whole run: the numeric floor, and the first layer that is not exact."""
+        found: dict[str, Any] = {"floor": self._floor, "dtype": str(self.images.dtype).removeprefix("torch.")}
+        for name in self.plan.sets:
+            for layer in self.plan.layers:
+                if self._problem("error", [(layer, name)], "trained")[0] == "ok":
+                    summaries = self._summaries([(layer, name)], "trained")
+                    distance = max(each.relative_distance() for each in summaries)
+                    if verdict(distance, self._floor) != "exact":
+                        found[f"{name}_broken_at"] = layer
+                        break
+        return found
+
+    @property
+    def _floor(self) -> float:
+        return numeric_floor(self.images.pixels.device, self.images.dtype)
+
+    def _problem(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> tuple[Status, str | None]:
+        """The first reason why one of the (layer, set) pairs has no number, or `ok`."""
+        if not quantity:
+            return "undefined", "this set is measured with all_sets: true only"
+        if not chosen:
+            return "non_spatial", "no layer has a grid of 3 x 3 or more on which the elements can act"
+        for layer, name in chosen:
+            if problem := self.plan.problems.get((layer, name)):
+                return problem.status, f"{layer}: {problem}"  # type: ignore[return-value]
+            if not self.plan.sets[name]:
+                return "undefined", f"{layer}: no {name} element exists for these strides and this size"
+            for summary in self._summaries([(layer, name)], stage):
+                status, reason = summary.status(quantity)
+                if status != "ok":
+                    return status, f"{layer}: {reason}"
+        return "ok", None
+
+    def _summaries(self, chosen: list[tuple[str, str]], stage: str) -> list[Summary]:
+        return [
+            self.statistics[stage][layer, name, index].summary()
+            for layer, name in chosen
+            for index in range(len(self.plan.sets[name]))
+        ]
+
+    def _estimate(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> Estimate:
+        return Estimate.average([summary.estimate(quantity) for summary in self._summaries(chosen, stage)])
+
+    def _control(self, quantity: str, chosen: list[tuple[str, str]]) -> Estimate | None:
+        if "untrained" not in self.statistics or self._problem(quantity, chosen, "untrained")[0] != "ok":
+            return None
+        return self._estimate(quantity, chosen, "untrained")
+
+    def _mean_chance(self, quantity: str, chosen: list[tuple[str, str]]) -> float | None:
+        values = [summary.chance(quantity) for summary in self._summaries(chosen, "trained")]
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if known else None
+
+
+def _action(action: str, axis: str) -> str:
+    return "scalar" if action == "declared" and axis == "none" else action
