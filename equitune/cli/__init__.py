@@ -1,0 +1,66 @@
+"""The shell: parses, calls, prints, exits. Each command imports what it needs, so that help is instant."""
+
+import atexit
+import errno
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from equitune import __version__
+from equitune.cli import studies, tools
+from equitune.errors import UserError
+
+DONE, USERS_MISTAKE, INTERRUPTED = 0, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Which training choices make a network equivariant, and what does it cost in accuracy?"""
+
+
+for command in (
+    studies.search,
+    studies.check,
+    studies.show,
+    tools.ui,
+    tools.mlflow,
+    tools.show_catalog,
+    tools.download,
+):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """The program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
+    code = _exit_code()
+    if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    try:
+        cli.main(standalone_mode=False)
+    except SystemExit as end:
+        return int(end.code or DONE)
+    except UserError as error:
+        click.echo(str(error), err=True)
+        return USERS_MISTAKE
+    except click.ClickException as error:
+        error.show()
+        return USERS_MISTAKE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        click.echo(f"{error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
+        return USERS_MISTAKE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    return DONE

@@ -1,0 +1,30 @@
+"""What several commands take, and how they read it."""
+
+import os
+from pathlib import Path
+
+import click
+
+root_option = click.option(
+    "--root", type=click.Path(path_type=Path), help="Where studies lie. [default: EQUITUNE_ROOT or ./studies]"
+)
+data_root_option = click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Where data sets lie. [default: EQUITUNE_DATA or ./data]"
+)
+tracking_option = click.option(
+    "--tracking-uri", help="MLflow's tracking store. [default: MLFLOW_TRACKING_URI or mlflow.db under the root]"
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one value of the file. May be repeated."
+)
+
+
+def tracking_store(given: str | None, root: Path) -> str:
+    from equitune.tracking.store import default_tracking_uri
+
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+
+
+def use_data_root(data_root: Path | None) -> None:
+    if data_root is not None:
+        os.environ["EQUITUNE_DATA"] = str(data_root)

@@ -1,0 +1,176 @@
+"""The commands about studies: search, check, show."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from equitune.cli.options import (
+    data_root_option,
+    root_option,
+    set_option,
+    tracking_option,
+    tracking_store,
+    use_data_root,
+)
+from equitune.errors import UserError
+
+if TYPE_CHECKING:
+    from equitune.records.folder import StudyFolder
+    from equitune.records.reader import StudyRecord
+    from equitune.spec.study import StudySpec
+
+DONE, TRIALS_FAILED, INTERRUPTED = 0, 1, 130
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@set_option
+@root_option
+@data_root_option
+@tracking_option
+@click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
+def search(
+    file: Path,
+    overrides: tuple[str, ...],
+    root: Path | None,
+    data_root: Path | None,
+    tracking_uri: str | None,
+    address: str | None,
+    dry_run: bool,
+) -> None:
+    """Run the study in FILE, or go on with it where it was interrupted."""
+    from equitune.records.folder import StudyFolder, studies_root
+
+    spec = _load(file, overrides)
+    use_data_root(data_root)
+    if dry_run:
+        _print_plan(spec)
+        return
+    folder = StudyFolder(studies_root(root) / spec.study)
+    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), address)
+    study = _print_answer(folder, root)
+    if outcome.state == "halted":
+        raise UserError(outcome.reason or "the study was halted")
+    if outcome.state == "interrupted":
+        click.echo(f"Go on:   {_same_command()}")
+        sys.exit(INTERRUPTED)
+    failed = [trial for trial in study.trials if trial.state == "FAILED"]
+    completed = any(trial.state == "COMPLETE" for trial in study.trials)
+    sys.exit(DONE if completed and not failed else TRIALS_FAILED)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@set_option
+def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+    """Say what is wrong with each of FILES, with line and column, without running anything."""
+    mistakes = []
+    for file in files:
+        try:
+            spec = _load(file, overrides)
+        except UserError as error:
+            mistakes.append(str(error))
+        else:
+            click.echo(f"{file}: a study of {spec.search.trials} trials over {len(spec.parameters())} parameters")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+@click.command()
+@click.argument("study")
+@root_option
+@click.option("--json", "as_json", is_flag=True, help="Print for machines.")
+def show(study: str, root: Path | None, as_json: bool) -> None:
+    """Show STUDY: how its trials ended, and its front."""
+    from equitune.records.folder import open_study, studies_root
+
+    folder = open_study(studies_root(root), study)
+    if as_json:
+        from equitune.records.reader import StudyReader
+        from equitune.report import machine
+
+        click.echo(json.dumps(machine.as_json(StudyReader(folder).read()), indent=1))
+    else:
+        _print_answer(folder, root, draw=False)
+
+
+def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
+    from equitune.spec.load import load_study
+
+    spec = load_study(file, overrides)
+    for notice in spec.notices():
+        click.echo(f"{file}: notice: {notice}", err=True)
+    return spec
+
+
+def _run(
+    spec: "StudySpec", folder: "StudyFolder", file: Path, overrides: tuple[str, ...], uri: str, address: str | None
+) -> Any:
+    from rich.console import Console
+
+    from equitune.report.front import write_front
+    from equitune.report.profile import write_profile
+    from equitune.report.terminal import StudyView
+    from equitune.search.study import run_study
+    from equitune.tracking.projector import projecting
+
+    view = StudyView(folder, Console())
+    with view.showing(), projecting(folder, uri, write_front, write_profile, view.say):
+        return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
+
+
+def _print_answer(folder: "StudyFolder", root: Path | None, draw: bool = True) -> "StudyRecord":
+    """The front as a table, where everything lies, and the next command to type."""
+    from rich.console import Console
+
+    from equitune.records.reader import StudyReader
+    from equitune.report.front import write_front
+    from equitune.report.terminal import front_table, summary
+
+    study = StudyReader(folder).read()
+    console = Console()
+    for line in summary(study):
+        console.print(line, markup=False, soft_wrap=True)
+    if any(trial.state == "COMPLETE" for trial in study.trials):
+        console.print(front_table(study))
+        if draw:
+            write_front(study, folder.path)
+    at_root = f" --root {root}" if root else ""
+    click.echo(f"Folder:  {folder.path}")
+    if (folder.path / "front.png").exists():
+        click.echo(f"Picture: {folder.path / 'front.png'} (interactive: front.html, table: front.csv)")
+    click.echo(f"Next:    equitune ui{at_root}")
+    return study
+
+
+def _print_plan(spec: "StudySpec") -> None:
+    from equitune.datasets._splits import load_splits
+    from equitune.report.front import short
+    from equitune.report.terminal import duration
+    from equitune.search.plan import plan
+
+    planned = plan(spec, load_splits(spec.data))
+    for trial in planned.trials:
+        if trial.config.number == planned.num_exact:
+            click.echo("  those that follow depend on results; without any they would be:")
+        values = ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
+        size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
+        click.echo(f"  trial {trial.config.number}: {values}: {size}")
+    first = planned.trials[0].parameters or 0
+    click.echo(f"{spec.study}: {len(planned.trials)} trials, the first model has {first:,} parameters")
+    at_once = spec.resources.concurrent or max(1, int((os.cpu_count() or 1) // spec.resources.cpu))
+    where = "GPU" if spec.resources.gpu else "CPU core"
+    click.echo(
+        f"guess: {duration(planned.seconds)} of one {where}, {duration(planned.seconds / at_once)} with {at_once}"
+    )
+
+
+def _same_command() -> str:
+    import shlex
+
+    return shlex.join(["equitune", *sys.argv[1:]])

@@ -1,0 +1,108 @@
+"""The commands around studies: the MLflow UI and projection, the catalogue, data sets."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from equitune import catalog
+from equitune.cli.options import data_root_option, root_option, tracking_option, tracking_store, use_data_root
+from equitune.errors import UserError
+
+
+@click.command()
+@root_option
+@tracking_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5000, show_default=True, help="Port to listen on.")
+def ui(root: Path | None, tracking_uri: str | None, host: str, port: int) -> None:
+    """Open the MLflow UI on the studies' runs, until Ctrl-C."""
+    from equitune.records.folder import studies_root
+
+    uri = tracking_store(tracking_uri, studies_root(root))
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"--port: {host}:{port} cannot be used ({error.strerror}): name another, such as --port {port + 1}"
+            ) from None
+    click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen([*command, "--workers", "1"], env=environment, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server takes one SIGTERM well, and Ctrl-C with a traceback
+        signal.signal(number, lambda *_: server.terminate())
+    sys.exit(server.wait())
+
+
+@click.group()
+def mlflow() -> None:
+    """MLflow, the projection of a study for people."""
+
+
+@mlflow.command()
+@click.argument("study")
+@root_option
+@tracking_option
+def sync(study: str, root: Path | None, tracking_uri: str | None) -> None:
+    """Project STUDY into MLflow again, from its folder."""
+    from equitune.records.folder import open_study, studies_root
+    from equitune.report.front import write_front
+    from equitune.report.profile import write_profile
+    from equitune.tracking.projector import sync as project
+
+    folder = open_study(studies_root(root), study)
+    uri = tracking_store(tracking_uri, folder.path.parent)
+    project(folder, uri, write_front, write_profile)
+    click.echo(f"{study} is in {uri}")
+
+
+@click.command("catalog")
+@click.argument("kind", required=False, type=click.Choice(list(catalog.KINDS)))
+def show_catalog(kind: str | None) -> None:
+    """List the components that a study may name, with their arguments."""
+    for each in [kind] if kind else catalog.KINDS:
+        click.echo(f"{each}")
+        for name in catalog.names(each):
+            component = catalog.describe(each, name)
+            click.echo(f"  {name}: {component.summary}")
+            for parameter, (_, default) in component.parameters.items():
+                given = "required" if default is ... else f"default {default!r}"
+                click.echo(f"      {parameter}: {component.annotations[parameter]}, {given}")
+
+
+@click.command()
+@click.argument("dataset")
+@data_root_option
+def download(dataset: str, data_root: Path | None) -> None:
+    """Fetch DATASET into the data root."""
+    from equitune.datasets._splits import data_root as resolved
+    from equitune.spec.trial import DataConfig
+
+    use_data_root(data_root)
+    module = catalog.module("dataset", dataset)
+    if not hasattr(module, "download"):
+        raise UserError(f"{dataset} is not fetched: it comes with the program, or from a folder of yours")
+    root = resolved(DataConfig(name=dataset))
+    try:
+        module.download(root)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{dataset} cannot be fetched into {root}: {error}") from None
+    click.echo(f"{dataset} is in {root}")
