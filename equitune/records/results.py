@@ -9,7 +9,17 @@ State = Literal["RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAILED"]
 # COMPLETE: trained and measured. PRUNED: stopped early. INFEASIBLE: no such network, diverged or out of memory; the
 # sampler learns to keep away. FAILED: a bug, or a worker lost for good.
 
-Status = Literal["ok", "collapsed", "non_spatial", "too_small", "undefined"]
+Status = Literal[
+    "ok",
+    "collapsed",
+    "dead_channels",
+    "empty_mask",
+    "no_colour",
+    "non_spatial",
+    "non_square",
+    "too_small",
+    "undefined",
+]
 
 
 class Measurement(Strict):
