@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from equitune.groups.layout import Grid, Layout, Vector
+from equitune.groups.layout import Axis, Grid, Layout, Vector
 from equitune.measures._evaluation import EvaluationSet
 
 
@@ -66,6 +67,70 @@ def mlp(inputs: int, width: int, dtype: torch.dtype = torch.float64) -> Net:
     """Flattened images through two ReLU layers: features without a grid."""
     layers = [nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
     return Net(nn.Sequential(*layers).to(dtype), Vector())
+
+
+def p4_net(
+    channels: list[int],
+    *,
+    mirrors: bool = False,
+    padding: str = "zeros",
+    stride2: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Net:
+    """A lifting convolution and group convolutions (1602.07576), 3 x 3 with padding 1, each with a ReLU.
+
+    Args:
+        channels: of the image, then of each layer.
+        mirrors: p4m, with an axis of 8 entries, in place of p4 with 4.
+        padding: `zeros` or `circular`.
+        stride2: the second layer has stride 2; it is exact on maps of odd side.
+        dtype: of the weights.
+    """
+    axis: Axis = "d4" if mirrors else "c4"
+    body = nn.Sequential()
+    for index in range(len(channels) - 1):
+        stride = 2 if stride2 and index == 1 else 1
+        body.append(GroupConv(channels[index], channels[index + 1], axis, index == 0, padding, stride))
+        body.append(nn.ReLU())
+    return Net(body.to(dtype), Grid(2 if stride2 else 1, axis=axis))
+
+
+class GroupConv(nn.Module):
+    """out[o, g] = sum_i,h x[i, h] * (L_g psi[o, i, h]), (L_g psi)(h, u) = psi(g^-1 h, g^-1 u); one h when it lifts.
+
+    The product of elements is that of their 2 x 2 matrices, so that nothing here shares a formula with what it tests.
+    """
+
+    def __init__(self, inputs: int, outputs: int, axis: Axis, lifts: bool, padding: str, stride: int) -> None:
+        super().__init__()
+        self.elements = [(turn, mirror) for mirror in range(2 if axis == "d4" else 1) for turn in range(4)]
+        self.entries_in = 1 if lifts else len(self.elements)
+        self.padding, self.stride = {"zeros": "constant", "circular": "circular"}[padding], stride
+        bound = (inputs * 9) ** -0.5
+        self.psi = nn.Parameter(torch.empty(outputs, inputs, self.entries_in, 3, 3).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
+
+    def kernel(self) -> Tensor:
+        """(O * G, I * G_in, 3, 3)."""
+        matrices = [self._matrix(*element) for element in self.elements]
+        moved = []
+        for (turn, mirror), matrix in zip(self.elements, matrices, strict=True):
+            products = [matrix.T @ other for other in matrices]  # g^-1 h; these matrices are orthogonal
+            sources = [next(i for i, m in enumerate(matrices) if m.equal(product)) for product in products]
+            psi = self.psi if self.entries_in == 1 else self.psi[:, :, sources]
+            moved.append((psi.flip(-1) if mirror else psi).rot90(turn, (-2, -1)))
+        return torch.stack(moved, 1).flatten(0, 1).flatten(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.flatten(1, 2) if x.ndim == 5 else x
+        padded = functional.pad(maps, (1, 1, 1, 1), mode=self.padding)
+        bias = self.bias.repeat_interleave(len(self.elements))
+        return functional.conv2d(padded, self.kernel(), bias, self.stride).unflatten(1, (-1, len(self.elements)))
+
+    @staticmethod
+    def _matrix(turn: int, mirror: int) -> Tensor:
+        quarter, flip = torch.tensor([[0, -1], [1, 0]]), torch.tensor([[-1, 0], [0, 1]])
+        return torch.linalg.matrix_power(quarter, turn) @ torch.linalg.matrix_power(flip, mirror)
 
 
 class Pointwise(nn.Module):

@@ -30,14 +30,18 @@ class Element(Protocol):
         """The element that acts like `first` followed by this one."""
 
     def on_images(self, images_BCHW: Tensor) -> Tensor:
-        """T_g x.
+        """T_g x. It is compared with T_e x, e the identity: x itself, or what a `disc` leaves of it.
 
         Raises:
             Unmeasurable: it cannot act on images of this shape.
         """
 
     def on_features(self, features_BCGHW: Tensor, layout: Layout) -> Tensor:
-        """rho(g) f: linear; a group axis is permuted as the layout declares; features without a grid do not move."""
+        """rho(g) f: linear; a group axis is permuted as the layout declares; features without a grid do not move.
+
+        Raises:
+            Unmeasurable: the group axis does not say what this element does to it.
+        """
 
     def permutes(self, layout: Layout, height: int, width: int) -> bool:
         """Whether rho(g) moves the values of a (height, width) map without mixing them; else it interpolates."""

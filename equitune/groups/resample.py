@@ -12,6 +12,7 @@ from torch.nn import functional
 
 Fill = Literal["zero", "edge", "reflect"]
 LatticeFill = Literal["zero", "edge", "reflect", "circular"]
+Interpolation = Literal["bilinear", "bicubic"]
 _GRID_SAMPLE_FILL = {"zero": "zeros", "edge": "border", "reflect": "reflection"}
 
 
@@ -28,11 +29,39 @@ def shift_circular(maps: Tensor, shift_px: float, dim: int) -> Tensor:
     """
     if float(shift_px).is_integer():
         return maps.roll(int(shift_px), dim)
-    matrix = _fourier_shift(maps.shape[dim], float(shift_px)).to(maps)
+    return _along(maps, _fourier_shift(maps.shape[dim], float(shift_px)), dim)
+
+
+def shift_edge(maps: Tensor, shift_px: float, dim: int) -> Tensor:
+    """Shifts along one dimension, towards higher indices, the edge repeated where something enters.
+
+    Exact for a whole number of pixels, bicubic for a fraction.
+
+    Args:
+        maps: real tensor.
+        shift_px: in pixels of this tensor.
+        dim: the dimension to shift.
+    """
+    side = maps.shape[dim]
+    if not float(shift_px).is_integer():
+        return _along(maps, _bicubic_shift(side, float(shift_px)), dim)
+    shift = max(-side, min(side, int(shift_px)))
+    shifted = maps.roll(shift, dim)
+    entered, edge = (slice(shift), 0) if shift > 0 else (slice(side + shift, side), side - 1)
+    shifted.movedim(dim, -1)[..., entered] = maps.select(dim, edge).unsqueeze(-1)
+    return shifted
+
+
+def _along(maps: Tensor, matrix: Tensor, dim: int) -> Tensor:
+    """A linear map (side, side) of one dimension."""
+    matrix = matrix.to(maps)
+    if dim % maps.ndim == maps.ndim - 2:
+        return matrix @ maps  # the same, and contiguous
     return (maps.transpose(dim, -1) @ matrix.T).transpose(dim, -1)
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve where gradients flow, too
 def _fourier_shift(side: int, shift_px: float) -> Tensor:
     """The Fourier shift as a matrix (side, side) in float64; at the sides of feature maps it beats an FFT."""
     frequency = torch.arange(side // 2 + 1, dtype=torch.float64)
@@ -42,14 +71,27 @@ def _fourier_shift(side: int, shift_px: float) -> Tensor:
     return shifted
 
 
-def affine(images_BCHW: Tensor, inverse_B23: Tensor, *, fill: Fill = "zero") -> Tensor:
-    """Samples each image at affinely mapped pixels, bilinearly.
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _bicubic_shift(side: int, shift_px: float) -> Tensor:
+    """The bicubic shift as a matrix (side, side) in float64: what becomes of each impulse."""
+    impulses = torch.eye(side, dtype=torch.float64).view(1, 1, side, side)
+    to_source = torch.tensor([[[1, 0, -shift_px], [0, 1, 0]]], dtype=torch.float64)
+    return affine(impulses, to_source, fill="edge", mode="bicubic")[0, 0].T
+
+
+def affine(
+    images_BCHW: Tensor, inverse_B23: Tensor, *, fill: Fill = "zero", mode: Interpolation = "bilinear"
+) -> Tensor:
+    """Samples each image at affinely mapped pixels.
 
     Args:
         images_BCHW: floating-point images.
-        inverse_B23: one matrix an image, mapping an output pixel's (x, y, 1), measured from the image's centre in
-            pixels, to the place in the input whose value it takes (the inverse of what the image seems to undergo).
+        inverse_B23: one matrix an image, or a single one (1, 2, 3) for all, mapping an output pixel's (x, y, 1),
+            measured from the image's centre in pixels, to the place in the input whose value it takes (the inverse of
+            what the image seems to undergo).
         fill: what lies outside the image.
+        mode: how values between pixels are had.
     """
     height, width = images_BCHW.shape[-2:]
     # grid_sample with align_corners=False has its edges at -1 and 1, so a pixel is 2/side wide.
@@ -57,9 +99,13 @@ def affine(images_BCHW: Tensor, inverse_B23: Tensor, *, fill: Fill = "zero") -> 
     normalised = inverse_B23.to(images_BCHW.dtype).clone()
     normalised[:, :, :2] *= to_px / to_px[:, None]
     normalised[:, :, 2] /= to_px
-    grid = functional.affine_grid(normalised, list(images_BCHW.shape), align_corners=False)
+    grid = functional.affine_grid(normalised, [len(normalised), 1, height, width], align_corners=False)
     return functional.grid_sample(
-        images_BCHW, grid, mode="bilinear", padding_mode=_GRID_SAMPLE_FILL[fill], align_corners=False
+        images_BCHW,
+        grid.expand(len(images_BCHW), -1, -1, -1),
+        mode=mode,
+        padding_mode=_GRID_SAMPLE_FILL[fill],
+        align_corners=False,
     )
 
 
