@@ -9,9 +9,10 @@ from torch import nn
 
 from equitune import catalog
 from equitune.errors import Infeasible
+from equitune.groups.element import sets
 from equitune.groups.prior import out_side
 from equitune.measures._capture import capturing
-from equitune.measures.equivariance import compare, shifts
+from equitune.measures._compare import Plan, compare
 from equitune.priors.attention import sincos
 from equitune.priors.local import LocalConv2d
 
@@ -111,11 +112,13 @@ def test_local_has_positions_times_the_weights_of_a_convolution() -> None:
 def equivariance_error(net: nn.Module, side: int = 16) -> tuple[float, float]:
     """The largest relative distance over spatial layers and at the output, in float64, under lattice shifts."""
     net = net.double().eval()
-    elements = shifts(net.layers, side, 1)
-    pairs = compare(net, net.layers, evaluation(images(6, 1, side)), {"lattice": elements["lattice"]})
-    inner = [value.relative_distance() for (name, _, _), value in pairs.items() if net.layers[name].is_spatial]
-    outer = [value.relative_distance() for (name, _, _), value in pairs.items() if not net.layers[name].is_spatial]
-    return max(inner), max(outer)
+    strides = [layout.stride for layout in net.layers.values() if layout.is_spatial]
+    validation = evaluation(images(6, 1, side))
+    plan = Plan(net, net.layers, validation, {"lattice": sets("translation", strides, side)["lattice"]})
+    distances: dict[bool, list[float]] = {True: [], False: []}
+    for (name, _, _), pairs in compare(net, validation, plan).items():
+        distances[net.layers[name].is_spatial].append(pairs.summary().relative_distance())
+    return max(distances[True]), max(distances[False])
 
 
 @pytest.mark.parametrize("model", ["resnet", "cnn"])

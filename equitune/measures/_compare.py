@@ -24,6 +24,9 @@ Layers = Mapping[str, Layout]  # path of the submodule -> what its output is; th
 Sets = Mapping[str, list[Element]]  # name of a set -> its elements
 Key = tuple[str, str, int]  # layer, set, index of the element in the set
 
+# Takes a key, where its element acts, f(T_g x), f(x) and the moments of f(x).
+OnPair = Callable[[Key, "Place", Tensor, Tensor, Callable[[], Moments]], None]
+
 
 @dataclass(frozen=True)
 class Place:
@@ -150,37 +153,52 @@ def _stream(
     model: nn.Module,
     images: EvaluationSet,
     plan: Plan,
-    add: Callable[[Key, Place, Tensor, Tensor, Callable[[], Moments]], None],
+    add: OnPair,
     statistics: Mapping[Key, PairStatistics] | None = None,
     stage: str = "",
 ) -> None:
-    """Calls `add(key, place, f(T_g x), f(x), moments of f(x))` for every batch, element and layer.
+    """Calls `add` for every batch, element and layer.
 
-    An element that stands in several sets passes through the model once.
+    An element that stands in several sets passes through the model once; so do the images at rest, T_e x, which are
+    the images themselves unless an element hides a part of them.
     """
     wanted: dict[Element, dict[str, list[Key]]] = {}
     for key, g in plan.pairs():
         wanted.setdefault(g, {}).setdefault(key[0], []).append(key)
+    at_rest: dict[Element, list[Element]] = {}
+    for g in wanted:
+        at_rest.setdefault(g.after(g.inverse()), []).append(g)
     measured = {layer: plan.layers[layer] for layers in wanted.values() for layer in layers}
     done = _restored(images, stage, statistics) if statistics else 0
     model.eval()
     with torch.inference_mode():
         for batch, _ in images.batches(done):
-            plain: dict[str, Tensor] = {}
-            with capturing(model, measured, plain.__setitem__):
-                model(batch)
-            moments = cache(lambda layer, plain=plain: Moments.of(plain[layer].flatten(3).flatten(1, 2)))
-            for g, keys in wanted.items():
-
-                def on_features(layer: str, moved: Tensor, g: Element = g, keys: dict[str, list[Key]] = keys) -> None:
-                    for key in keys.get(layer, ()):
-                        add(key, plan.places[layer, g], moved, plain[layer], lambda: moments(layer))  # noqa: B023
-
-                with capturing(model, measured, on_features):
-                    model(g.on_images(batch))
+            for identity, elements in at_rest.items():
+                plain: dict[str, Tensor] = {}
+                with capturing(model, measured, plain.__setitem__):
+                    model(identity.on_images(batch))
+                moments = cache(lambda layer, plain=plain: Moments.of(plain[layer].flatten(3).flatten(1, 2)))
+                for g in elements:
+                    pairs = partial(_each_pair, plan, g, wanted[g], plain, moments, add)
+                    with capturing(model, measured, pairs):
+                        model(g.on_images(batch))
             done += len(batch)
             if statistics and images.journal:
                 images.journal.keep(stage, done, lambda: _state(statistics))
+
+
+def _each_pair(
+    plan: Plan,
+    g: Element,
+    wanted: Mapping[str, list[Key]],
+    plain: Mapping[str, Tensor],
+    moments: Callable[[str], Moments],
+    add: OnPair,
+    layer: str,
+    moved: Tensor,
+) -> None:
+    for key in wanted.get(layer, ()):
+        add(key, plan.places[layer, g], moved, plain[layer], partial(moments, layer))
 
 
 def _place(g: Element, layout: Layout, features: Tensor) -> Place:
