@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -110,19 +110,24 @@ def _resources(data: Any, known: ValidationInfo) -> Resources:
 
 def declared_metrics(measures: tuple[Call, ...]) -> dict[str, Direction]:
     """The metrics that these measures report, each with the direction that is better."""
-    return {
-        name.format(**call.args): direction
-        for call in measures
-        for name, direction in catalog.describe("measure", call.name).constants["METRICS"].items()
-    }
+    metrics: dict[str, Direction] = {}
+    for call in measures:
+        constants = catalog.describe("measure", call.name).constants
+        of_group = constants.get("GROUP_METRICS", {}).get(call.args.get("group"), {})
+        metrics |= {name.format(**call.args): better for name, better in (constants["METRICS"] | of_group).items()}
+    return metrics
 
 
 def _who_reports(metric: str) -> str:
-    """A hint at the measure that would report a metric, were it listed."""
+    """A hint at the measure that would report a metric, were it listed, and at what it must be told."""
     for name in catalog.names("measure"):
-        call = filled("measure", Call(name=name))
-        if metric in declared_metrics((call,)):
-            return f"; it is reported by measure {name}: add it under measures"
+        parameters = catalog.describe("measure", name).parameters
+        options = {key: get_args(kind) for key, (kind, _) in parameters.items() if get_origin(kind) is Literal}
+        for values in product(*options.values()):
+            call = filled("measure", Call(name=name, args=dict(zip(options, values, strict=True))))
+            if metric in declared_metrics((call,)):
+                said = [f"{key}: {call.args[key]}" for key in options if call.args[key] != parameters[key][1]]
+                return f"; it is reported by measure {' with '.join([name, *said])}: add it under measures"
     return ""
 
 
