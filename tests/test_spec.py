@@ -204,6 +204,15 @@ def test_an_unknown_metric_is_answered_with_what_its_measure_must_be_told(study_
     assert mistakes(study_file, text)[0].endswith(hint)
 
 
+def test_a_metric_is_reported_once(study_file: Write) -> None:
+    twice = "model: resnet\nmeasures: [consistency, {name: consistency, protocol: crop}]"
+    found = mistakes(study_file, HEAD + twice)
+    assert found == [
+        "4:25 measures.1: reports translation_consistency, as measures.0 does: keep one of the two",
+    ]
+    load_study(study_file(HEAD + "model: resnet\nmeasures: [consistency, {name: consistency, group: flip}]"))
+
+
 def test_overrides_replace_one_value(study_file: Write) -> None:
     path = study_file(HEAD + "model: resnet\nmeasures: [equivariance]")
     spec = load_study(path, ("model.width=8", "training.lr=1e-3", "search.trials=3", "measures.0.most_images=9"))

@@ -62,7 +62,14 @@ def _measures(data: Any) -> tuple[Call, ...]:
     for index, item in enumerate(data):
         calls.append(mistakes.under((index,), partial(constant_call, "measure", item)))
     mistakes.raise_any()
-    return tuple(call for call in calls if call is not None)
+    found = tuple(call for call in calls if call is not None)
+    for index, call in enumerate(found):
+        for earlier in range(index):
+            twice = declared_metrics((call,)).keys() & declared_metrics((found[earlier],))
+            if twice:
+                mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
+    mistakes.raise_any()
+    return found
 
 
 def _prior(data: Any, known: ValidationInfo) -> Section | None:
