@@ -64,6 +64,9 @@ def components() -> Iterator[str]:
             if "METRICS" in constants:
                 metrics = (f"`{metric}` ({direction})" for metric, direction in constants["METRICS"].items())
                 yield f"Metrics: {', '.join(metrics)}.\n"
+            for group, of_group in constants.get("GROUP_METRICS", {}).items():
+                more = (f"`{metric}` ({direction})" for metric, direction in of_group.items())
+                yield f"With group {group} also: {', '.join(more)}.\n"
             if component.parameters:
                 yield from table(
                     (parameter, component.annotations[parameter], default)

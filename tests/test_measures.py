@@ -60,7 +60,7 @@ def test_the_same_numbers_again_whatever_the_batches(
 ) -> None:
     whole = EvaluationSet(validation.pixels, validation.labels, "validation", batch_size=1000)
     first, second, in_one = (measured(name, networks, images) for images in (validation, validation, whole))
-    assert first == second
+    assert (first.metrics, first.profile) == (second.metrics, second.profile)
     for metric in first.metrics:
         assert in_one.metrics[metric].value == pytest.approx(first.metrics[metric].value, rel=1e-4)
 

@@ -188,6 +188,31 @@ def test_objectives_must_be_metrics_of_the_study(study_file: Write) -> None:
     assert "objectives.loss: better is to minimize, but got 'maximize'" in found[2]
 
 
+def test_a_metric_may_belong_to_one_group_alone(study_file: Write) -> None:
+    text = "study: s\nmodel: resnet\nmeasures: [{name: consistency, group: %s}]\nobjectives: {%s: minimize}"
+    spec = load_study(study_file(text % ("translation", "translation_pixel_change")))
+    assert spec.metrics()["translation_pixel_change"] == "minimize"
+    found = mistakes(study_file, text % ("flip", "translation_pixel_change"))
+    assert found[0].startswith("4:14 objectives.translation_pixel_change: unknown metric")
+    assert found[0].endswith("; it is reported by measure consistency: add it under measures")
+    assert "flip_pixel_change" not in load_study(study_file(text % ("flip", "loss"))).metrics()
+
+
+def test_an_unknown_metric_is_answered_with_what_its_measure_must_be_told(study_file: Write) -> None:
+    text = "study: s\nmodel: resnet\nobjectives: {rotation_orbit_accuracy: maximize}"
+    hint = "; it is reported by measure consistency with group: rotation: add it under measures"
+    assert mistakes(study_file, text)[0].endswith(hint)
+
+
+def test_a_metric_is_reported_once(study_file: Write) -> None:
+    twice = "model: resnet\nmeasures: [consistency, {name: consistency, protocol: crop}]"
+    found = mistakes(study_file, HEAD + twice)
+    assert found == [
+        "4:25 measures.1: reports translation_consistency, as measures.0 does: keep one of the two",
+    ]
+    load_study(study_file(HEAD + "model: resnet\nmeasures: [consistency, {name: consistency, group: flip}]"))
+
+
 def test_overrides_replace_one_value(study_file: Write) -> None:
     path = study_file(HEAD + "model: resnet\nmeasures: [equivariance]")
     spec = load_study(path, ("model.width=8", "training.lr=1e-3", "search.trials=3", "measures.0.most_images=9"))

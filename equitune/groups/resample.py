@@ -140,3 +140,20 @@ def _inside(index: Tensor, side: int, fill: LatticeFill) -> Tensor:
         return index.clamp(0, side - 1)
     folded = index.remainder(2 * side)  # half-sample reflection, as grid_sample's with align_corners=False
     return torch.where(folded < side, folded, 2 * side - 1 - folded)
+
+
+def warp(images_BCHW: Tensor, displacements_B2HW: Tensor) -> Tensor:
+    """Moves each image by its own displacement field, bilinearly; beyond the border lie the border's pixels.
+
+    Args:
+        images_BCHW: floating-point images.
+        displacements_B2HW: in pixels (rows, columns); positive is down and right. The pixel at s takes the value at
+            s - displacement(s), as 2105.02468 defines it.
+    """
+    height, width = images_BCHW.shape[-2:]
+    displacements_B2HW = displacements_B2HW.to(images_BCHW)
+    rows_BHW = torch.arange(height, device=images_BCHW.device)[:, None] - displacements_B2HW[:, 0]
+    cols_BHW = torch.arange(width, device=images_BCHW.device) - displacements_B2HW[:, 1]
+    # grid_sample with align_corners=False has its edges at -1 and 1, half a pixel outside the first and last centre.
+    grid = torch.stack([(2 * cols_BHW + 1) / width - 1, (2 * rows_BHW + 1) / height - 1], -1)
+    return functional.grid_sample(images_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -62,7 +62,14 @@ def _measures(data: Any) -> tuple[Call, ...]:
     for index, item in enumerate(data):
         calls.append(mistakes.under((index,), partial(constant_call, "measure", item)))
     mistakes.raise_any()
-    return tuple(call for call in calls if call is not None)
+    found = tuple(call for call in calls if call is not None)
+    for index, call in enumerate(found):
+        for earlier in range(index):
+            twice = declared_metrics((call,)).keys() & declared_metrics((found[earlier],))
+            if twice:
+                mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
+    mistakes.raise_any()
+    return found
 
 
 def _prior(data: Any, known: ValidationInfo) -> Section | None:
@@ -110,19 +117,24 @@ def _resources(data: Any, known: ValidationInfo) -> Resources:
 
 def declared_metrics(measures: tuple[Call, ...]) -> dict[str, Direction]:
     """The metrics that these measures report, each with the direction that is better."""
-    return {
-        name.format(**call.args): direction
-        for call in measures
-        for name, direction in catalog.describe("measure", call.name).constants["METRICS"].items()
-    }
+    metrics: dict[str, Direction] = {}
+    for call in measures:
+        constants = catalog.describe("measure", call.name).constants
+        of_group = constants.get("GROUP_METRICS", {}).get(call.args.get("group"), {})
+        metrics |= {name.format(**call.args): better for name, better in (constants["METRICS"] | of_group).items()}
+    return metrics
 
 
 def _who_reports(metric: str) -> str:
-    """A hint at the measure that would report a metric, were it listed."""
+    """A hint at the measure that would report a metric, were it listed, and at what it must be told."""
     for name in catalog.names("measure"):
-        call = filled("measure", Call(name=name))
-        if metric in declared_metrics((call,)):
-            return f"; it is reported by measure {name}: add it under measures"
+        parameters = catalog.describe("measure", name).parameters
+        options = {key: get_args(kind) for key, (kind, _) in parameters.items() if get_origin(kind) is Literal}
+        for values in product(*options.values()):
+            call = filled("measure", Call(name=name, args=dict(zip(options, values, strict=True))))
+            if metric in declared_metrics((call,)):
+                said = [f"{key}: {call.args[key]}" for key in options if call.args[key] != parameters[key][1]]
+                return f"; it is reported by measure {' with '.join([name, *said])}: add it under measures"
     return ""
 
 
