@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fields import FloatImages, Pointwise, evaluation, images, lowpass
+from fields import Pointwise, evaluation, images, lowpass
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable, UserError
 from equitune.groups.resample import shift_each, warp
 from equitune.measures import consistency, stability
 from equitune.measures._estimate import Estimate
-from equitune.measures._evaluation import Report
+from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._proportion import Proportion
 from equitune.measures.stability import displacement_fields, mode_deviations, slope
 from equitune.records.results import Measurement
@@ -65,8 +65,8 @@ def finite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consistency, "sets", lambda group, strides, side_px: known[group])
 
 
-def labelled(field: Tensor, labels: list[int] | Tensor, batch_size: int = 7) -> FloatImages:
-    return FloatImages(field, torch.as_tensor(labels), "validation", batch_size)
+def labelled(field: Tensor, labels: list[int] | Tensor, batch_size: int = 7) -> EvaluationSet:
+    return EvaluationSet(field, torch.as_tensor(labels), "validation", batch_size, dtype=field.dtype)
 
 
 def values(report: Report) -> dict[str, float | None]:
@@ -74,7 +74,7 @@ def values(report: Report) -> dict[str, float | None]:
     return {name.split("_", 1)[1]: metric.value for name, metric in report.metrics.items()}
 
 
-def behaviour(model: nn.Module, shown: FloatImages, **options: object) -> dict[str, float | None]:
+def behaviour(model: nn.Module, shown: EvaluationSet, **options: object) -> dict[str, float | None]:
     return values(consistency.measure(model, None, shown, **options))  # type: ignore[arg-type]
 
 
@@ -354,11 +354,11 @@ def test_what_is_reported_follows_from_its_estimates() -> None:
 
 def test_wilsons_errors_are_those_of_the_records() -> None:
     for hits, n in [(0, 9), (9, 9), (31, 50), (1900, 2000)]:  # the last is kept in clusters of images
-        share = Proportion.of(torch.arange(n) < hits)
+        share = Proportion.of_images(torch.arange(n) < hits)
         expected = Measurement.proportion(hits, n, "test")
         assert share.value == pytest.approx(expected.value)
         assert share.stderr == pytest.approx(expected.stderr, rel=1e-9)
-    low, high = Proportion.of(torch.ones(20)).interval()
+    low, high = Proportion.of_images(torch.ones(20)).interval()
     assert (low, high) == (pytest.approx(20 / (20 + 1.959964**2)), pytest.approx(1))  # Wilson's, at n of n
     assert Estimate.mean(torch.ones(20)).interval() == (1, 1)  # the twin: as if 20 images proved it
 
@@ -366,7 +366,7 @@ def test_wilsons_errors_are_those_of_the_records() -> None:
 def test_wilsons_interval_covers_where_the_normal_one_does_not() -> None:
     n, p = 50, 0.98
     chance = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
-    intervals = [Proportion.of(torch.arange(n) < k).interval() for k in range(n + 1)]
+    intervals = [Proportion.of_images(torch.arange(n) < k).interval() for k in range(n + 1)]
     wilson = sum(weight for weight, (low, high) in zip(chance, intervals, strict=True) if low <= p <= high)
     half = [1.96 * math.sqrt(k / n * (1 - k / n) / n) for k in range(n + 1)]
     normal = sum(chance[k] for k in range(n + 1) if abs(k / n - p) <= half[k])
@@ -377,8 +377,8 @@ def test_wilsons_interval_covers_where_the_normal_one_does_not() -> None:
 def test_images_hit_in_part_are_surer_than_hits_and_misses() -> None:
     draw = torch.Generator().manual_seed(0)
     parts = torch.rand(400, generator=draw).round(decimals=1)
-    assert Proportion.of(parts).stderr == pytest.approx(float(parts.double().std()) / 20, rel=0.01)
-    assert Proportion.of(parts).stderr < 0.7 * Proportion.of(parts > 0.5).stderr
+    assert Proportion.of_images(parts).stderr == pytest.approx(float(parts.double().std()) / 20, rel=0.01)
+    assert Proportion.of_images(parts).stderr < 0.7 * Proportion.of_images(parts > 0.5).stderr
 
 
 kinds = pytest.mark.parametrize("kind", ["diffeomorphism", "translation"])

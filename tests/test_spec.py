@@ -129,7 +129,7 @@ speed: high
         "9:33 augmentation.rotate.max_deg.float.1: must be <= 180.0, but got 720.0",
         "10:12 training.epochs: must be a whole number, but got 6.5",
         "10:25 training.lr: takes one value, but got a list: to search over values write {choice: [1, 2]}",
-        "11:33 measures.0.group: must be one of 'translation', but got 'rotations'",
+        "11:33 measures.0.group: must be one of 'translation', 'rotation', 'flip', 'd4', 'scale', 'shear' or 'hue', but got 'rotations'",
         "12:14 objectives.accuracy: must be maximize or minimize, but got 'up'",
         "13:10 search.sampler: must be one of 'tpe', 'random' or 'nsga2', but got 'tpee'",
         "13:25 search.trials: must be >= 1, but got 0",

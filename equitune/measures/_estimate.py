@@ -64,11 +64,11 @@ class Estimate:
     @classmethod
     def average(cls, estimates: Sequence["Estimate"]) -> "Estimate":
         """The mean of statistics of the same images; their covariance is accounted for."""
-        return cls._weighted(estimates, [1 / len(estimates)] * len(estimates))
+        return Estimate._weighted(estimates, [1 / len(estimates)] * len(estimates))
 
     def minus(self, other: "Estimate") -> "Estimate":
         """The paired difference of two statistics of the same images."""
-        return self._weighted([self, other], [1.0, -1.0])
+        return Estimate._weighted([self, other], [1.0, -1.0])
 
     @property
     def stderr(self) -> float:
@@ -81,8 +81,8 @@ class Estimate:
         low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
         return low, high
 
-    @classmethod
-    def _weighted(cls, estimates: Sequence["Estimate"], weights: list[float]) -> "Estimate":
+    @staticmethod
+    def _weighted(estimates: Sequence["Estimate"], weights: list[float]) -> "Estimate":
         if len(estimates) == 1 and weights == [1.0]:
             return estimates[0]
         widths = [estimate.sums_Kk.shape[1] for estimate in estimates]
@@ -91,7 +91,7 @@ class Estimate:
             parts = zip(weights, estimates, torch.split(sums, widths, dim=-1), strict=True)
             return torch.stack([weight * estimate.function(part) for weight, estimate, part in parts]).sum(0)
 
-        return cls(
+        return Estimate(
             math.fsum(weight * estimate.value for weight, estimate in zip(weights, estimates, strict=True)),
             torch.stack([estimate.influence_K for estimate in estimates], 1) @ torch.tensor(weights).double(),
             torch.cat([estimate.sums_Kk for estimate in estimates], 1),

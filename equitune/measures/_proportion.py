@@ -18,11 +18,13 @@ class Proportion(Estimate):
     """
 
     @classmethod
-    def of(cls, values_n: Tensor) -> "Proportion":
+    def of_images(cls, values_n: Tensor) -> "Proportion":
         """From one number an image: whether it was hit, or how often."""
         values_n = values_n.double().cpu()
-        sums_n3 = torch.stack([values_n, torch.ones_like(values_n), values_n.square()], 1)
-        return cls(clustered(sums_n3), lambda sums: sums[..., 0] / sums[..., 1])
+        share = float(values_n.mean())
+        sums = clustered(torch.stack([values_n, torch.ones_like(values_n), values_n.square()], 1))
+        influence = (sums[:, 0] - share * sums[:, 1]) / len(values_n)
+        return cls(share, influence, sums, lambda s: s[..., 0] / s[..., 1])
 
     @property
     def stderr(self) -> float:

@@ -157,7 +157,7 @@ def _outcomes(model: nn.Module, images: EvaluationSet, design: _Design, group: s
             outcomes[f"{group}_{name}"] = Unmeasurable("undefined", reason)
         else:
             outcomes[f"{group}_{name}"] = (
-                Estimate.mean(values_n) if name == "softmax_deviation" else Proportion.of(values_n)
+                Estimate.mean(values_n) if name == "softmax_deviation" else Proportion.of_images(values_n)
             )
     return outcomes
 

@@ -11,7 +11,7 @@ from equitune.spec.space import Choice, Distribution, IntRange, Pick, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
 
-MEASURE_PASSES = 14  # forward passes of a trial's measurement: two networks, seven group elements
+MEASURE_PASSES = 16  # forward passes of one measure, roughly: two networks, the images and seven elements
 TRIES = 10
 
 
@@ -57,7 +57,8 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
             continue
         if seconds_per_multiply_add is None:
             seconds_per_multiply_add = train_seconds_per_image(config, shape, classes) / cost.multiply_adds
-        images = config.training.epochs * len(splits.train) + MEASURE_PASSES / 3 * len(splits.validation)
+        passes = MEASURE_PASSES / 3 * len(config.measures)  # a forward pass is a third of a training step
+        images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         trials.append(PlannedTrial(config, cost.parameters, images * cost.multiply_adds * seconds_per_multiply_add))
     return Plan(trials, num_exact(spec))
 
