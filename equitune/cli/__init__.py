@@ -10,6 +10,7 @@ import click
 
 from equitune import __version__
 from equitune.cli import studies, tools
+from equitune.cli.measure import measure
 from equitune.errors import UserError
 
 DONE, USERS_MISTAKE, INTERRUPTED = 0, 2, 130
@@ -25,6 +26,7 @@ for command in (
     studies.search,
     studies.check,
     studies.show,
+    measure,
     tools.ui,
     tools.mlflow,
     tools.show_catalog,

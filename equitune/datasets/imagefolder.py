@@ -40,6 +40,26 @@ def load(
     return LabelledImages(pixels, labels, class_names, _decoded(test_files, size, grey), test_labels)
 
 
+def load_folder(folder: Path, size: int, grey: bool = False) -> LabelledImages:
+    """All images of a folder; those of a folder without subfolders have no labels, which stand as -1.
+
+    Raises:
+        UserError: there are none, or some cannot be decoded; names them.
+    """
+    if any(sub.is_dir() and not sub.name.startswith(".") for sub in folder.iterdir()):
+        files, labels, class_names = _listed(folder)
+        return LabelledImages(_decoded(files, size, grey), labels, class_names)
+    files = _images_in(folder)
+    return LabelledImages(_decoded(files, size, grey), np.full(len(files), -1, np.int64), ())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not images:
+        raise UserError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}): fill or remove it")
+    return images
+
+
 def _listed(folder: Path) -> tuple[list[Path], Labels, tuple[str, ...]]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: set data.path to a folder with one subfolder a class")
@@ -49,9 +69,7 @@ def _listed(folder: Path) -> tuple[list[Path], Labels, tuple[str, ...]]:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
-        if not images:
-            raise UserError(f"{folder / name} holds no image ({', '.join(sorted(_SUFFIXES))}): fill or remove it")
+        images = _images_in(folder / name)
         files += images
         labels += [label] * len(images)
     return files, np.array(labels, np.int64), tuple(classes)

@@ -184,7 +184,7 @@ def _stream(
                         model(g.on_images(batch))
             done += len(batch)
             if statistics and images.journal:
-                images.journal.keep(stage, done, lambda: _state(statistics))
+                images.journal.keep(stage, done, lambda: _state(statistics), is_last=done == len(images))
 
 
 def _each_pair(

@@ -21,8 +21,11 @@ class Journal(Protocol):
     def find(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         """The number of images that a stage has seen, and its sums; None: it has not begun."""
 
-    def keep(self, stage: str, done: int, state: Callable[[], dict[str, Tensor]]) -> None:
-        """Called after each batch; whether to write is the journal's choice."""
+    def keep(self, stage: str, done: int, state: Callable[[], dict[str, Tensor]], *, is_last: bool) -> None:
+        """Called after each batch of a stage; whether to write is the journal's choice."""
+
+    def passed(self, done: int, total: int) -> None:
+        """Called after each batch of any pass over the images."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class EvaluationSet:
         for start in range(first, len(self), self.batch_size):
             part = slice(start, start + self.batch_size)
             yield as_float(self.pixels[part], self.dtype), self.labels[part]
+            if self.journal:
+                self.journal.passed(min(part.stop, len(self)), len(self))
 
     def sample(self, most: int, seed: int) -> "EvaluationSet":
         """At most so many of the images; the same ones for every model that is measured with this seed."""

@@ -12,14 +12,13 @@ its spatial depth; at the output, over all sets.
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from equitune.errors import UserError
-from equitune.groups.element import Element
 from equitune.groups.element import sets as sets_of
 from equitune.measures._compare import Key, Layers, Plan, compare, match
 from equitune.measures._evaluation import EvaluationSet, Report
@@ -61,6 +60,7 @@ def measure(
     group: Literal["translation", "rotation", "flip", "d4", "scale", "shear", "hue"] = "translation",
     most_images: Annotated[int, Field(ge=2)] = 512,
     multiples: Annotated[int, Field(ge=1)] = 1,
+    lattice_px: Annotated[int, Field(ge=0)] = 0,
     protocol: Literal["roll", "crop"] = "roll",
     action: Literal["declared", "scalar", "matched"] = "declared",
     all_sets: bool = False,
@@ -73,7 +73,9 @@ def measure(
         images: held-out images.
         group: the symmetry.
         most_images: a seeded sample of this size is measured, or all images where there are fewer.
-        multiples: of translations: the lattice set goes up to this multiple of the total stride.
+        multiples: of translations: the lattice set goes up to this multiple of its shortest shift.
+        lattice_px: of translations: the shortest shift of the lattice set; 0: the total stride of the measured layers.
+            Models are compared under the same shifts: then it is a multiple of every model's stride.
         protocol: of translations, what enters at the border: `roll`, what left on the other side; `crop`, reflected
             pixels, and only the overlap of the two maps is compared.
         action: on features. `declared`: a group axis is permuted as the architecture declares; `scalar`: the grid
@@ -85,13 +87,17 @@ def measure(
     Raises:
         UserError: an argument of translations was given for another group.
     """
-    if group != "translation" and (multiples, protocol) != (1, "roll"):
-        raise UserError(f"multiples and protocol are those of translations: leave them out for group {group}")
+    if group != "translation" and (multiples, lattice_px, protocol) != (1, 0, "roll"):
+        raise UserError(f"multiples, lattice_px and protocol are of translations: leave them out for group {group}")
     images = images.sample(most_images, seed=0)
     layers: Layers = model.layers  # type: ignore[assignment]
     if action == "scalar":
         layers = {name: replace(layout, axis="none") for name, layout in layers.items()}  # type: ignore[type-var]
-    sets = _sets(group, layers, images, all_sets, {"multiples": multiples, "protocol": protocol})
+    strides = [lattice_px] if lattice_px else [layout.stride for layout in layers.values() if layout.is_spatial]
+    of_translations = {"multiples": multiples, "protocol": protocol} if group == "translation" else {}
+    found = sets_of(group, strides, images.pixels.shape[-1], **of_translations)
+    kept = found if all_sets else STANDARD_SETS.get(group, tuple(found)[:1])
+    sets = {name: elements for name, elements in found.items() if name in kept}
     plan = Plan(model, layers, images, sets)
     networks = {"trained": model} | ({"untrained": untrained} if untrained else {})
     fitted: dict[Key, float] = {}
@@ -111,13 +117,3 @@ def measure(
         statistics = {stage: compare(network, images, plan, stage=stage) for stage, network in networks.items()}
     names = [name.format(group=group) for name in METRICS] + list(GROUP_METRICS.get(group, {}))
     return Profile(group, action, plan, images, statistics, fitted).report(names)
-
-
-def _sets(
-    group: str, layers: Layers, images: EvaluationSet, all_sets: bool, of_translations: dict[str, Any]
-) -> dict[str, list[Element]]:
-    strides = [layout.stride for layout in layers.values() if layout.is_spatial]
-    options = of_translations if group == "translation" else {}
-    found = sets_of(group, strides, images.pixels.shape[-1], **options)
-    kept = found if all_sets else STANDARD_SETS.get(group, tuple(found)[:1])
-    return {name: elements for name, elements in found.items() if name in kept}

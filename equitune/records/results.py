@@ -27,6 +27,8 @@ class Measurement(Strict):
 
     value: float | None
     stderr: float | None = None  # None: not a sample statistic
+    low: float | None = None  # of a 95 % interval over images, where one was made
+    high: float | None = None
     n: int  # images
     split: Literal["train", "validation", "test", "none"]
     unit: str = "1"

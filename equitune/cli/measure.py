@@ -1,0 +1,111 @@
+"""The command that measures models: recorded trials, timm's and torchvision's, weights, exported programs."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from equitune import catalog
+from equitune.cli.options import data_root_option, root_option, tracking_option, tracking_store, use_data_root
+
+if TYPE_CHECKING:
+    from equitune.records.measured import MeasurementRecord
+    from equitune.trial.journal import OnProgress
+
+GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["group"][0]))
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--data", metavar="NAME_OR_FOLDER", help="Images: a data set, or a folder. [default: a trial's own data]")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option("--size", type=click.IntRange(1, 1024), help="Side in px of a folder's images. [default: 224]")
+@click.option(
+    "--group", "groups", multiple=True, type=click.Choice(GROUPS), help="May be repeated. [default: translation]"
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="[default: equivariance and consistency]",
+)
+@click.option(
+    "--layers", multiple=True, metavar="PATTERN", help="Only these layers, such as 'stages.*'. May be repeated."
+)
+@click.option("--images", type=click.IntRange(2), help="At most so many images. [default: 512 by layer, else all]")
+@click.option("--batch", default=128, show_default=True, type=click.IntRange(1), help="Images in a forward pass.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float64"]))
+@click.option("--seed", default=0, show_default=True, help="Of the sample of images, of initial weights, of intervals.")
+@click.option("--special-tokens", type=click.IntRange(0), help="Class tokens before a transformer's patches.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of results. [default: below ./measurements]")
+@click.option("--track", is_flag=True, help="Make a run in MLflow for each model.")
+@root_option
+@data_root_option
+@tracking_option
+def measure(
+    models: tuple[str, ...],
+    output: Path | None,
+    track: bool,
+    root: Path | None,
+    data_root: Path | None,
+    tracking_uri: str | None,
+    batch: int,
+    **options: Any,
+) -> None:
+    """Measure how equivariant each MODEL is; several are compared with the first on the same images.
+
+    MODEL is STUDY/NUMBER, a recorded trial; ARCHITECTURE[:KEY=VALUE,...][@WEIGHTS], such as
+    timm/resnet18@resnet18.safetensors or resnet:depth=20,width=16@weights.pt; or an exported program, FILE.pt2.
+    --group, --measure and --layers may be repeated. The same command goes on where it was interrupted.
+    """
+    from equitune.records.folder import studies_root
+    from equitune.trial.compare import Request, measure_models
+
+    use_data_root(data_root)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    request = Request(models=models, batch_size=batch, **given)
+    place = studies_root(root)
+    slug = re.sub(r"[^\w.-]+", "-", "-".join(Path(name).name for name in models))[:60]
+    folder = output or Path("measurements") / f"{slug}-{request.fingerprint()}"
+    with _showing_progress() as on_progress:
+        record = measure_models(request, root=place, folder=folder, on_progress=on_progress)
+    _finish(record, folder, tracking_store(tracking_uri, place) if track else None)
+
+
+@contextmanager
+def _showing_progress() -> "Iterator[OnProgress]":
+    """A bar on standard error for what is being measured; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("loading", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+
+
+def _finish(record: "MeasurementRecord", folder: Path, tracking_uri: str | None) -> None:
+    """Writes the files, prints the tables, says where everything lies."""
+    import shutil
+
+    from rich.console import Console
+
+    from equitune.report.measured import lines, write_measurement
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = write_measurement(record, folder)
+    shutil.rmtree(folder / "journal", ignore_errors=True)  # all is in the record now
+    console = Console()
+    for line in lines(record):
+        console.print(line, markup=False, soft_wrap=True)
+    click.echo(f"Folder:  {folder} ({', '.join(path.name for path in paths)})")
+    if tracking_uri is not None:
+        from equitune.tracking.measured import log_measurement
+
+        log_measurement(record, tracking_uri, paths)
+        click.echo("MLflow:  experiment measurements; open it with `equitune ui`")

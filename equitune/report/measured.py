@@ -1,0 +1,133 @@
+"""A measurement of models, as shown to people: tables in the terminal, a picture over depth, a table of every number."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from equitune.records.measured import MeasuredModel, MeasurementRecord
+from equitune.records.results import Measurement
+from equitune.report.profile import draw_profiles
+
+
+def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
+    """Writes `measurement.json`, `profile.csv` and, where a layer was measured, `profile.png`; returns their paths."""
+    from equitune.records.folder import write_json
+
+    paths = [folder / "measurement.json", folder / "profile.csv"]
+    write_json(paths[0], record.model_dump(mode="json"))
+    rows = [{"model": model.name, **row} for model in record.models for row in model.profile]
+    with paths[1].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    title = f"{record.data['name']}, {record.data['split']} split, 95 % intervals over images"
+    if draw_profiles({model.name: model.profile for model in record.models}, title, folder / "profile.png"):
+        paths.append(folder / "profile.png")
+    return paths
+
+
+def lines(record: MeasurementRecord) -> Iterator[str | Table]:
+    """What the shell prints, in order."""
+    data = record.data
+    shape = " x ".join(map(str, data["shape"]))
+    yield f"{data['name']}: {data['n']:,} images of {shape}, {data['split']} split"
+    for model in record.models:
+        yield f"{model.name}: {', '.join(f'{key} {value}' for key, value in _described(model))}"
+        yield from (f"  notice: {notice}" for notice in model.notices)
+        for what, controls in model.controls.items():
+            yield f"  {what}: numeric floor {controls['floor']:.1e} in {controls['dtype']}; " + _exactness(controls)
+    yield _metrics_table(record)
+    if len(record.models) == 1:
+        yield from _layer_tables(record.models[0])
+    yield from dict.fromkeys(_reasons(record))
+
+
+def _described(model: MeasuredModel) -> list[tuple[str, str]]:
+    return [(key, value) for key, value in model.provenance.items() if key in ("architecture", "trial", "parameters")]
+
+
+def _exactness(controls: dict[str, Any]) -> str:
+    broken = {key.removesuffix("_broken_at"): layer for key, layer in controls.items() if key.endswith("_broken_at")}
+    if not broken:
+        return "exact at every layer"
+    return "not exact from " + ", ".join(f"{layer} on ({name})" for name, layer in broken.items())
+
+
+def _metrics_table(record: MeasurementRecord) -> Table:
+    """One model: its value, interval, chance level and control. Several: a column each, with differences."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    if len(record.models) == 1:
+        for heading in ("value", "95 % interval", "chance", "untrained"):
+            table.add_column(heading, justify="right")
+        for name, metric in record.models[0].metrics.items():
+            if metric.value is not None:
+                table.add_row(
+                    name, _number(metric.value), _interval(metric), *map(_number, (metric.chance, metric.untrained))
+                )
+        return table
+    for index, model in enumerate(record.models):
+        table.add_column(model.name if index else f"{model.name} (baseline)", justify="right")
+    differences = {(each.model, each.metric): each for each in record.differences}
+    for name, metric in record.models[0].metrics.items():
+        cells = [f"{_number(metric.value)} {_interval(metric)}"]
+        for model in record.models[1:]:
+            difference = differences.get((model.name, name))
+            value = _number(model.metrics[name].value) if name in model.metrics else "–"
+            by = f" {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]" if difference else ""
+            cells.append(value + by)
+        if any(cell.strip(" –") for cell in cells):
+            table.add_row(name, *cells)
+    return table
+
+
+def _layer_tables(model: MeasuredModel) -> Iterator[Table]:
+    """Every layer under every set of each group: error, correlation with its chance level, verdict."""
+    rows = [row for row in model.profile if row["measure"] == "equivariance"]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        sets = list(dict.fromkeys(row["set"] for row in own))
+        table = Table(box=None, pad_edge=False, title=group, title_justify="left")
+        for heading in ("layer", "stride"):
+            table.add_column(heading, justify="left" if heading == "layer" else "right")
+        for name in sets:
+            table.add_column(f"{name}\nerror", justify="right")
+            table.add_column("\ncorrelation (chance)", justify="right")
+            table.add_column("\nverdict")
+        for layer in dict.fromkeys(row["layer"] for row in own):
+            by_set = {row["set"]: row for row in own if row["layer"] == layer}
+            cells = [cell for name in sets for cell in _layer_cells(by_set.get(name, {"status": "–"}))]
+            table.add_row(layer, str(next(iter(by_set.values()))["stride"]), *cells)
+        yield table
+
+
+def _layer_cells(row: dict[str, Any]) -> list[str]:
+    if row["status"] != "ok":
+        return [row["status"], "", ""]
+    return [
+        f"{row['error']:.4f} ± {row['error_stderr']:.4f}",
+        f"{row['correlation']:.4f} ({row['correlation_chance']:.2f})",
+        row["verdict"],
+    ]
+
+
+def _reasons(record: MeasurementRecord) -> Iterator[str]:
+    """Why metrics have no value, each reason once."""
+    for model in record.models:
+        found: dict[str, list[str]] = {}
+        for name, metric in model.metrics.items():
+            if metric.status != "ok":
+                found.setdefault(f"{metric.status}: {metric.reason}", []).append(name)
+        for reason, names in found.items():
+            yield f"{model.name}: {', '.join(names)} {'have' if len(names) > 1 else 'has'} no value: {reason}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+
+
+def _interval(metric: Measurement) -> str:
+    return "" if metric.low is None else f"[{_number(metric.low)}, {_number(metric.high)}]"

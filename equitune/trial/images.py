@@ -1,0 +1,70 @@
+"""The images that models are measured on: a split of a data set, or all of a folder."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from equitune import catalog
+from equitune.datasets._splits import Split, load_splits
+from equitune.datasets.imagefolder import load_folder
+from equitune.errors import UserError
+from equitune.spec.call import read_call
+from equitune.spec.trial import DataConfig
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory, and where they are from."""
+
+    name: str
+    split_name: SplitName
+    split: Split
+    classes: int
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.split.pixels.shape
+        return channels, height, width
+
+
+def load_images(text: str, split: SplitName, size: int | None) -> Images:
+    """The images that a text names.
+
+    Args:
+        text: a data set of the catalogue, `NAME[:key=value,...]`, or a folder of images.
+        split: of a data set; a folder is taken whole.
+        size: the side in pixels that a folder's images are resized to; None: 224.
+
+    Raises:
+        UserError: there is no such data set or folder, or it cannot be read.
+    """
+    if text.partition(":")[0] in catalog.names("dataset") and not Path(text).is_dir():
+        if size is not None:
+            raise UserError(f"--size is for folders of images: {text} has a size of its own")
+        call = read_call("dataset", text, "--data")
+        return split_of(DataConfig(name=call.name, args=call.args), split)
+    if not Path(text).is_dir():
+        raise UserError(f"--data: {catalog.unknown('data set or folder', text, catalog.names('dataset'))}")
+    folder = load_folder(Path(text), size or 224)
+    whole = Split(folder.pixels, folder.labels)
+    return Images(text, "test", whole, max(len(folder.class_names), 1), _digest(whole))
+
+
+def split_of(config: DataConfig, split: SplitName) -> Images:
+    """A split of a study's data."""
+    splits = load_splits(config)
+    chosen: Split = getattr(splits, split)
+    return Images(config.name, split, chosen, len(splits.class_names), _digest(chosen))
+
+
+def _digest(split: Split) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(np.ascontiguousarray(split.pixels).tobytes() + split.labels.tobytes())
+    return digest.hexdigest()
