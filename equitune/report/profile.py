@@ -8,7 +8,8 @@ from equitune.report.front import BLUE, GREY, ORANGE
 
 def write_profile(trial: TrialRecord, path: Path) -> bool:
     """Draws correlation and error of every measured layer; returns whether there was anything to draw."""
-    rows = [row for row in (trial.result.profile if trial.result else []) if row["status"] == "ok"]
+    found = trial.result.profile if trial.result else []
+    rows = [row for row in found if row["measure"] == "equivariance" and row["status"] == "ok"]
     if not rows:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
