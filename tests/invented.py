@@ -62,7 +62,8 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
         ),
         "parameters": Measurement(value=1000.0 * (number + 1), n=0, split="none"),
     }
-    rows = [
+    other = {"measure": "lie_derivative", "layer": "stem", "set": "shift y", "status": "ok", "n": 20, "lie_error": 0.3}
+    rows = [other] + [
         {
             "measure": "equivariance", "layer": layer, "set": name, "status": "ok", "n": 20, "correlation": 0.9,
             "correlation_stderr": 0.01, "correlation_chance": 0.2, "error": 0.1, "error_stderr": 0.01,

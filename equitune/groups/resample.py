@@ -157,3 +157,37 @@ def warp(images_BCHW: Tensor, displacements_B2HW: Tensor) -> Tensor:
     # grid_sample with align_corners=False has its edges at -1 and 1, half a pixel outside the first and last centre.
     grid = torch.stack([(2 * cols_BHW + 1) / width - 1, (2 * rows_BHW + 1) / height - 1], -1)
     return functional.grid_sample(images_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def derivative_circular(maps: Tensor, dim: int) -> Tensor:
+    """The derivative along one dimension, per pixel: that of the Fourier shift, with the opposite sign.
+
+    Exact below the Nyquist frequency; at it, on an even side, the derivative is 0.
+
+    Args:
+        maps: real tensor, periodic along the dimension.
+        dim: the dimension to differentiate along.
+    """
+    lines = maps.transpose(dim, -1)
+    matrix = _fourier_derivative(maps.shape[dim]).to(maps)
+    # One product of two matrices, whatever the shape, so that equal numbers have equal derivatives to the last bit.
+    return (lines.reshape(-1, maps.shape[dim]) @ matrix.T).view(lines.shape).transpose(dim, -1)
+
+
+@lru_cache(maxsize=256)
+def _fourier_derivative(side: int) -> Tensor:
+    """The spectral derivative as a matrix (side, side) in float64."""
+    frequency = torch.arange(side // 2 + 1, dtype=torch.float64)
+    factor = 2j * torch.pi / side * frequency * (2 * frequency != side)
+    impulses = torch.eye(side, dtype=torch.float64)
+    derivative: Tensor = torch.fft.irfft(torch.fft.rfft(impulses, dim=0) * factor[:, None], n=side, dim=0)
+    return derivative
+
+
+def gradient(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivatives of (..., H, W) along rows and columns, per pixel, without wrapping around; sides of 3 or more.
+
+    Central differences, one-sided at the border: local, and exact for polynomials of degree 2.
+    """
+    along_rows, along_cols = torch.gradient(maps, dim=(-2, -1), edge_order=2)
+    return along_rows, along_cols

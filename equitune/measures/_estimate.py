@@ -37,7 +37,7 @@ class Estimate:
             total = sums_Kk.sum(0).clone().requires_grad_()
             value = function(total)
             (gradient,) = torch.autograd.grad(value, total)
-        return cls(float(value), sums_Kk @ gradient, sums_Kk, function)
+        return cls(float(value.detach()), sums_Kk @ gradient, sums_Kk, function)
 
     @classmethod
     def mean(cls, values_n: Tensor) -> "Estimate":

@@ -1,4 +1,4 @@
-"""A measurement of models, as shown to people: tables in the terminal, a picture over depth, a table of every number."""
+"""A measurement of models as shown to people: tables in the terminal, a picture over depth, a table of it all."""
 
 import csv
 from collections.abc import Iterator
