@@ -62,10 +62,18 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
         ),
         "parameters": Measurement(value=1000.0 * (number + 1), n=0, split="none"),
     }
-    other = {"measure": "lie_derivative", "layer": "stem", "set": "shift y", "status": "ok", "n": 20, "lie_error": 0.3}
+    other = {
+        "measure": "lie_derivative",
+        "group": "translation",
+        "layer": "stem",
+        "set": "shift y",
+        "status": "ok",
+        "n": 20,
+        "lie_error": 0.3,
+    }
     rows = [other] + [
         {
-            "measure": "equivariance", "layer": layer, "set": name, "status": "ok", "n": 20, "correlation": 0.9,
+            "measure": "equivariance", "group": "translation", "layer": layer, "set": name, "status": "ok", "n": 20, "correlation": 0.9,
             "correlation_stderr": 0.01, "correlation_chance": 0.2, "error": 0.1, "error_stderr": 0.01,
             "untrained_correlation": 0.5, "untrained_error": 0.4,
         }

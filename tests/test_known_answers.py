@@ -1,6 +1,6 @@
 """Known-answer tests of the measures, through the path that trials use; each with a twin that must fail.
 
-The ids K1 to K12 and their constructions are those of the project's reference on measures. Random weights differ from
+The ids K1 to K14 and their constructions are those of the project's reference on measures. Random weights differ from
 generator to generator, so such values are asserted as bands. n = 16 images of side 32 unless a test says otherwise.
 """
 
@@ -8,13 +8,14 @@ import math
 
 import pytest
 import torch
-from fields import Net, Pointwise, cnn, evaluation, images, lowpass, mlp
-from torch import Tensor
+from fields import Net, Pointwise, cnn, evaluation, images, lowpass, mlp, p4_net
+from torch import Tensor, nn
 
+from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
-from equitune.groups.layout import Grid
+from equitune.groups.layout import Grid, Vector
 from equitune.groups.translation import Shift
-from equitune.measures._compare import Plan, compare
+from equitune.measures._compare import Plan, compare, match
 from equitune.measures._statistics import PairStatistics, Summary
 from equitune.measures.equivariance import measure
 
@@ -79,6 +80,36 @@ def test_k3_strides_are_exact_on_their_lattice_only(dtype: torch.dtype) -> None:
     assert max(pairs.estimate("channel_correlation").value for pairs in substride) < 0.9  # measured: .417, .259, .405
     wrong_stride = Net(net.body, Grid(2))
     assert under(wrong_stride, field, Shift(4, 0))[0].relative_distance() > 0.01
+
+
+@both_dtypes
+def test_k4_a_p4_network_is_exact_under_its_own_action_alone(dtype: torch.dtype) -> None:
+    field, turn = images(16, 3, 32, dtype=dtype), Turn(1)
+    net = p4_net([3, 8, 8], dtype=dtype)
+    assert under(net, field, turn)[0].relative_distance() <= EXACT[dtype]
+    naive = Net(net.body, Grid(1))  # the grid turns, the group axis does not
+    assert under(naive, field, turn)[0].relative_distance() > 0.1  # measured: .381
+    invariant = Net(nn.Sequential(net.body, Pointwise(lambda maps: maps.mean((3, 4)).amax(2))), Vector())
+    assert under(invariant, field, turn)[0].relative_distance() <= EXACT[dtype]
+    flat = Net(nn.Sequential(net.body, Pointwise(lambda maps: maps.mean((3, 4)).flatten(1))), Vector())
+    assert under(flat, field, turn)[0].relative_distance() > 0.01
+
+
+@both_dtypes
+def test_k4_subsampling_breaks_a_p4_network_on_even_sides(dtype: torch.dtype) -> None:
+    for side, is_exact in ((32, False), (33, True)):  # (side + 2 - 3) mod 2 = 0
+        net = p4_net([3, 8, 8], stride2=True, dtype=dtype)
+        distance = under(net, images(16, 3, side, dtype=dtype), Turn(1))[0].relative_distance()
+        assert distance <= EXACT[dtype] if is_exact else distance > 0.1  # measured: 2e-16 and .343
+
+
+@both_dtypes
+def test_k4b_a_random_network_is_far_from_exact(dtype: torch.dtype) -> None:
+    pairs = under(cnn([3, 8, 8], dtype=dtype), images(16, 3, 32, dtype=dtype), Turn(1))[0]
+    assert 0.2 < pairs.estimate("correlation").value < 0.6  # measured over 8 seeds: .379 +- .030
+    assert 0.4 < pairs.estimate("flat_correlation").value < 0.75  # .552 +- .033
+    assert 0.1 < pairs.estimate("channel_correlation").value < 0.5  # .283 +- .027
+    assert 0.4 < pairs.estimate("error").value < 0.85  # .63
 
 
 @both_dtypes
@@ -189,3 +220,81 @@ def test_k12_the_identity_network_is_exactly_zero(shift: Shift, dtype: torch.dty
     assert pairs.estimate("error").value == 0
     twin = under(Net(Pointwise(lambda x: x * torch.linspace(0.9, 1.1, 31, dtype=dtype)), Grid(1)), field, shift)[0]
     assert twin.estimate("error").value > 0
+
+
+@both_dtypes
+def test_k10_a_lowpass_makes_subsampling_exact_under_fractional_shifts(dtype: torch.dtype) -> None:
+    field, shift = images(16, 3, 62, dtype=dtype), Shift(0.37, 0.37)
+    net = Net(Pointwise(lambda x: lowpass(x, 0.24)[:, :, ::2, ::2]), Grid(2))
+    assert under(net, field, shift)[0].relative_distance() <= EXACT[dtype]
+    aliased = Net(Pointwise(lambda x: x[:, :, ::2, ::2]), Grid(2))
+    assert under(aliased, field, shift)[0].relative_distance() > 0.1  # measured: .386
+
+
+@both_dtypes
+@pytest.mark.parametrize(
+    ("name", "band", "low", "high"),
+    [
+        ("square", 0.24, 0.0, 0.0),  # twice the band is still below Nyquist
+        ("square", 0.49, 0.1, 0.7),  # measured: .486
+        ("relu", 0.24, 0.01, 0.2),  # .072
+        ("relu", 0.49, 0.1, 0.5),  # .260
+        ("gelu", 0.24, 0.01, 0.2),  # .049
+        ("gelu", 0.49, 0.1, 0.5),  # .286
+    ],
+)
+def test_k11_pointwise_functions_alias(name: str, band: float, low: float, high: float, dtype: torch.dtype) -> None:
+    function = {"square": torch.square, "relu": torch.relu, "gelu": torch.nn.functional.gelu}[name]
+    field = lowpass(images(16, 3, 63, 0.0, dtype=dtype), band)
+    distance = under(Net(Pointwise(function), Grid(1)), field, Shift(0.5, 0.5))[0].relative_distance()
+    assert low <= distance <= max(high, EXACT[dtype])
+
+
+@both_dtypes
+def test_k13_mirrored_filters_swap_their_channels(dtype: torch.dtype) -> None:
+    kernel = torch.randn(8, 3, 3, 3, dtype=dtype)
+    convolution = nn.Conv2d(3, 16, 3, padding=1, bias=False).to(dtype)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.cat([kernel, kernel.flip(3)]))
+    net, field, mirror = (
+        Net(nn.Sequential(convolution, nn.ReLU()), Grid(1)),
+        images(32, 3, 32, dtype=dtype),
+        Turn(0, True),
+    )
+    assert under(net, field, mirror)[0].relative_distance() > 0.1  # measured: .389
+    with torch.inference_mode():
+        moved, plain = net(field.flip(3)), net(field).flip(3)
+    assert between(moved, plain.roll(8, 1)).relative_distance() <= EXACT[dtype]
+    rows = {row["set"]: row for row in measure(net, None, evaluation(field), group="flip", action="matched").profile}
+    assert rows["flip/unmatched"]["correlation"] < 0.9
+    # Only the horizontal mirror is in the filters: the vertical one finds no partner.
+    horizontal = match(net, evaluation(field), Plan(net, net.layers, evaluation(field), {"set": [mirror]}))
+    order = horizontal["body", "set", 0].permutation()
+    assert order.tolist() == [*range(8, 16), *range(8)]
+    assert between(moved, plain[:, order]).estimate("correlation").value == pytest.approx(1, abs=1e-6)
+
+
+@both_dtypes
+def test_k14_matching_few_images_fits_noise(dtype: torch.dtype) -> None:
+    class Classifier(Net):
+        """A random network's pooled features, and two classes."""
+
+        def __init__(self) -> None:
+            super().__init__(nn.Sequential(cnn([3, 32, 64]).body, nn.AdaptiveAvgPool2d(1), nn.Flatten()), Vector())
+            self.output = nn.Linear(64, 2)
+            self.layers["output"] = Vector()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(self.body(x))  # type: ignore[no-any-return]
+
+    net = Classifier().to(dtype)
+
+    def row(n: int) -> dict[str, float]:
+        report = measure(net, None, evaluation(images(n, 3, 32, dtype=dtype)), group="rotation", action="matched")
+        found = next(row for row in report.profile if (row["layer"], row["set"]) == ("body", "quarter"))
+        assert (found["n"], found["action"]) == (n // 2, "matched")
+        return found
+
+    few, many = row(8), row(128)
+    assert few["correlation_fitted"] - few["correlation"] > 0.3  # measured: .919 and .054, 4 images to fit
+    assert many["correlation_fitted"] - many["correlation"] < 0.2  # .443 and .329, 64 images

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from equitune.groups.layout import Layout
 from equitune.measures._compare import Key, Plan
 from equitune.measures._estimate import Estimate, measured
 from equitune.measures._evaluation import EvaluationSet, Report
@@ -94,7 +95,7 @@ class Profile:
             "set": name,
             "elements": [g.label for g in elements],
             "protocol": elements[0].protocol,
-            "action": _action(action, layout.axis) if layout.is_spatial else "trivial",
+            "action": _action(action, layout) if layer != order[-1] else "trivial",
             "interpolated": any(place is not None and not place.permutes for place in places),
             "stride": layout.stride,
             "n": len(self.images),
@@ -116,7 +117,7 @@ class Profile:
             "dead_channels": summaries[0].dead_channels(),
             "dropped_channels": summaries[0].dropped_channels(),
         }
-        if (layer, name, 0) in self.fitted:
+        if row["action"] == "matched":
             fitted = [self.fitted[layer, name, index] for index in range(len(elements))]
             row["correlation_fitted"] = math.fsum(fitted) / len(fitted)
         return row
@@ -196,5 +197,9 @@ class Profile:
         return math.fsum(known) / len(known) if known else None
 
 
-def _action(action: str, axis: str) -> str:
-    return "scalar" if action == "declared" and axis == "none" else action
+def _action(action: str, layout: Layout) -> str:
+    if action == "matched":
+        return action
+    if not layout.is_spatial:
+        return "trivial"
+    return "scalar" if layout.axis == "none" else action

@@ -104,13 +104,13 @@ def measure(
     if action == "matched":
         index = torch.arange(len(images))
         fitting, images = images.subset(index[::2]), images.subset(index[1::2])
-        scored = plan.with_control("unmatched")
+        scored, output = plan.with_control("unmatched"), list(layers)[-1]  # classes are what they are
         statistics = {}
         for stage, network in networks.items():
             matchings = match(network, fitting, plan)
             if stage == "trained":
                 fitted = {key: matching.correlation() for key, matching in matchings.items()}
-            orders = {key: matching.permutation() for key, matching in matchings.items()}
+            orders = {key: each.permutation() for key, each in matchings.items() if key[0] != output}
             statistics[stage] = compare(network, images, scored, orders, stage=stage)
         plan = scored
     else:
