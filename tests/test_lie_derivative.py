@@ -474,6 +474,8 @@ def test_without_a_forward_mode_rule_differences_are_taken_and_said(opaque: Call
         assert other["reason"] is None
         assert row["lie_error"] == other["lie_error"] == row["untrained_lie_error"]
     assert {metric.reason for metric in fallen.metrics.values()} == {fallen.profile[0]["reason"]}
+    one_at_a_time = measure(net, None, evaluation(field, batch_size=1))
+    assert {row["method"] for row in one_at_a_time.profile} == {"difference"}
     transparent = Net(nn.Sequential(conv, Pointwise(lambda x: 2 * x)), Grid(1))
     assert {row["method"] for row in rows(transparent, field).values()} == {"jvp"}
 

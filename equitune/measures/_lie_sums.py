@@ -84,7 +84,8 @@ class LieSums:
 
 
 def _square(values_BCP: Tensor) -> Tensor:
-    return values_BCP.flatten(1).square().sum(1)
+    norms: Tensor = torch.linalg.vector_norm(values_BCP.flatten(1), dim=1)  # without a tensor of squares
+    return norms.square_()
 
 
 def _spread(sums: Tensor) -> Tensor:

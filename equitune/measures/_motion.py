@@ -69,7 +69,7 @@ class Jvp:
     def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
         plain, motion = forward_ad.unpack_dual(features)  # type: ignore[no-untyped-call]
         if motion is None:
-            if not torch.equal(plain, plain[:1].expand_as(plain)):
+            if len(plain) == 1 or not torch.equal(plain, plain[:1].expand_as(plain)):
                 raise NotImplementedError("features depend on the image, but carry no derivative")
             motion = torch.zeros_like(plain)
         return plain, motion
