@@ -70,6 +70,7 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
         "status": "ok",
         "n": 20,
         "lie_error": 0.3,
+        "lie_error_stderr": 0.01,
     }
     rows = [other] + [
         {

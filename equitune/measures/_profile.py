@@ -134,10 +134,9 @@ class Profile:
             row |= {quantity: estimate.value, f"{quantity}_stderr": estimate.stderr}
             chance, control = self._mean_chance(quantity, chosen), self._control(quantity, chosen)
             if quantity.endswith("correlation") and chance is not None:
-                row |= {
-                    f"{quantity}_chance": chance,
-                    f"{quantity}_above_chance": (estimate.value - chance) / (1 - chance),
-                }
+                row[f"{quantity}_chance"] = chance
+                if chance < 1:
+                    row[f"{quantity}_above_chance"] = (estimate.value - chance) / (1 - chance)
             if control:
                 row[f"untrained_{quantity}"] = control.value
         return row
