@@ -70,7 +70,7 @@ def measure(
     given = {name: value for name, value in options.items() if value not in (None, ())}
     request = Request(models=models, batch_size=batch, **given)
     place = studies_root(root)
-    slug = re.sub(r"[^\w.-]+", "-", "-".join(Path(name).name for name in models))[:60]
+    slug = re.sub(r"[^\w.-]+", "-", " ".join(models)).strip("-.")[:60]
     folder = output or Path("measurements") / f"{slug}-{request.fingerprint()}"
     with _showing_progress() as on_progress:
         record = measure_models(request, root=place, folder=folder, on_progress=on_progress)

@@ -161,7 +161,7 @@ class Profile:
     def _problem(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> tuple[Status, str | None]:
         """The first reason why one of the (layer, set) pairs has no number, or `ok`."""
         if not quantity:
-            return "undefined", "this set is measured with all_sets: true only"
+            return "not_asked", "this set is measured with all_sets: true only"
         if not chosen:
             return "non_spatial", "no layer has a grid of 3 x 3 or more on which the elements can act"
         for layer, name in chosen:

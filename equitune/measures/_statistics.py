@@ -134,7 +134,7 @@ class PairStatistics:
 
     def _begin(self, means_1CP: list[Tensor]) -> None:
         """Makes room, and keeps the first batch's means of a, b and y: view and rho(g) are linear."""
-        self._means = tuple(mean[0].flatten() for mean in means_1CP)
+        self._means = tuple(mean[0].flatten().clone() for mean in means_1CP)
         (_, channels, positions), device = means_1CP[0].shape, means_1CP[0].device
         self._sides = {name: Side.empty(self._clusters, channels, positions, device) for name in ("a", "b", "y")}
         self._table_Kk = torch.zeros(self._clusters, len(COLUMNS), dtype=torch.float64, device=device)

@@ -17,6 +17,7 @@ Status = Literal[
     "no_colour",
     "non_spatial",
     "non_square",
+    "not_asked",
     "too_small",
     "undefined",
 ]

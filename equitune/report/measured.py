@@ -85,33 +85,37 @@ def _metrics_table(record: MeasurementRecord) -> Table:
 
 
 def _layer_tables(model: MeasuredModel) -> Iterator[Table]:
-    """Every layer under every set of each group: error, correlation with its chance level, verdict."""
+    """Every layer, a table for each group and set: the error with its interval and controls, the correlation."""
     rows = [row for row in model.profile if row["measure"] == "equivariance"]
-    for group in dict.fromkeys(row["group"] for row in rows):
-        own = [row for row in rows if row["group"] == group]
-        sets = list(dict.fromkeys(row["set"] for row in own))
-        table = Table(box=None, pad_edge=False, title=group, title_justify="left")
-        for heading in ("layer", "stride"):
-            table.add_column(heading, justify="left" if heading == "layer" else "right")
-        for name in sets:
-            table.add_column(f"{name}\nerror", justify="right")
-            table.add_column("\ncorrelation (chance)", justify="right")
-            table.add_column("\nverdict")
-        for layer in dict.fromkeys(row["layer"] for row in own):
-            by_set = {row["set"]: row for row in own if row["layer"] == layer}
-            cells = [cell for name in sets for cell in _layer_cells(by_set.get(name, {"status": "–"}))]
-            table.add_row(layer, str(next(iter(by_set.values()))["stride"]), *cells)
+    for group, name in dict.fromkeys((row["group"], row["set"]) for row in rows):
+        own = [row for row in rows if (row["group"], row["set"]) == (group, name)]
+        kind = ", interpolated" if any(row["interpolated"] for row in own) else ""
+        title = f"\n{group}, {name} set: {', '.join(own[0]['elements'])} (protocol {own[0]['protocol']}{kind})"
+        table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="")
+        table.add_column("layer")
+        for heading in (
+            "stride",
+            "error",
+            "95 % interval",
+            "untrained",
+            "wrong g",
+            "correlation",
+            "chance",
+            "invariance",
+        ):
+            table.add_column(heading, justify="right")
+        table.add_column("verdict")
+        for row in own:
+            table.add_row(row["layer"], str(row["stride"]), *_layer_cells(row))
         yield table
 
 
 def _layer_cells(row: dict[str, Any]) -> list[str]:
     if row["status"] != "ok":
-        return [row["status"], "", ""]
-    return [
-        f"{row['error']:.4f} ± {row['error_stderr']:.4f}",
-        f"{row['correlation']:.4f} ({row['correlation_chance']:.2f})",
-        row["verdict"],
-    ]
+        return [row["status"]]
+    interval = f"[{_number(row['error_low'])}, {_number(row['error_high'])}]" if "error_low" in row else ""
+    numbers = ("untrained_error", "wrong_error", "correlation", "correlation_chance", "invariance_error")
+    return [_number(row["error"]), interval, *(_number(row.get(name)) for name in numbers), row["verdict"]]
 
 
 def _reasons(record: MeasurementRecord) -> Iterator[str]:
@@ -119,7 +123,7 @@ def _reasons(record: MeasurementRecord) -> Iterator[str]:
     for model in record.models:
         found: dict[str, list[str]] = {}
         for name, metric in model.metrics.items():
-            if metric.status != "ok":
+            if metric.status not in ("ok", "not_asked"):
                 found.setdefault(f"{metric.status}: {metric.reason}", []).append(name)
         for reason, names in found.items():
             yield f"{model.name}: {', '.join(names)} {'have' if len(names) > 1 else 'has'} no value: {reason}"
