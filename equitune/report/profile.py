@@ -52,8 +52,12 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
             axes.set_ylabel(PANELS[quantity])
             axes.set_title(group, fontsize=10, loc="left")
             axes.grid(alpha=0.25)
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False, fontsize=8)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0.0), max(high, 1.03))
+    shown = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     heading = f"{next(iter(models))}: equivariance over depth" if len(models) == 1 else "equivariance over depth"
     figure.suptitle(f"{heading}, n = {every[0]['n']} images{f' ({title})' if title else ''}", fontsize=11)
     figure.savefig(path)
