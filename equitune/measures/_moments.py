@@ -31,8 +31,7 @@ class Moments:
     def of_part(cls, values_BCP: Tensor) -> "Moments":
         """Of values in float64."""
         squares = torch.linalg.vector_norm(values_BCP, dim=2).square_()
-        total = values_BCP.new_ones(len(values_BCP)) @ values_BCP.flatten(1)
-        return cls(values_BCP.sum(2), squares, total.view(values_BCP.shape[1:]))
+        return cls(values_BCP.sum(2), squares, values_BCP.sum(0))
 
     @classmethod
     def joined(cls, parts: list["Moments"]) -> "Moments":

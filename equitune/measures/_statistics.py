@@ -314,8 +314,7 @@ def _correlations(aa: Tensor, bb: Tensor, ab: Tensor, a: Tensor, b: Tensor, *, c
 
 def _dot(values_BCP: Tensor, mean: Tensor) -> Tensor:
     """<v_i, mean> of each image, in the features' own precision: it enters standard errors alone."""
-    products: Tensor = torch.linalg.vecdot(values_BCP.flatten(1), mean)
-    return products
+    return torch.mv(values_BCP.flatten(1), mean)
 
 
 def _squares(values_BCP: Tensor) -> Tensor:
