@@ -15,7 +15,7 @@ from equitune.measures.equivariance import compare, shifts
 from equitune.priors.attention import sincos
 from equitune.priors.local import LocalConv2d
 
-REQUIRED = {"timm": {"architecture": "resnet10t"}}
+REQUIRED = {"timm": {"architecture": "resnet10t"}, "torchvision": {"architecture": "resnet18"}}
 PAIRS = [
     (model, prior)
     for model in catalog.names("model")
