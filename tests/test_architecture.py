@@ -30,7 +30,7 @@ DOORS = {
     "rich": {"report", "cli"},
     "click": {"cli"},
     "timm": {"models"},
-    "torchvision": {"datasets"},
+    "torchvision": {"datasets", "models"},
     "torch": {
         "torchvision_mend",
         "groups",

@@ -16,7 +16,7 @@ from equitune.measures._compare import Plan, compare
 from equitune.priors.attention import sincos
 from equitune.priors.local import LocalConv2d
 
-REQUIRED = {"timm": {"architecture": "resnet10t"}}
+REQUIRED = {"timm": {"architecture": "resnet10t"}, "torchvision": {"architecture": "resnet18"}}
 PAIRS = [
     (model, prior)
     for model in catalog.names("model")

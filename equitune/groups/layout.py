@@ -46,13 +46,11 @@ class Grid:
     is_spatial: bool = True
 
     def read(self, output: Tensor) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim not in (4, 5):
+            raise Unmeasurable("non_spatial", f"a layer declared as a grid gave {_said(output)}")
         if self.channels_last and output.ndim == 4:
             output = output.movedim(-1, 1)
-        if output.ndim == 4:
-            output = output.unsqueeze(2)
-        if output.ndim != 5:
-            raise Unmeasurable("non_spatial", f"a layer declared as a grid gave shape {tuple(output.shape)}")
-        return output
+        return output.unsqueeze(2) if output.ndim == 4 else output
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,10 @@ class Tokens:
     axis: Axis = "none"
 
     def read(self, output: Tensor) -> Tensor:
-        if output.ndim != 3 or output.shape[1] != self.special + self.height * self.width:
-            raise Unmeasurable(
-                "non_spatial",
-                f"a layer declared as {self.special} + {self.height} x {self.width} tokens gave {tuple(output.shape)}",
-            )
+        count = self.special + self.height * self.width
+        if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[1] != count:
+            declared = f"{self.special} + {self.height} x {self.width} tokens"
+            raise Unmeasurable("non_spatial", f"a layer declared as {declared} gave {_said(output)}")
         patches = output[:, self.special :].transpose(1, 2)
         return patches.reshape(*patches.shape[:2], 1, self.height, self.width)
 
@@ -85,6 +82,23 @@ class Vector:
     axis: Axis = "none"
 
     def read(self, output: Tensor) -> Tensor:
-        if output.ndim != 2:
-            raise Unmeasurable("non_spatial", f"a layer declared as a vector gave shape {tuple(output.shape)}")
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise Unmeasurable("non_spatial", f"a layer declared as a vector gave {_said(output)}")
         return output[:, :, None, None, None]
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """An output that cannot be read, and why."""
+
+    reason: str
+    stride: int = 1
+    is_spatial: bool = False
+    axis: Axis = "none"
+
+    def read(self, output: Tensor) -> Tensor:
+        raise Unmeasurable("non_spatial", self.reason)
+
+
+def _said(output: object) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

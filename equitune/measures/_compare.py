@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equitune.errors import Unmeasurable
 from equitune.groups.element import Element
 from equitune.groups.layout import Layout
-from equitune.measures._capture import capturing
+from equitune.measures._capture import capturing, modified_in_place
 from equitune.measures._estimate import CLUSTERS
 from equitune.measures._evaluation import EvaluationSet
 from equitune.measures._matching import Matching
@@ -58,6 +58,7 @@ class Plan:
     Attributes:
         places: (layer, element) -> where it acts.
         problems: (layer, set) that cannot be measured, each with its reason.
+        clone: layers whose features a later module writes over.
     """
 
     def __init__(self, model: nn.Module, layers: Layers, images: EvaluationSet, sets: Sets) -> None:
@@ -70,6 +71,7 @@ class Plan:
         model.eval()
         with torch.inference_mode(), capturing(model, layers, features.__setitem__, refused.__setitem__):
             model(image)
+        self.clone = modified_in_place(model, layers, image)
         for layer in layers:
             for name, elements in sets.items():
                 try:
@@ -175,7 +177,7 @@ def _stream(
         for batch, _ in images.batches(done):
             for identity, elements in at_rest.items():
                 plain: dict[str, Tensor] = {}
-                with capturing(model, measured, plain.__setitem__):
+                with capturing(model, measured, plain.__setitem__, clone=plan.clone):
                     model(identity.on_images(batch))
                 moments = cache(lambda layer, plain=plain: Moments.of(plain[layer].flatten(3).flatten(1, 2)))
                 for g in elements:
