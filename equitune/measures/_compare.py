@@ -14,6 +14,7 @@ from equitune.groups.layout import Layout
 from equitune.measures._capture import capturing, modified_in_place
 from equitune.measures._estimate import CLUSTERS
 from equitune.measures._evaluation import EvaluationSet
+from equitune.measures._grid import uneven_windows
 from equitune.measures._matching import Matching
 from equitune.measures._moments import Moments
 from equitune.measures._statistics import CHANCE_IMAGES, PairStatistics
@@ -59,6 +60,7 @@ class Plan:
         places: (layer, element) -> where it acts.
         problems: (layer, set) that cannot be measured, each with its reason.
         clone: layers whose features a later module writes over.
+        uneven: layer -> the module up to it whose strides break quarter turns and flips, or None.
     """
 
     def __init__(self, model: nn.Module, layers: Layers, images: EvaluationSet, sets: Sets) -> None:
@@ -72,6 +74,7 @@ class Plan:
         with torch.inference_mode(), capturing(model, layers, features.__setitem__, refused.__setitem__):
             model(image)
         self.clone = modified_in_place(model, layers, image)
+        self.uneven = uneven_windows(model, layers, image)
         for layer in layers:
             for name, elements in sets.items():
                 try:

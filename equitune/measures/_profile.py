@@ -1,10 +1,12 @@
 """From statistics of pairs to what is reported: a row for each layer and set, and the network's metrics."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from equitune.groups.d4 import Turn
+from equitune.groups.element import Element
 from equitune.groups.layout import Layout
 from equitune.measures._compare import Key, Plan
 from equitune.measures._estimate import Estimate, measured
@@ -106,7 +108,7 @@ class Profile:
         }
         if status != "ok":
             return row
-        row |= self._values(layer, name, estimates)
+        row |= self._values(layer, name, estimates) | self._grid(layer, elements)
         summaries = self._summaries([(layer, name)], "trained")
         distance, floor = max(each.relative_distance() for each in summaries), self._floor
         row |= {
@@ -140,6 +142,17 @@ class Profile:
             if control:
                 row[f"untrained_{quantity}"] = control.value
         return row
+
+    def _grid(self, layer: str, elements: Sequence[Element]) -> dict[str, Any]:
+        """Whether the grids alone allow exactness, and otherwise the module whose strides forbid it."""
+        if not all(self.plan.places[layer, g].permutes for g in elements):
+            return {"grid_exact": False}
+        if not all(isinstance(g, Turn) for g in elements):
+            return {"grid_exact": True}
+        if layer not in self.plan.uneven:
+            return {"grid_exact": None}
+        module = self.plan.uneven[layer]
+        return {"grid_exact": module is None, "grid_broken_by": module}
 
     def _controls(self) -> dict[str, Any]:
         """What holds for the whole run: the numeric floor, and the first layer that is not exact."""

@@ -184,6 +184,7 @@ class Summary:
         self._sums = {name: side.sums_KC[used].cpu() for name, side in sides.items()}
         self._sides = sides
         self._unrelated = unrelated
+        self._kept_estimates: dict[str, Estimate] = {}
         self._kept_covariances: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._kept_totals: dict[str, list[float]] = {}
         self._kept_products: dict[str, tuple[float, float]] = {}
@@ -191,6 +192,11 @@ class Summary:
 
     def estimate(self, quantity: str) -> Estimate:
         """One of QUANTITIES; where `status` is not `ok` it has no meaning."""
+        if quantity not in self._kept_estimates:
+            self._kept_estimates[quantity] = self._computed(quantity)
+        return self._kept_estimates[quantity]
+
+    def _computed(self, quantity: str) -> Estimate:
         c, other = self._columns, "y" if quantity.startswith("invariance") else "b"
         match quantity:
             case "error" | "invariance_error":  # M2, M3
