@@ -125,6 +125,19 @@ def test_controls_tell_a_right_element_from_a_wrong_one() -> None:
     assert blind["wrong_error"] is None or blind["wrong_error"] < 1e-20
 
 
+@pytest.mark.parametrize(("group", "elements"), [("translation", 2 + 2), ("rotation", 3), ("d4", 7), ("scale", 2)])
+def test_it_takes_one_pass_and_one_more_for_each_element(group: str, elements: int) -> None:
+    net = circular(["zeros"] * 2, torch.float64)
+    report = measure(net, None, evaluation(images(8, 3, 16)), group=group)  # warms up the numeric floor
+    assert sum(len(row["elements"]) for row in report.profile if row["layer"] == "body.0") == elements
+    passes = []
+    handle = net.register_forward_hook(lambda *_: passes.append(1))
+    measure(net, None, evaluation(images(8, 3, 16), batch_size=4), group=group)
+    handle.remove()
+    probes = 3  # of one image: what can be measured, what is written over, where strides lie
+    assert len(passes) == 2 * (1 + elements) + probes
+
+
 def test_features_that_are_no_numbers_have_a_status() -> None:
     net = circular(["zeros"] * 2, torch.float64)
     with torch.no_grad():

@@ -115,10 +115,13 @@ class Profile:
             "relative_distance": distance,
             "floor": floor,
             "verdict": verdict(distance, floor),
+            "positions": summaries[0].positions,
             "wrong_error": summaries[0].wrong_error(),
             "dead_channels": summaries[0].dead_channels(),
             "dropped_channels": summaries[0].dropped_channels(),
         }
+        if layout.is_spatial and "invariance_correlation" in row:
+            row["correlation_over_invariance"] = row["correlation"] - row["invariance_correlation"]
         if row["action"] == "matched":
             fitted = [self.fitted[layer, name, index] for index in range(len(elements))]
             row["correlation_fitted"] = math.fsum(fitted) / len(fitted)

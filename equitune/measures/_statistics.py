@@ -189,6 +189,7 @@ class Summary:
         self._kept_totals: dict[str, list[float]] = {}
         self._kept_products: dict[str, tuple[float, float]] = {}
         self.n = int(self._totals["images"])
+        self.positions = sides["a"].map_CP.shape[1]  # of a map, that were compared
 
     def estimate(self, quantity: str) -> Estimate:
         """One of QUANTITIES; where `status` is not `ok` it has no meaning."""
@@ -255,8 +256,7 @@ class Summary:
     def dead_channels(self) -> float:
         """The share of channels that never vary over all images."""
         a = self._sides["a"]
-        positions = a.map_CP.shape[1]
-        variance_C = a.squares_C - a.sums_KC.sum(0).square() / (self.n * positions)
+        variance_C = a.squares_C - a.sums_KC.sum(0).square() / (self.n * self.positions)
         return float((variance_C <= COLLAPSED * a.squares_C).double().mean())
 
     def dropped_channels(self) -> float:
@@ -274,7 +274,7 @@ class Summary:
     def _covariances(self, other: str) -> tuple[Tensor, Tensor, Tensor]:
         """Of a with b, of a, and of b: summed over channels and positions, centred at the data set's channel means."""
         if other not in self._kept_covariances:
-            c, positions = self._columns, self._sides["a"].map_CP.shape[1]
+            c, positions = self._columns, self.positions
             count = c["images"] * positions
             a_KC, b_KC = self._sums["a"], self._sums[other]
             a_mean, b_mean = (sums.sum(0) / (self.n * positions) for sums in (a_KC, b_KC))
@@ -295,7 +295,7 @@ class Summary:
         """The products of the two sides' total maps, and of their totals by channel over the positions."""
         if other not in self._kept_products:
             a, b = self._sides["a"], self._sides[other]
-            centres = torch.dot(a.sums_KC.sum(0), b.sums_KC.sum(0)) / a.map_CP.shape[1]
+            centres = torch.dot(a.sums_KC.sum(0), b.sums_KC.sum(0)) / self.positions
             maps = torch.dot(a.map_CP.flatten(), b.map_CP.flatten())
             self._kept_products[other] = float(maps), float(centres)
         return self._kept_products[other]
