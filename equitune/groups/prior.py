@@ -8,10 +8,15 @@ from typing import Protocol
 from torch import nn
 
 from equitune.errors import Infeasible
+from equitune.groups.layout import Axis
 
 
 class MapPrior(Protocol):
     """A prior over feature maps: the layers of a convolutional network."""
+
+    @property
+    def axis(self) -> Axis:
+        """What the group axis of its maps is, and so how a group permutes it."""
 
     def lift(
         self,
@@ -42,8 +47,8 @@ class MapPrior(Protocol):
     def norm(self, channels: int) -> nn.Module:
         """Batch normalisation of maps, its statistics shared over G."""
 
-    def invariant(self) -> nn.Module:
-        """Maps (B, C, G, H, W) -> plain maps (B, C, H, W)."""
+    def head(self, channels: int) -> tuple[nn.Module, int]:
+        """Pooled maps (B, channels, G) -> features (B, D) that a classifier reads, and D."""
 
 
 class TokenPrior(Protocol):

@@ -41,15 +41,15 @@ class CNN(nn.Module):
             layer = prior.lift if index == 0 else prior.conv
             conv = layer(channels if index == 0 else width, width, 3, side=side, padding=1, bias=True)
             self.convs.append(nn.Sequential(conv, prior.norm(width), nn.ReLU()))
-            self.layers[f"convs.{index}"] = Grid(1 if index < 2 else 2)
+            self.layers[f"convs.{index}"] = Grid(1 if index < 2 else 2, axis=prior.axis)
             if index == 1:
                 side = out_side(side, 2, stride=2)
         out_side(side, 4)  # refuses what the top layer cannot cover
         # The top layer is unpadded: its map is no multiple of the image's grid, so it is not measured.
         self.top = nn.Sequential(prior.conv(width, width, 4, side=side, bias=True), prior.norm(width), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
-        self.invariant = prior.invariant()
-        self.output = nn.Linear(width, classes)
+        self.head, features = prior.head(width)
+        self.output = nn.Linear(features, classes)
         self.layers["output"] = Vector()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -60,4 +60,4 @@ class CNN(nn.Module):
                 maps = functional.max_pool3d(maps, (1, 2, 2))
             if index in (0, 2, 3, 4):  # where Cohen and Welling's network has its dropout
                 maps = self.dropout(maps)
-        return self.output(self.invariant(self.top(maps)).mean((2, 3)))
+        return self.output(self.head(self.top(maps).mean((3, 4))))

@@ -36,7 +36,7 @@ class ResNet(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, prior: MapPrior, blocks: int, width: int) -> None:
         super().__init__()
         channels, side, _ = shape
-        self.layers: dict[str, Layout] = {"stem": Grid(1)}
+        self.layers: dict[str, Layout] = {"stem": Grid(1, axis=prior.axis)}
         self.normalise = Normalise(channels)
         self.stem = prior.lift(channels, width, 3, side=side, padding=1)
         stages: list[nn.Sequential] = []
@@ -48,17 +48,17 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and index == 0 else 1
                 stages[stage].append(Block(prior, inputs, outputs, side, stride))
                 inputs, side, total_stride = outputs, out_side(side, 3, stride=stride, padding=1), total_stride * stride
-                self.layers[f"stages.{stage}.{index}"] = Grid(total_stride)
+                self.layers[f"stages.{stage}.{index}"] = Grid(total_stride, axis=prior.axis)
         self.stages = nn.Sequential(*stages)
         self.last = nn.Sequential(prior.norm(inputs), nn.ReLU())
-        self.layers["last"] = Grid(total_stride)
-        self.invariant = prior.invariant()
-        self.output = nn.Linear(inputs, classes)
+        self.layers["last"] = Grid(total_stride, axis=prior.axis)
+        self.head, features = prior.head(inputs)
+        self.output = nn.Linear(features, classes)
         self.layers["output"] = Vector()
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.last(self.stages(self.stem(self.normalise(images))))
-        return self.output(self.invariant(maps).mean((2, 3)))
+        return self.output(self.head(maps.mean((3, 4))))
 
 
 class Block(nn.Module):

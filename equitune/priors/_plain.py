@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from equitune.groups.layout import Axis
+
 
 class OnMaps(nn.Module):
     """A layer of images, applied to maps whose group axis has length 1."""
@@ -27,15 +29,10 @@ class Lifted(nn.Module):
         return self.layer(images).unsqueeze(2)
 
 
-class DropGroupAxis(nn.Module):
-    """(B, C, 1, H, W) -> (B, C, H, W)."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.squeeze(2)
-
-
 class PlainPrior(ABC):
     """A prior with |G| = 1: one kind of layer on images, used for the first layer and for all others."""
+
+    axis: Axis = "none"
 
     @abstractmethod
     def layer(
@@ -72,5 +69,5 @@ class PlainPrior(ABC):
     def norm(self, channels: int) -> nn.Module:
         return OnMaps(nn.BatchNorm2d(channels))
 
-    def invariant(self) -> nn.Module:
-        return DropGroupAxis()
+    def head(self, channels: int) -> tuple[nn.Module, int]:
+        return nn.Flatten(), channels
