@@ -75,14 +75,15 @@ class Plan:
             model(image)
         self.clone = modified_in_place(model, layers, image)
         self.uneven = uneven_windows(model, layers, image)
-        for layer in layers:
-            for name, elements in sets.items():
+        for name, elements in sets.items():
+            impossible = _refusal(elements, image)
+            for layer, layout in layers.items():
                 try:
+                    if problem := impossible or refused.get(layer):
+                        raise problem
                     if layer not in features:
-                        raise refused.get(layer) or Unmeasurable("undefined", "no forward pass reaches it")
-                    for g in elements:
-                        g.on_images(image)
-                        self.places[layer, g] = _place(g, layers[layer], features[layer])
+                        raise Unmeasurable("undefined", "no forward pass reaches it")
+                    self.places |= {(layer, g): _place(g, layout, features[layer]) for g in elements}
                 except Unmeasurable as error:
                     self.problems[layer, name] = error
 
@@ -204,6 +205,16 @@ def _each_pair(
 ) -> None:
     for key in wanted.get(layer, ()):
         add(key, plan.places[layer, g], moved, plain[layer], partial(moments, layer))
+
+
+def _refusal(elements: list[Element], image: Tensor) -> Unmeasurable | None:
+    """Why elements cannot act on such images; None: they can."""
+    try:
+        for g in elements:
+            g.on_images(image)
+    except Unmeasurable as error:
+        return error
+    return None
 
 
 def _place(g: Element, layout: Layout, features: Tensor) -> Place:
