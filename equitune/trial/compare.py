@@ -19,7 +19,7 @@ from equitune.groups.layout import Layout
 from equitune.measures._estimate import Estimate
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
-from equitune.spec.call import read_call
+from equitune.spec.call import checked_call, parsed
 from equitune.spec.space import Call
 from equitune.spec.strict import Strict
 from equitune.trial.images import Images, SplitName, load_images, split_of
@@ -157,7 +157,8 @@ def _calls(request: Request, subjects: list[Subject], images: EvaluationSet) -> 
     """Each measure of each group, with the same elements for every model."""
     calls = []
     for text in request.measures:
-        name = text.partition(":")[0]
+        where = f"--measure {text}"
+        name, given = parsed(text, where)
         parameters = catalog.describe("measure", name).parameters
         common: dict[str, Any] = {}
         if request.images is not None and "most_images" in parameters:
@@ -169,7 +170,7 @@ def _calls(request: Request, subjects: list[Subject], images: EvaluationSet) -> 
                 _require_action(group, images)
             if group == "translation" and "lattice_px" in parameters and len(subjects) > 1:
                 more["lattice_px"] = math.lcm(*(_total_stride(subject.model) for subject in subjects))
-            calls.append(read_call("measure", text, "--measure", **more))
+            calls.append(checked_call("measure", name, more | given, where))
     return calls
 
 

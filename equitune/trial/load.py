@@ -12,7 +12,6 @@ order; and FILE is a .safetensors file or a state dict that torch saved. No code
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from equitune import catalog
@@ -33,13 +31,16 @@ from equitune.measures._capture import capturing
 from equitune.models._exported import load_exported
 from equitune.records.folder import open_study
 from equitune.records.results import TrialResult
-from equitune.spec.space import Call, constant_call
+from equitune.spec.call import checked_call, parsed
+from equitune.spec.space import Call
 from equitune.spec.trial import DataConfig, TrialConfig
 from equitune.trial.build import initial_model
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
 LIBRARIES = ("timm", "torchvision")  # in the order in which a bare name is looked up
 TRIAL = re.compile(r"([^@:]+)/(\d+)")
+
+UNLABELLED_CLASSES = 1000  # of a network without weights, where the images have no labels: ImageNet's
 
 Shape = tuple[int, int, int]
 
@@ -59,7 +60,7 @@ class Subject:
 def load_subject(
     text: str,
     shape: Shape,
-    classes: int,
+    classes: int | None,
     *,
     root: Path,
     device: str = "cpu",
@@ -73,7 +74,8 @@ def load_subject(
     Args:
         text: MODEL, as described above.
         shape: of the images, (C, H, W).
-        classes: of the images; a network whose weights are for another number of classes keeps its own.
+        classes: of the images, None where they have no labels; a network whose weights are for another number of
+            classes keeps its own.
         root: where studies lie.
         device: where the networks shall be.
         seed: of the initial weights; a recorded trial has its own.
@@ -85,16 +87,17 @@ def load_subject(
     Raises:
         UserError: there is no such network, its weights do not fit, or it does not give class scores (B, K).
     """
+    expected = classes or UNLABELLED_CLASSES
     given = {"mean": mean, "std": std}
     statistics = {name: _checked(text, name, values, shape[0]) for name, values in given.items() if values is not None}
     if trial := _trial(text):
         if statistics:
             raise UserError(f"{text}: a recorded trial keeps the mean and std of its data: leave them out")
-        subject = _from_trial(text, *trial, shape, classes, root)
+        subject = _from_trial(text, *trial, shape, expected, root)
     elif _is_program(text):
         subject = _from_program(text, shape)
     else:
-        subject = _from_architecture(text, shape, classes, seed)
+        subject = _from_architecture(text, shape, expected, seed)
     networks = [network.eval() for network in (subject.model, subject.untrained) if network is not None]
     for network in networks:
         network.normalise.load_state_dict(subject.model.normalise.state_dict())  # type: ignore[union-attr]
@@ -103,7 +106,7 @@ def load_subject(
         if special_tokens is not None:
             network.layers = _with_special(text, network, special_tokens)  # type: ignore[assignment]
     outputs, unread = _probed(text, subject.model, shape)
-    if outputs != classes:
+    if outputs != (classes or outputs):
         said = f"the network has {outputs} classes and the data {classes}: its accuracy on them means nothing"
         subject.notices.append(said)
     for network in networks:
@@ -213,13 +216,7 @@ def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subj
 
 def _calls(text: str, said: str) -> tuple[Call, Call | None]:
     """The model and its prior, looked up and checked as a study's would be."""
-    name, _, settings = said.partition(":")
-    arguments: dict[str, Any] = {}
-    for setting in settings.split(",") if settings else []:
-        key, is_set, value = setting.partition("=")
-        if not (key and is_set):
-            raise UserError(f"{text}: settings are KEY=VALUE, parted by commas, but got {setting!r}")
-        arguments[key] = _value(value)
+    name, arguments = parsed(said, text)
     if name not in catalog.names("model"):
         library, _, architecture = name.rpartition("/")
         library = library or next((each for each in LIBRARIES if catalog.module("model", each).knows(architecture)), "")
@@ -234,20 +231,8 @@ def _calls(text: str, said: str) -> tuple[Call, Call | None]:
     of_prior = {key.removeprefix("prior."): arguments.pop(key) for key in list(arguments) if key.startswith("prior.")}
     if chosen not in (priors or [None]) or (of_prior and not priors):
         raise UserError(f"{text}: {name} takes {', '.join(priors) or 'no prior'}, but got prior {chosen or of_prior!r}")
-    try:
-        model = constant_call("model", {"name": name, **arguments})
-        return model, constant_call("prior", {"name": chosen, **of_prior}) if chosen else None
-    except ValidationError as error:
-        mistakes = (f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors())
-        raise UserError("\n".join(f"{text}: {mistake}" for mistake in mistakes)) from None
-
-
-def _value(text: str) -> Any:
-    """A number, true or false; otherwise the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    model = checked_call("model", name, arguments, text)
+    return model, checked_call("prior", chosen, of_prior, f"{text}: prior") if chosen else None
 
 
 def _built(text: str, build: Build, classes: int) -> nn.Module:
