@@ -26,6 +26,7 @@ class Images:
     split: Split
     classes: int | None  # None: the images have no labels
     fingerprint: str
+    config: DataConfig | None = None  # of a data set, wherever it lies
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,7 +65,8 @@ def split_of(config: DataConfig, split: SplitName) -> Images:
     """A split of a study's data."""
     splits = load_splits(config)
     chosen: Split = getattr(splits, split)
-    return Images(config.name, split, chosen, len(splits.class_names), _digest(chosen))
+    anywhere = config.model_copy(update={"root": None})
+    return Images(config.name, split, chosen, len(splits.class_names), _digest(chosen), anywhere)
 
 
 def _digest(split: Split) -> str:
