@@ -1,5 +1,6 @@
 """Equivariance over depth, as a picture: trained and untrained, with the chance level; of one model or of several."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ PANELS = {  # quantity -> what its axis says
     "lie_error": "local error (0 is exact)",
 }
 MOST_LABELS = 30  # layers whose names fit below a panel
+LETTERS_PER_INCH = 11  # at the size of the heading
 
 Rows = list[dict[str, Any]]
 
@@ -28,46 +30,60 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
     """Draws every measured layer of each model, a row of panels for each group and a panel for each quantity.
 
     One model has a colour for each set of elements and its layers' names below; several have a colour each, under
-    the headline set, over relative depth. Returns whether there was anything to draw.
+    the first set that all of them have, over relative depth. Returns whether there was anything to draw.
     """
     good = {name: [row for row in rows if row["status"] == "ok"] for name, rows in models.items()}
     every = [row for rows in good.values() for row in rows]
-    groups = list(dict.fromkeys(row["group"] for row in every))
-    quantities = [quantity for quantity in PANELS if any(quantity in row for row in every)]
-    if not every:
+    groups = {
+        group: [each for each in PANELS if any(each in row for row in every if row["group"] == group)]
+        for group in dict.fromkeys(row["group"] for row in every)
+    }
+    num_columns = max(map(len, groups.values()), default=0)
+    if not num_columns:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(quantities), 0.8 + 4 * len(groups)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(5.2 * num_columns, 0.8 + 4 * len(groups)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(groups), len(quantities), squeeze=False)
-    for group, row_of_panels in zip(groups, panels, strict=True):
-        for quantity, axes in zip(quantities, row_of_panels, strict=True):
+    panels = figure.subplots(len(groups), num_columns, squeeze=False)
+    for (group, quantities), row_of_panels in zip(groups.items(), panels, strict=True):
+        for quantity, axes in zip(quantities, row_of_panels, strict=False):
             own = {name: [r for r in rows if r["group"] == group and quantity in r] for name, rows in good.items()}
-            if len(models) == 1:
-                _draw_sets(axes, next(iter(own.values())), quantity)
-            else:
-                _draw_models(axes, own, quantity)
+            draw = _draw_sets if len(models) == 1 else _draw_models
+            axes.set_title(f"{group}{draw(axes, own, quantity)}", fontsize=10, loc="left")
             axes.set_ylabel(PANELS[quantity])
-            axes.set_title(group, fontsize=10, loc="left")
             axes.grid(alpha=0.25)
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.0), max(high, 1.03))
-    shown = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    heading = f"{next(iter(models))}: equivariance over depth" if len(models) == 1 else "equivariance over depth"
-    figure.suptitle(f"{heading}, n = {every[0]['n']} images{f' ({title})' if title else ''}", fontsize=11)
+        for axes in row_of_panels[len(quantities) :]:
+            axes.remove()
+    _describe(figure, f"{next(iter(models))}: " if len(models) == 1 else "", title, sorted({row["n"] for row in every}))
     figure.savefig(path)
     return True
 
 
-def _draw_sets(axes: Any, rows: Rows, quantity: str) -> None:
+def _describe(figure: Any, whose: str, title: str, counts: list[int]) -> None:
+    """What is shown, above, and one legend for all panels, below: as wide as the figure lets them be."""
+    heading = (
+        f"{whose}equivariance over depth, n = {' and '.join(map(str, counts))} images{f' ({title})' if title else ''}"
+    )
+    width = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(heading, int(width * LETTERS_PER_INCH)), fontsize=11)
+    shown = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    longest = max(map(len, shown)) / LETTERS_PER_INCH
+    ncols = max(1, min(4, int(width / (longest + 0.6))))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+
+
+def _draw_sets(axes: Any, models: Mapping[str, Rows], quantity: str) -> str:
     """One model: a line for each set, dashed for the untrained copy, dotted for chance."""
+    rows = sorted(next(iter(models.values())), key=lambda row: row["depth"])
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    for name, colour in zip(dict.fromkeys(row["set"] for row in rows), COLOURS * 3, strict=False):
+    sets = _sets(models)
+    for name, colour in zip(sets, COLOURS * 3, strict=False):
         part = [row for row in rows if row["set"] == name]
         place = [layers.index(row["layer"]) for row in part]
         _draw_line(axes, place, part, quantity, colour, f"{name}, trained")
@@ -75,22 +91,31 @@ def _draw_sets(axes: Any, rows: Rows, quantity: str) -> None:
         if all(value is not None for value in control):
             style = {"color": colour, "marker": "o", "ms": 4, "mfc": "white", "ls": "--", "lw": 1}
             axes.plot(place, control, label=f"{name}, untrained", **style)
-    part = [row for row in rows if row["set"] == rows[0]["set"]] if rows else []
-    if part and all(f"{quantity}_chance" in row for row in part):
+    part = [row for row in rows if row["set"] == sets[0]]
+    if all(f"{quantity}_chance" in row for row in part):
         chance = [row[f"{quantity}_chance"] for row in part]
         axes.plot([layers.index(row["layer"]) for row in part], chance, color=GREY, ls=":", label="chance")
     if len(layers) <= MOST_LABELS:
         axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=8)
     else:
         axes.set_xlabel(f"layer, 0 to {len(layers) - 1}")
+    return ""
 
 
-def _draw_models(axes: Any, models: Mapping[str, Rows], quantity: str) -> None:
-    """Several models: a line each, under the headline set."""
+def _draw_models(axes: Any, models: Mapping[str, Rows], quantity: str) -> str:
+    """Several models: a line each, under the first set that all of them have; returns which."""
+    sets = _sets(models)
+    of_all = [name for name in sets if all(any(row["set"] == name for row in rows) for rows in models.values())]
+    headline = (of_all or sets)[0]
     for (name, rows), colour in zip(models.items(), COLOURS * len(models), strict=False):
-        part = [row for row in rows if row["set"] == rows[0]["set"]]
+        part = [row for row in rows if row["set"] == headline]
         _draw_line(axes, [row["depth"] for row in part], part, quantity, colour, name)
     axes.set_xlabel("relative depth")
+    return f", {headline}"
+
+
+def _sets(models: Mapping[str, Rows]) -> list[str]:
+    return list(dict.fromkeys(row["set"] for rows in models.values() for row in rows))
 
 
 def _draw_line(axes: Any, place: Sequence[float], rows: Rows, quantity: str, colour: str, label: str) -> None:
@@ -98,7 +123,7 @@ def _draw_line(axes: Any, place: Sequence[float], rows: Rows, quantity: str, col
     values = [row[quantity] for row in rows]
     bars = [
         (row[quantity] - row[f"{quantity}_low"], row[f"{quantity}_high"] - row[quantity])
-        if f"{quantity}_low" in row
+        if row.get(f"{quantity}_low") is not None
         else (row[f"{quantity}_stderr"],) * 2
         for row in rows
     ]
