@@ -1,21 +1,39 @@
 """The command that measures models: recorded trials, timm's and torchvision's, weights, exported programs."""
 
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from equitune import catalog
-from equitune.cli.options import data_root_option, root_option, tracking_option, tracking_store, use_data_root
+from equitune.cli.options import (
+    data_root_option,
+    root_option,
+    same_command,
+    tracking_option,
+    tracking_store,
+    use_data_root,
+)
+from equitune.errors import UserError
 
 if TYPE_CHECKING:
     from equitune.records.measured import MeasurementRecord
     from equitune.trial.journal import OnProgress
 
 GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["group"][0]))
+INTERRUPTED = 130
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise click.BadParameter(f"numbers separated by commas are needed, but got '{text}'") from None
 
 
 @click.command()
@@ -23,9 +41,7 @@ GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["g
 @click.option("--data", metavar="NAME_OR_FOLDER", help="Images: a data set, or a folder. [default: a trial's own data]")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
 @click.option("--size", type=click.IntRange(1, 1024), help="Side in px of a folder's images. [default: 224]")
-@click.option(
-    "--group", "groups", multiple=True, type=click.Choice(GROUPS), help="May be repeated. [default: translation]"
-)
+@click.option("--group", "groups", multiple=True, type=click.Choice(GROUPS), help="[default: translation]")
 @click.option(
     "--measure",
     "measures",
@@ -33,14 +49,14 @@ GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["g
     metavar="NAME[:KEY=VALUE,...]",
     help="[default: equivariance and consistency]",
 )
-@click.option(
-    "--layers", multiple=True, metavar="PATTERN", help="Only these layers, such as 'stages.*'. May be repeated."
-)
+@click.option("--layers", multiple=True, metavar="PATTERN", help="Only these layers, such as 'stages.*'.")
 @click.option("--images", type=click.IntRange(2), help="At most so many images. [default: 512 by layer, else all]")
 @click.option("--batch", default=128, show_default=True, type=click.IntRange(1), help="Images in a forward pass.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float64"]))
 @click.option("--seed", default=0, show_default=True, help="Of the sample of images, of initial weights, of intervals.")
+@click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images in [0, 1]. [default: as the model says]")
+@click.option("--std", callback=_numbers, metavar="R,G,B", help="By which images are divided. [default: likewise]")
 @click.option("--special-tokens", type=click.IntRange(0), help="Class tokens before a transformer's patches.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of results. [default: below ./measurements]")
 @click.option("--track", is_flag=True, help="Make a run in MLflow for each model.")
@@ -64,7 +80,9 @@ def measure(
     --group, --measure and --layers may be repeated. The same command goes on where it was interrupted.
     """
     from equitune.records.folder import studies_root
-    from equitune.trial.compare import Request, measure_models
+    from equitune.trial.compare import measure_models
+    from equitune.trial.journal import clear
+    from equitune.trial.request import Request
 
     use_data_root(data_root)
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -72,9 +90,35 @@ def measure(
     place = studies_root(root)
     slug = re.sub(r"[^\w.-]+", "-", " ".join(models)).strip("-.")[:60]
     folder = output or Path("measurements") / f"{slug}-{request.fingerprint()}"
-    with _showing_progress() as on_progress:
-        record = measure_models(request, root=place, folder=folder, on_progress=on_progress)
-    _finish(record, folder, tracking_store(tracking_uri, place) if track else None)
+    with _made(folder):
+        try:
+            with _showing_progress() as on_progress:
+                record = measure_models(request, root=place, folder=folder, on_progress=on_progress)
+        except KeyboardInterrupt:
+            click.echo(f"Go on:   {same_command()}")
+            sys.exit(INTERRUPTED)
+        paths = _written(record, folder)
+        if track:
+            _track(record, paths, tracking_store(tracking_uri, place), place)
+        clear(folder / "journal")  # all is in the record now
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder of results, there before anything is measured; gone again where nothing came of it."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be written: {error.strerror}: name another folder") from None
+    try:
+        yield
+    finally:
+        for path in new:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 @contextmanager
@@ -83,29 +127,38 @@ def _showing_progress() -> "Iterator[OnProgress]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("loading", total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+        before = 0
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal before
+            if done < before:  # another pass over the images
+                progress.reset(task)
+            before = done
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield show
 
 
-def _finish(record: "MeasurementRecord", folder: Path, tracking_uri: str | None) -> None:
+def _written(record: "MeasurementRecord", folder: Path) -> list[Path]:
     """Writes the files, prints the tables, says where everything lies."""
-    import shutil
-
     from rich.console import Console
 
     from equitune.report.measured import lines, write_measurement
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = write_measurement(record, folder)
-    shutil.rmtree(folder / "journal", ignore_errors=True)  # all is in the record now
     console = Console()
     for line in lines(record):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=isinstance(line, str))
     click.echo(f"Folder:  {folder} ({', '.join(path.name for path in paths)})")
-    if tracking_uri is not None:
-        from equitune.tracking.measured import log_measurement
+    return paths
 
-        log_measurement(record, tracking_uri, paths)
-        click.echo("MLflow:  experiment measurements; open it with `equitune ui`")
+
+def _track(record: "MeasurementRecord", paths: list[Path], uri: str, root: Path) -> None:
+    from equitune.tracking.measured import EXPERIMENT, log_measurement
+
+    log_measurement(record, uri, paths, root)
+    click.echo(f"MLflow:  experiment {EXPERIMENT} in {uri}; open it with `equitune ui`")

@@ -1,6 +1,8 @@
 """What several commands take, and how they read it."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -28,3 +30,8 @@ def tracking_store(given: str | None, root: Path) -> str:
 def use_data_root(data_root: Path | None) -> None:
     if data_root is not None:
         os.environ["EQUITUNE_DATA"] = str(data_root)
+
+
+def same_command() -> str:
+    """What was typed, to be typed again."""
+    return shlex.join(["equitune", *sys.argv[1:]])

@@ -11,6 +11,7 @@ import click
 from equitune.cli.options import (
     data_root_option,
     root_option,
+    same_command,
     set_option,
     tracking_option,
     tracking_store,
@@ -57,7 +58,7 @@ def search(
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
     if outcome.state == "interrupted":
-        click.echo(f"Go on:   {_same_command()}")
+        click.echo(f"Go on:   {same_command()}")
         sys.exit(INTERRUPTED)
     failed = [trial for trial in study.trials if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
@@ -168,9 +169,3 @@ def _print_plan(spec: "StudySpec") -> None:
     click.echo(
         f"guess: {duration(planned.seconds)} of one {where}, {duration(planned.seconds / at_once)} with {at_once}"
     )
-
-
-def _same_command() -> str:
-    import shlex
-
-    return shlex.join(["equitune", *sys.argv[1:]])

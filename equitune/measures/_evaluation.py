@@ -50,6 +50,23 @@ class EvaluationSet:
             if self.journal:
                 self.journal.passed(min(part.stop, len(self)), len(self))
 
+    def observed(self, stage: str, observe: Callable[[Tensor, Tensor, slice], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Numbers of every image, by name, (n, ...) each; goes on from where the journal left this stage.
+
+        Args:
+            stage: names this pass over the images in the journal.
+            observe: makes such numbers of a batch, of its images, their labels and their places in the set.
+        """
+        found = self.journal.find(stage) if self.journal else None
+        done, state = found or (0, {})
+        parts = [{name: values.to(self.pixels.device) for name, values in state.items()}] if found else []
+        for batch, labels in self.batches(done):
+            parts.append(observe(batch, labels, slice(done, done + len(batch))))
+            done += len(batch)
+            if self.journal:
+                self.journal.keep(stage, done, lambda: _joined(parts), is_last=done == len(self))
+        return _joined(parts)
+
     def sample(self, most: int, seed: int) -> "EvaluationSet":
         """At most so many of the images; the same ones for every model that is measured with this seed."""
         if most >= len(self):
@@ -76,3 +93,7 @@ class Report:
 def as_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 pixels -> images in [0, 1]; floating ones are in that range already."""
     return pixels.to(dtype) if pixels.is_floating_point() else pixels.to(dtype).div_(255)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -43,6 +43,18 @@ class LieSums:
             dtype=str(plain_BCP.dtype).removeprefix("torch."),
         )
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything, as tensors: a flag is one number, a type that of an empty tensor."""
+        centre = {} if self.centre_C is None else {"centre": self.centre_C}
+        dtype = torch.empty(0, dtype=getattr(torch, self.dtype))
+        return {"sums": self.sums_Kk, "moves": torch.tensor(self.moves), "dtype": dtype, **centre}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor], device: torch.device) -> "LieSums":
+        """What to go on from."""
+        centre = state["centre"].to(device) if "centre" in state else None
+        return cls(state["sums"].clone(), centre, bool(state["moves"]), str(state["dtype"].dtype).split(".")[1])
+
     def add(self, plain_BCP: Tensor, motion_BCP: Tensor, prescribed_BCP: Tensor | None, start: int) -> None:
         """Adds a batch of images, the first of which is number `start`, to the rows of their clusters."""
         plain, motion = plain_BCP.double(), motion_BCP.double()

@@ -10,8 +10,9 @@ is drawn from one seed, so every model of a study sees the same images.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -79,7 +80,7 @@ def measure(
             if group == "translation"
             else _acted_on(images, group)
         )
-        trained = _outcomes(model, images, design, group)
+        trained = _outcomes(model, images, design, group, "trained")
     except Unmeasurable as error:
         names = [name.format(group=group) for name in (*METRICS, *GROUP_METRICS.get(group, ()))]
         return report(dict.fromkeys(names, error), {}, images)
@@ -140,15 +141,16 @@ def _by_element(element: Element) -> View:
 
 def _control(model: nn.Module | None, images: EvaluationSet, design: _Design, group: str) -> Outcomes:
     try:
-        return _outcomes(model, images, design, group) if model else {}
+        return _outcomes(model, images, design, group, "untrained") if model else {}
     except Unmeasurable:
         return {}
 
 
-def _outcomes(model: nn.Module, images: EvaluationSet, design: _Design, group: str) -> Outcomes:
+def _outcomes(model: nn.Module, images: EvaluationSet, design: _Design, group: str, stage: str) -> Outcomes:
     """Each metric as an estimate over images, or why there is none."""
-    batches = list(_observed(model, images, design))
-    values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    model.eval()
+    with torch.inference_mode():
+        values = images.observed(stage, partial(_observed, model, design))
     unlabelled = int((~values.pop("labelled")).sum())
     outcomes: dict[str, Estimate | Unmeasurable] = {}
     for name, values_n in values.items():
@@ -162,29 +164,21 @@ def _outcomes(model: nn.Module, images: EvaluationSet, design: _Design, group: s
     return outcomes
 
 
-def _observed(model: nn.Module, images: EvaluationSet, design: _Design) -> Iterator[dict[str, Tensor]]:
-    """Batch by batch, one number an image, (B,), for each metric."""
-    start = 0
-    model.eval()
-    with torch.inference_mode():
-        for batch, labels in images.batches():
-            part = slice(start, start + len(batch))
-            start = part.stop
-            scores_GBK = torch.stack([class_scores(model, view(batch, part)) for view in design.orbit])
-            predicted_GB = scores_GBK.argmax(2)
-            first, second = predicted_GB.gather(0, design.pairs_n2[part].T.to(batch.device))
-            observed = {
-                "consistency": first == second,
-                "consistent_and_correct": (first == second) & (first == labels),
-                "orbit_accuracy": (predicted_GB == labels).double().mean(0),
-                "softmax_deviation": softmax_deviation(scores_GBK),
-                "labelled": (labels >= 0) & (labels < scores_GBK.shape[2]),
-            }
-            if design.neighbour:
-                observed["pixel_change"] = (
-                    class_scores(model, design.neighbour(batch, part)).argmax(1) != predicted_GB[0]
-                )
-            yield observed
+def _observed(model: nn.Module, design: _Design, batch: Tensor, labels: Tensor, part: slice) -> dict[str, Tensor]:
+    """One number an image, (B,), for each metric."""
+    scores_GBK = torch.stack([class_scores(model, view(batch, part)) for view in design.orbit])
+    predicted_GB = scores_GBK.argmax(2)
+    first, second = predicted_GB.gather(0, design.pairs_n2[part].T.to(batch.device))
+    observed = {
+        "consistency": first == second,
+        "consistent_and_correct": (first == second) & (first == labels),
+        "orbit_accuracy": (predicted_GB == labels).double().mean(0),
+        "softmax_deviation": softmax_deviation(scores_GBK),
+        "labelled": (labels >= 0) & (labels < scores_GBK.shape[2]),
+    }
+    if design.neighbour:
+        observed["pixel_change"] = class_scores(model, design.neighbour(batch, part)).argmax(1) != predicted_GB[0]
+    return observed
 
 
 def softmax_deviation(scores_GBK: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ the two differ by about sqrt(epsilon_px). Boundary protocol: `roll` for translat
 shear, which compare the central disc of a map. Only what is connected to the identity is seen: no flip, no turn by 90°.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def measure(
         directions=directions,
         images=images,
         trained=differentiate(model, images, directions, ways),
-        untrained=differentiate(untrained, images, directions, ways) if untrained else None,
+        untrained=differentiate(untrained, images, directions, ways, stage="untrained") if untrained else None,
     ).report()
 
 
@@ -95,8 +96,11 @@ class Derivatives:
             return self.problems[key]
         return self.sums[key].problem() if key in self.sums else ("undefined", "no forward pass reaches it")
 
-    def add(self, model: nn.Module, images: EvaluationSet, flow: Flow) -> None:
-        """Streams the images through the model, moving; all layers in each pass."""
+    def add(self, model: nn.Module, images: EvaluationSet, flow: Flow, stage: str) -> None:
+        """Streams the images through the model, moving; all layers in each pass.
+
+        `stage` names the pass in the images' journal, from which it goes on.
+        """
         layers = cast(Layers, model.layers)
         problem = _image_problem(images, flow)
         if problem:
@@ -117,11 +121,40 @@ class Derivatives:
                 self.sums[key] = LieSums.empty(len(images), *compared, is_output=layer == list(layers)[-1])
             self.sums[key].add(*compared, start)
 
-        start = 0
-        for batch, _ in images.batches():
+        start = self._restore(flow, images, stage)
+        for batch, _ in images.batches(start):
             with self.how.passing(), capturing(model, layers, read, refuse):
                 model(self.how.moving(flow, batch))
             start += len(batch)
+            if images.journal:
+                images.journal.keep(stage, start, lambda: self._state(flow), is_last=start == len(images))
+
+    def _state(self, flow: Flow) -> dict[str, Tensor]:
+        """What is known along a flow: each layer's sums, or its problem as text."""
+        found = {
+            f"{layer}/{name}": value
+            for (layer, label), sums in self.sums.items()
+            if label == flow.label
+            for name, value in sums.state().items()
+        }
+        for (layer, label), problem in self.problems.items():
+            if label == flow.label:
+                found[f"{layer}/problem"] = torch.tensor(list(json.dumps(problem).encode()), dtype=torch.uint8)
+        return found
+
+    def _restore(self, flow: Flow, images: EvaluationSet, stage: str) -> int:
+        """Brings back what the journal holds of this stage; returns the number of images it had seen."""
+        done, state = (images.journal and images.journal.find(stage)) or (0, {})
+        by_layer: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            layer, _, name = key.rpartition("/")
+            by_layer.setdefault(layer, {})[name] = value
+        for layer, found in by_layer.items():
+            if "problem" in found:
+                self.problems[layer, flow.label] = tuple(json.loads(bytes(found["problem"].tolist())))
+            if "sums" in found:
+                self.sums[layer, flow.label] = LieSums.of_state(found, images.pixels.device)
+        return done
 
     def _compared(self, flow: Flow, layout: Layout, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """f(x), its motion and the one that is prescribed, (B, C * G, P) each, at the positions that are compared."""
@@ -140,9 +173,14 @@ class Derivatives:
 
 
 def differentiate(
-    model: nn.Module, images: EvaluationSet, directions: list[Flow], ways: list[Differentiation]
+    model: nn.Module,
+    images: EvaluationSet,
+    directions: list[Flow],
+    ways: list[Differentiation],
+    *,
+    stage: str = "trained",
 ) -> Derivatives:
-    """Every layer along every flow, in the first of the ways that the model allows."""
+    """Every layer along every flow, in the first of the ways that the model allows; `stage` is the model's, by name."""
     model.eval()
     note = None
     with torch.inference_mode(False), torch.no_grad():  # inference mode has no dual numbers
@@ -150,7 +188,7 @@ def differentiate(
             found = Derivatives(how, note)
             try:
                 for flow in directions:
-                    found.add(model, images, flow)
+                    found.add(model, images, flow, f"{stage}, {how.method}, {flow.label}")
             except NotImplementedError as error:
                 if how is ways[-1]:
                     raise
@@ -195,10 +233,10 @@ class _Comparison:
             for metric, (statistic, layers) in statistics.items()
         }
         metrics = {metric: self._metric(*chosen) for metric, chosen in keys.items()}
-        rows = [self._row(layer, flow) for flow in self.directions for layer in self.layers]
         estimates = {
             metric: _mean(self.trained, *chosen) for metric, chosen in keys.items() if metrics[metric].value is not None
         }
+        rows = [self._row(layer, flow, estimates) for flow in self.directions for layer in self.layers]
         return Report(metrics, rows, estimates)
 
     def _at_depths(self) -> list[str]:
@@ -229,8 +267,8 @@ class _Comparison:
         unit = "1" if is_relative else f"{self.directions[0].unit}^-2"
         return number.model_copy(update={"unit": unit, "reason": number.reason or self.trained.note})
 
-    def _row(self, layer: str, flow: Flow) -> dict[str, Any]:
-        """One layer under one flow, with everything that makes its numbers readable."""
+    def _row(self, layer: str, flow: Flow, estimates: dict[str, Estimate]) -> dict[str, Any]:
+        """One layer under one flow, with everything that makes its numbers readable; adds its estimates."""
         layout, order, key = self.layers[layer], list(self.layers), (layer, flow.label)
         status, reason = self.trained.problem(key) or ("ok", self.trained.note)
         row: dict[str, Any] = {
@@ -264,7 +302,7 @@ class _Comparison:
         if layer == order[-1]:
             statistics["output_lie_derivative"] = LieSums.over_spread
         for name, statistic in statistics.items():
-            estimate = statistic(sums)
+            estimates[f"{layer}/{flow.label}/{name}"] = estimate = statistic(sums)
             row |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
             if self.untrained and not _problem(self.untrained, statistic, [key]):
                 row[f"untrained_{name}"] = statistic(self.untrained.sums[key]).value

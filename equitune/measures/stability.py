@@ -59,30 +59,36 @@ def measure(
         deform = _one_pixel(images) if kind == "translation" else _diffeomorphism(images, displacement_px, cut_off)
     except Unmeasurable as error:
         return report({name: error}, {}, images)
-    control = {name: relative_stability(untrained, images, deform)} if untrained else {}
-    return report({name: relative_stability(model, images, deform)}, control, images)
+    trained = {name: relative_stability(model, images, deform, "trained")}
+    control = {name: relative_stability(untrained, images, deform, "untrained")} if untrained else {}
+    return report(trained, control, images)
 
 
-def relative_stability(model: nn.Module, images: EvaluationSet, deform: Deform) -> Estimate | Unmeasurable:
-    """R_f, or why it has no value."""
-    sums: list[Tensor] = []
+def relative_stability(model: nn.Module, images: EvaluationSet, deform: Deform, stage: str) -> Estimate | Unmeasurable:
+    """R_f, or why it has no value; `stage` names the pass in the images' journal."""
     generator = torch.Generator().manual_seed(1)  # anew for every model: all see the same noise
-    start = 0
+    drawn = 0  # images that have had their noise
+
+    def observe(batch: Tensor, _: Tensor, part: slice) -> dict[str, Tensor]:
+        nonlocal drawn
+        for _unused in range(drawn, part.start):  # of images that were seen before an interruption
+            draw_noise(batch.shape[1:], generator)
+        drawn = part.stop
+        deformed = deform(batch, part)
+        sizes_B = (deformed - batch).double().flatten(1).norm(dim=1)
+        noise = noise_of_size(sizes_B, batch.shape[1:], generator).to(batch)
+        scores = class_scores(model, batch)
+        moved, shaken = (class_scores(model, seen) - scores for seen in (deformed, batch + noise))
+        squares = (x.double().flatten(1).square().sum(1) for x in (batch, scores, moved, shaken))
+        return {"squares": torch.stack([sizes_B.square(), *squares], 1)}
+
     model.eval()
     try:
         with torch.inference_mode():
-            for batch, _ in images.batches():
-                deformed = deform(batch, slice(start, start + len(batch)))
-                start += len(batch)
-                sizes_B = (deformed - batch).double().flatten(1).norm(dim=1)
-                noise = noise_of_size(sizes_B, batch.shape[1:], generator).to(batch)
-                scores = class_scores(model, batch)
-                moved, shaken = (class_scores(model, seen) - scores for seen in (deformed, batch + noise))
-                squares = (x.double().flatten(1).square().sum(1) for x in (batch, scores, moved, shaken))
-                sums.append(torch.stack([sizes_B.square(), *squares], 1))
+            squares_n5 = images.observed(stage, observe)["squares"]
     except Unmeasurable as error:
         return error
-    changes_n, images_n, scores_n, numerators_n, denominators_n = torch.cat(sums).unbind(1)
+    changes_n, images_n, scores_n, numerators_n, denominators_n = squares_n5.unbind(1)
     if changes_n.sum() <= COLLAPSED * images_n.sum():
         return Unmeasurable("undefined", "the deformation changes no image")
     if denominators_n.sum() <= COLLAPSED * scores_n.sum():
@@ -90,10 +96,15 @@ def relative_stability(model: nn.Module, images: EvaluationSet, deform: Deform) 
     return Estimate.ratio(numerators_n, denominators_n)
 
 
+def draw_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """White noise for one image, (C, H, W) in float64."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
 def noise_of_size(sizes_B: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """White noise (B, C, H, W) in float64, of the given Euclidean norm for each image."""
     # An image at a time: what one image gets does not depend on the size of the batches.
-    drawn = torch.stack([torch.randn(shape, generator=generator, dtype=torch.float64) for _ in sizes_B])
+    drawn = torch.stack([draw_noise(shape, generator) for _ in sizes_B])
     scale_B: Tensor = sizes_B / drawn.flatten(1).norm(dim=1).to(sizes_B.device)
     return drawn.to(sizes_B.device) * scale_B[:, None, None, None]
 

@@ -107,8 +107,9 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        error.filename = str(path)  # what failed to be written says no name
         raise
 
 

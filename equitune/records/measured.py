@@ -25,8 +25,8 @@ class Difference(Strict):
     baseline: str
     value: float  # the model's minus the baseline's
     stderr: float
-    low: float  # of the 95 % bootstrap interval over images
-    high: float
+    low: float | None  # of the 95 % bootstrap interval over images; None: too few have no value in some resamples
+    high: float | None
     n: int
 
 

@@ -1,45 +1,47 @@
-"""A component on the command line: `NAME[:key=value,...]`, such as `digits:size=12`."""
+"""A component on the command line: `NAME[:KEY=VALUE,...]`, such as `digits:size=12`."""
 
 import json
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 
 from equitune.errors import UserError
-from equitune.spec.space import Call, constant_call
-from equitune.spec.strict import Mistakes
+from equitune.spec.space import Call, filled
 
 
-def read_call(kind: str, text: str, where: str, **more: Any) -> Call:
-    """The component that a text names, every default filled in.
+def parsed(text: str, where: str) -> tuple[str, dict[str, Any]]:
+    """A component's name and what is said of its arguments.
 
     Args:
-        kind: of the catalogue.
-        text: `NAME` or `NAME:key=value,...`; values are numbers, true, false or text.
-        where: what the user typed it for, such as `--measure`.
-        more: arguments that the text need not give.
+        text: `NAME` or `NAME:KEY=VALUE,...`; values are numbers, true, false, or text, which may stand in quotes.
+        where: what the user typed it for, such as `--measure`; begins every sentence about it.
+
+    Raises:
+        UserError: what follows the name is something else.
+    """
+    name, _, settings = text.partition(":")
+    arguments: dict[str, Any] = {}
+    for setting in settings.split(",") if settings else []:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not (key and equals):
+            raise UserError(f"{where}: arguments are KEY=VALUE, separated by commas, but got '{setting}'")
+        if key in arguments:
+            raise UserError(f"{where}: {key} is given twice")
+        arguments[key] = _value(value)
+    return name, arguments
+
+
+def checked_call(kind: str, name: str, arguments: dict[str, Any], where: str) -> Call:
+    """The component with its arguments checked and every default filled in.
 
     Raises:
         UserError: no such component or argument, or a value that does not fit; says which.
     """
-    name, _, given = text.partition(":")
-    arguments = dict(more)
-    for pair in given.split(",") if given else []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"{where} {text}: arguments are key=value, separated by commas, but got '{pair}'")
-        arguments[key.strip()] = _value(value.strip())
-    mistakes = Mistakes()
     try:
-        call = mistakes.under((), lambda: constant_call(kind, {"name": name, **arguments}))
-        mistakes.raise_any()
-    except (ValidationError, PydanticCustomError) as error:
-        details = error.errors() if isinstance(error, ValidationError) else []
-        sentences = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in details] or [str(error)]
-        raise UserError("\n".join(f"{where} {text}: {sentence}" for sentence in sentences)) from None
-    assert call is not None  # else it raised
-    return call
+        return filled(kind, Call(name=name, args=arguments))
+    except ValidationError as error:
+        sentences = (": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors())
+        raise UserError("\n".join(f"{where}: {sentence}" for sentence in sentences)) from None
 
 
 def _value(text: str) -> Any:
@@ -47,4 +49,4 @@ def _value(text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, int | float | bool) else text
+    return value if isinstance(value, int | float | bool | str) else text

@@ -17,7 +17,7 @@ from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
-from equitune.tracking.store import Point, Store
+from equitune.tracking.store import Point, Store, metric_points, sentence
 
 WriteFront = Callable[[StudyRecord, Path], list[Path]]
 WriteProfile = Callable[[TrialRecord, Path], bool]
@@ -120,7 +120,7 @@ def sync(folder: StudyFolder, tracking_uri: str, write_front: WriteFront, write_
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"MLflow at {tracking_uri} cannot be written: {_sentence(error)}") from error
+        raise UserError(f"MLflow at {tracking_uri} cannot be written: {sentence(error)}") from error
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def projecting(
                 log.warning("projection failed", exc_info=True)
                 rest_s = min(max(rest_s, INTERVAL_S) * 2, 60.0)
                 if not behind.is_set():
-                    warn(f"MLflow at {tracking_uri} does not answer ({_sentence(error)}): the study goes on without it")
+                    warn(f"MLflow at {tracking_uri} does not answer ({sentence(error)}): the study goes on without it")
                 behind.set()
             else:
                 rest_s = REST * (time.monotonic() - started)
@@ -194,22 +194,10 @@ def _epoch_points(epoch: Any) -> list[Point]:
 
 
 def _final_points(trial: TrialRecord, time_s: float) -> list[Point]:
-    return list(_metric_points("", trial.metrics, time_s, trial.config.training.epochs))
+    return list(metric_points(trial.metrics, time_s, step=trial.config.training.epochs))
 
 
 def _test_points(trial: TrialRecord) -> list[Point]:
     time_s = trial.epochs[-1].time if trial.epochs else trial.started
     sampled = {name: metric for name, metric in trial.test.items() if metric.split == "test"}
-    return list(_metric_points("test_", sampled, time_s, trial.config.training.epochs))
-
-
-def _metric_points(prefix: str, metrics: dict[str, Any], time_s: float, step: int) -> Iterator[Point]:
-    for name, metric in metrics.items():
-        for suffix in ("", "_stderr", "_chance", "_untrained"):
-            value = getattr(metric, suffix[1:] or "value")
-            if value is not None:
-                yield Point(f"{prefix}{name}{suffix}", value, time_s, step)
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return list(metric_points(sampled, time_s, step=trial.config.training.epochs, prefix="test_"))

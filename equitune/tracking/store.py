@@ -1,13 +1,14 @@
 """The MLflow client, as the projector needs it: find or make a run, log in batches, add files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyRecord, TrialRecord
+from equitune.records.results import Measurement
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # a batch, as MLflow's REST API allows
 
@@ -43,14 +44,7 @@ class Store:
         """Finds the study's runs, or makes its experiment and its parent run."""
         if self._parent:
             return
-        client = self._connect()
-        location = None
-        if self.tracking_uri.startswith("sqlite:"):
-            location = (self._folder.path.parent / "mlartifacts" / study.name).as_uri()
-        experiment = client.get_experiment_by_name(study.name)
-        self._experiment = (
-            experiment.experiment_id if experiment else client.create_experiment(study.name, artifact_location=location)
-        )
+        self._experiment = experiment(self._connect(), study.name, self._folder.path.parent)
         parents = self._search(f"tags.`equitune.study_id` = '{study.info['id']}' and tags.`equitune.kind` = 'study'")
         tags = {
             "equitune.kind": "study",
@@ -79,11 +73,11 @@ class Store:
         run_id = self._create(tags, int(trial.started * 1000), f"trial {trial.number}")
         self._runs[trial.number] = run_id
         params = flat(trial.config.to_json(), without=("params", "number", "seed", "study"))
-        self._log_batch(run_id, params=params)
+        log_batch(self._connect(), run_id, params=params)
 
     def log(self, trial: int | None, *, points: Sequence[Point] = (), tags: dict[str, str] | None = None) -> None:
         """Logs to a trial's run, or to the study's where `trial` is None."""
-        self._log_batch(self._run(trial), points=points, tags=tags or {})
+        log_batch(self._connect(), self._run(trial), points=points, tags=tags)
 
     def add_file(self, trial: int | None, path: Path) -> None:
         self._connect().log_artifact(self._run(trial), str(path))
@@ -103,13 +97,7 @@ class Store:
 
     def _connect(self) -> Any:
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its records belong in the study's log
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            from mlflow import MlflowClient  # more than a second to import
-
-            self._client = MlflowClient(tracking_uri=self.tracking_uri)
+            self._client = connect(self.tracking_uri)
         return self._client
 
     def _create(self, tags: dict[str, str], time_ms: int, name: str) -> str:
@@ -126,22 +114,60 @@ class Store:
             if not token:
                 return found
 
-    def _log_batch(
-        self,
-        run_id: str,
-        *,
-        points: Sequence[Point] = (),
-        params: dict[str, str] | None = None,
-        tags: dict[str, str] | None = None,
-    ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(p.name, p.value, int(p.time_s * 1000), p.step) for p in points]
-        parameters = [Param(name, value) for name, value in (params or {}).items()]
-        run_tags = [RunTag(name, value[:5000]) for name, value in (tags or {}).items()]
-        while metrics or parameters or run_tags:
-            self._connect().log_batch(run_id, metrics[:MOST_METRICS], parameters[:MOST_PARAMS], run_tags[:MOST_TAGS])
-            del metrics[:MOST_METRICS], parameters[:MOST_PARAMS], run_tags[:MOST_TAGS]
+def connect(tracking_uri: str) -> Any:
+    """A client of the tracking store; it is not asked anything yet."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its records belong in the study's log
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient  # more than a second to import
+
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def experiment(client: Any, name: str, root: Path) -> str:
+    """The id of the experiment of this name, which is made where there is none; with SQLite, artifacts lie below root."""
+    found = client.get_experiment_by_name(name)
+    if found:
+        return str(found.experiment_id)
+    location = (root / "mlartifacts" / name).as_uri() if client.tracking_uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def log_batch(
+    client: Any,
+    run_id: str,
+    *,
+    points: Sequence[Point] = (),
+    params: dict[str, str] | None = None,
+    tags: dict[str, str] | None = None,
+) -> None:
+    """Logs to a run, as much in a request as the store takes."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics = [Metric(p.name, p.value, int(p.time_s * 1000), p.step) for p in points]
+    parameters = [Param(name, value) for name, value in (params or {}).items()]
+    run_tags = [RunTag(name, value[:5000]) for name, value in (tags or {}).items()]
+    while metrics or parameters or run_tags:
+        client.log_batch(run_id, metrics[:MOST_METRICS], parameters[:MOST_PARAMS], run_tags[:MOST_TAGS])
+        del metrics[:MOST_METRICS], parameters[:MOST_PARAMS], run_tags[:MOST_TAGS]
+
+
+def metric_points(
+    metrics: Mapping[str, Measurement], time_s: float, *, step: int = 0, prefix: str = ""
+) -> Iterator[Point]:
+    """Every number of each measurement: its value, standard error, interval, chance level and untrained control."""
+    for name, metric in metrics.items():
+        for field in ("value", "stderr", "low", "high", "chance", "untrained"):
+            value = getattr(metric, field)
+            if value is not None:
+                yield Point(f"{prefix}{name}" + (f"_{field}" if field != "value" else ""), value, time_s, step)
+
+
+def sentence(error: Exception) -> str:
+    """What a store's error says, in a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") -> dict[str, str]:

@@ -1,54 +1,37 @@
 """Models brought from anywhere -> one record of measurements, on the same images and group elements for all of them."""
 
+import difflib
 import fnmatch
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from equitune import __version__, catalog
+from equitune import catalog
 from equitune.errors import Unmeasurable, UserError
 from equitune.groups.element import sets
 from equitune.groups.layout import Layout
+from equitune.measures._capture import capturing
 from equitune.measures._estimate import Estimate
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
-from equitune.spec.call import read_call
 from equitune.spec.space import Call
-from equitune.spec.strict import Strict
-from equitune.trial.images import Images, SplitName, load_images, split_of
+from equitune.spec.study import declared_metrics
+from equitune.trial.build import move
+from equitune.trial.images import Images, load_images, split_of
 from equitune.trial.journal import FileJournal, OnProgress
 from equitune.trial.load import Subject, data_of, load_subject
-from equitune.trial.run import make_deterministic, provenance
+from equitune.trial.request import Request, calls_of, said
+from equitune.trial.run import is_out_of_memory, make_deterministic, provenance
+from equitune.trial.weights import first_line
 
+MOTIONLESS = 1e-12  # a mean square relative to that of the images: below it an element moves nothing
 
-class Request(Strict):
-    """Everything that decides the numbers of a measurement."""
-
-    models: tuple[str, ...]
-    data: str | None = None  # None: that of the first model, a recorded trial
-    split: SplitName = "test"
-    size: int | None = None
-    measures: tuple[str, ...] = ("equivariance", "consistency")
-    groups: tuple[str, ...] = ("translation",)
-    layers: tuple[str, ...] = ()  # patterns; none: all that the model declares
-    images: int | None = None
-    batch_size: int = 128
-    device: str = "cpu"
-    dtype: str = "float32"
-    seed: int = 0
-    special_tokens: int | None = None
-
-    def fingerprint(self) -> str:
-        """A hash of the request: the same one goes on where it was interrupted."""
-        text = json.dumps([__version__, self.model_dump(mode="json")], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+Layers = dict[str, Layout]
 
 
 def measure_models(
@@ -65,23 +48,31 @@ def measure_models(
     Raises:
         UserError: a model, a measure or the images cannot be had, or do not go together.
     """
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here: leave it out to measure on the CPU")
+    threads = torch.get_num_threads()
     make_deterministic(request.device)
+    torch.set_num_threads(threads)  # nothing else runs beside this, unlike a trial
     images = _images(request, root)
-    subjects = [_subject(text, request, images, root) for text in request.models]
     evaluation = _evaluation_set(request, images)
-    calls = _calls(request, subjects, evaluation)
-    journal = FileJournal(folder / "journal", f"{request.fingerprint()}/{images.fingerprint}", on_progress)
-    models, estimates = [], []
+    subjects = [_subject(text, request, images, root) for text in request.models]
+    _choose_layers(subjects, request.layers)
+    calls = calls_of(request, math.lcm(*(_total_stride(subject.model) for subject in subjects)))
+    for group in dict.fromkeys(call.args["group"] for call in calls if "group" in call.args):
+        _require_action(group, evaluation)
     for subject in subjects:
-        reports = {}
-        for call in calls:
-            what = call.name + (f" of {call.args['group']}" if "group" in call.args else "")
-            shown = replace(evaluation, journal=journal.at(f"{subject.name}: {what}", f"{subject.provenance} {call}"))
-            measure = catalog.entry("measure", call.name)
-            reports[what] = measure(subject.model, subject.untrained, shown, **call.args)
-            _require_a_number(what, reports[what])
-        models.append(_measured(subject, reports, request.seed))
-        estimates.append({name: each for report in reports.values() for name, each in report.estimates.items()})
+        _require_finite(subject, evaluation)
+    models, estimates = [], []
+    for number, subject in enumerate(subjects):
+        reports = []
+        for index, call in enumerate(calls):
+            what = f"{number * len(calls) + index + 1} of {len(subjects) * len(calls)}: {subject.name}, {said(call)}"
+            key = f"{request.fingerprint()}/{images.fingerprint}/{subject.provenance}/{call}"
+            journal = FileJournal(folder / "journal", key, what, on_progress)
+            reports.append(_report(subject, replace(evaluation, journal=journal), call))
+        models.append(_measured(subject, calls, reports, request.seed))
+        estimates.append({name: each for report in reports for name, each in report.estimates.items()})
+    _require_a_number(calls, models)
     return MeasurementRecord(
         request=request.model_dump(mode="json"),
         data={
@@ -93,8 +84,11 @@ def measure_models(
         },
         models=models,
         differences=_differences(models, estimates, request.seed),
-        provenance=provenance(request.device),
+        provenance=provenance(request.device) | {"threads": str(threads)},
     )
+
+
+# What is measured on what.
 
 
 def _images(request: Request, root: Path) -> Images:
@@ -104,23 +98,22 @@ def _images(request: Request, root: Path) -> Images:
     if config is None:
         known = ", ".join(catalog.names("dataset"))
         raise UserError(f"{request.models[0]} says nothing of images: name some with --data: {known}, or a folder")
+    if request.size is not None:
+        raise UserError(f"--size is for folders of images: those of {request.models[0]} have a size of their own")
     return split_of(config, request.split)
 
 
 def _evaluation_set(request: Request, images: Images) -> EvaluationSet:
     """The images on the device, in the order of the data set: all of them, or a seeded sample."""
-    whole = EvaluationSet(
-        torch.from_numpy(images.split.pixels).to(request.device),
-        torch.from_numpy(images.split.labels).to(request.device),
-        images.split_name,
-        request.batch_size,
-        getattr(torch, request.dtype),
-    )
+    if len(images.split) < 2:
+        raise UserError(f"{images.name} has {len(images.split)} image: two or more are needed")
+    here, dtype = move(images.split, request.device), getattr(torch, request.dtype)
+    whole = EvaluationSet(here.pixels, here.labels, images.split_name, request.batch_size, dtype)
     return whole.sample(request.images or len(whole), request.seed)
 
 
 def _subject(text: str, request: Request, images: Images, root: Path) -> Subject:
-    """A model as it shall be measured: in the asked precision, with the asked layers."""
+    """A model in the asked precision; of a trial it is said where these images are not its own."""
     subject = load_subject(
         text,
         images.shape,
@@ -129,103 +122,131 @@ def _subject(text: str, request: Request, images: Images, root: Path) -> Subject
         device=request.device,
         seed=request.seed,
         special_tokens=request.special_tokens,
+        mean=request.mean,
+        std=request.std,
     )
-    for network in (subject.model, subject.untrained):
-        if network is not None:
-            network.to(getattr(torch, request.dtype))
-            network.layers = _chosen(text, network, request.layers)  # type: ignore[assignment]
+    own = data_of(text, root)
+    if own is not None and own.model_copy(update={"root": None}) != images.config:
+        subject.notices.append("these are not the images that were held out from it: some may have trained it")
+    for network in _networks(subject):
+        network.to(getattr(torch, request.dtype))
     return subject
 
 
-def _chosen(text: str, model: nn.Module, patterns: Sequence[str]) -> dict[str, Layout]:
-    """The layers that match a pattern, and the output."""
-    layers: dict[str, Layout] = model.layers  # type: ignore[assignment]
-    if not patterns:
-        return layers
+def _choose_layers(subjects: Sequence[Subject], patterns: Sequence[str]) -> None:
+    """Leaves each model the layers that match a pattern, and the output."""
+    known = [name for subject in subjects for name in _layers(subject.model)]
     for pattern in patterns:
-        if not fnmatch.filter(layers, pattern):
-            raise UserError(f"--layers: {catalog.unknown('layer', pattern, layers)} (of {text})")
-    output = list(layers)[-1]
-    return {
-        name: layout
-        for name, layout in layers.items()
-        if name == output or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-    }
-
-
-def _calls(request: Request, subjects: list[Subject], images: EvaluationSet) -> list[Call]:
-    """Each measure of each group, with the same elements for every model."""
-    calls = []
-    for text in request.measures:
-        name = text.partition(":")[0]
-        parameters = catalog.describe("measure", name).parameters
-        common: dict[str, Any] = {}
-        if request.images is not None and "most_images" in parameters:
-            common["most_images"] = request.images
-        for group in request.groups if "group" in parameters else [None]:
-            more = dict(common)
-            if group is not None:
-                more["group"] = group
-                _require_action(group, images)
-            if group == "translation" and "lattice_px" in parameters and len(subjects) > 1:
-                more["lattice_px"] = math.lcm(*(_total_stride(subject.model) for subject in subjects))
-            calls.append(read_call("measure", text, "--measure", **more))
-    return calls
+        if not fnmatch.filter(known, pattern):
+            near = difflib.get_close_matches(pattern, dict.fromkeys(known), n=3, cutoff=0.3) or known[:3]
+            of = " and ".join(dict.fromkeys(subject.name for subject in subjects))
+            raise UserError(f"--layers: no layer of {of} is like '{pattern}': nearest: {', '.join(near)}")
+    for network in (network for subject in subjects for network in _networks(subject) if patterns):
+        layers = _layers(network)
+        chosen = {name for pattern in patterns for name in fnmatch.filter(layers, pattern)} | {list(layers)[-1]}
+        network.layers = {name: layout for name, layout in layers.items() if name in chosen}  # type: ignore[assignment]
 
 
 def _require_action(group: str, images: EvaluationSet) -> None:
-    """Raises UserError where no element of a group can act on these images."""
-    probe = next(images.batches())[0][:1]
+    """Raises UserError where no element of a group can act on these images, or none changes any of them."""
     problem = None
-    for elements in sets(group, [1], probe.shape[-1]).values():
-        try:
-            for g in elements:
-                g.on_images(probe)
-        except Unmeasurable as error:
-            problem = problem or error
-        else:
-            return
-    shape = " x ".join(map(str, probe.shape[1:]))
-    raise UserError(f"--group {group} cannot act on images of {shape}: {problem or 'they are too small'}")
+    for batch, _ in images.batches():
+        for elements in sets(group, [1], batch.shape[-1]).values():
+            try:
+                for g in elements:
+                    at_rest = g.after(g.inverse()).on_images(batch)
+                    change = (g.on_images(batch) - at_rest).square().sum()
+                    if change > MOTIONLESS * at_rest.square().sum():
+                        return
+            except Unmeasurable as error:
+                problem = problem or error
+    shape = " x ".join(map(str, images.pixels.shape[1:]))
+    reason = problem or "no element changes any of them"
+    raise UserError(f"--group {group} cannot act on these images of {shape}: {reason}")
 
 
-def _total_stride(model: nn.Module) -> int:
-    layers: dict[str, Layout] = model.layers  # type: ignore[assignment]
-    return math.lcm(*(layout.stride for layout in layers.values() if layout.is_spatial))
+def _require_finite(subject: Subject, images: EvaluationSet) -> None:
+    """Raises UserError where a model fails on the first images; names the first layer that is not finite."""
+    bad: list[str] = []
+
+    def check(layer: str, features: Tensor) -> None:
+        if not features.isfinite().all():
+            bad.append(layer)
+
+    try:
+        with torch.inference_mode(), capturing(subject.model, _layers(subject.model), check, lambda *_: None):
+            subject.model(next(images.batches())[0])
+    except (RuntimeError, ValueError) as error:
+        raise _failure(subject, images, error) from None
+    if bad:
+        weights = subject.model.state_dict().items()
+        broken = [name for name, weight in weights if weight.is_floating_point() and not weight.isfinite().all()]
+        because = f"its weight {broken[0]} is not finite" if broken else "its weights are finite, but too large"
+        raise UserError(f"{subject.name}: features are not finite from layer {bad[0]} on: {because}")
 
 
-def _require_a_number(what: str, report: Report) -> None:
-    """Raises UserError where nothing at all could be measured."""
-    if not any(metric.status == "ok" for metric in report.metrics.values()):
-        metric = next(iter(report.metrics.values()))
-        raise UserError(f"{what} has no value: {metric.status}: {metric.reason}")
+# Measuring.
 
 
-def _measured(subject: Subject, reports: dict[str, Report], seed: int) -> MeasuredModel:
+def _report(subject: Subject, images: EvaluationSet, call: Call) -> Report:
+    measure = catalog.entry("measure", call.name)
+    try:
+        return cast(Report, measure(subject.model, subject.untrained, images, **call.args))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _failure(subject, images, error) from None
+        raise
+
+
+def _failure(subject: Subject, images: EvaluationSet, error: Exception) -> UserError:
+    """What a model's own failure is to the user."""
+    if is_out_of_memory(error):
+        return UserError(f"{subject.name}: the memory is too small: give a smaller --batch than {images.batch_size}")
+    dtype = str(images.dtype).removeprefix("torch.")
+    return UserError(f"{subject.name} cannot run on these images in {dtype}: {first_line(error)}")
+
+
+def _require_a_number(calls: list[Call], models: list[MeasuredModel]) -> None:
+    """Raises UserError where a measure has nothing to say of any model."""
+    for call in calls:
+        metrics = [model.metrics[name] for model in models for name in declared_metrics((call,))]
+        if not any(metric.status == "ok" for metric in metrics):
+            raise UserError(f"{said(call)} has no value: {metrics[0].status}: {metrics[0].reason}")
+
+
+def _measured(subject: Subject, calls: list[Call], reports: list[Report], seed: int) -> MeasuredModel:
     """A model's numbers, with bootstrap intervals."""
     metrics, profile = {}, []
-    for report in reports.values():
+    for report in reports:
         for name, metric in report.metrics.items():
-            low, high = report.estimates[name].interval(seed) if name in report.estimates else (None, None)
+            low, high = _interval(report.estimates.get(name), seed)
             metrics[name] = metric.model_copy(update={"low": low, "high": high})
-        profile += [_with_intervals(row, report.estimates, seed) for row in report.profile]
+        profile += [_row(row, report.estimates, seed) for row in report.profile]
     return MeasuredModel(
         name=subject.name,
         provenance=subject.provenance,
         notices=subject.notices,
         metrics=metrics,
         profile=profile,
-        controls={what: report.controls for what, report in reports.items() if report.controls},
+        controls={said(call): each.controls for call, each in zip(calls, reports, strict=True) if each.controls},
     )
 
 
-def _with_intervals(row: dict[str, Any], estimates: dict[str, Estimate], seed: int) -> dict[str, Any]:
-    found = dict(row)
+def _row(row: dict[str, Any], estimates: dict[str, Estimate], seed: int) -> dict[str, Any]:
+    """A row with an interval beside each quantity that has one; a number that is none has no place in JSON."""
+    is_lost = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    found = {key: None if key in is_lost else value for key, value in row.items()}
     for quantity in row:
         estimate = estimates.get(f"{row['layer']}/{row['set']}/{quantity}")
         if estimate is not None:
-            found[f"{quantity}_low"], found[f"{quantity}_high"] = estimate.interval(seed)
+            found[f"{quantity}_low"], found[f"{quantity}_high"] = _interval(estimate, seed)
     return found
+
+
+def _interval(estimate: Estimate | None, seed: int) -> tuple[float | None, float | None]:
+    """Of 95 %; None where there is none, or resamples of a few images have no value."""
+    ends = estimate.interval(seed) if estimate else (math.nan, math.nan)
+    return ends if all(map(math.isfinite, ends)) else (None, None)
 
 
 def _differences(models: list[MeasuredModel], estimates: list[dict[str, Estimate]], seed: int) -> list[Difference]:
@@ -235,7 +256,7 @@ def _differences(models: list[MeasuredModel], estimates: list[dict[str, Estimate
         for name, metric in model.metrics.items():
             if name in own and name in estimates[0]:
                 difference = own[name].minus(estimates[0][name])
-                low, high = difference.interval(seed)
+                low, high = _interval(difference, seed)
                 found.append(
                     Difference(
                         metric=name,
@@ -249,3 +270,15 @@ def _differences(models: list[MeasuredModel], estimates: list[dict[str, Estimate
                     )
                 )
     return found
+
+
+def _networks(subject: Subject) -> list[nn.Module]:
+    return [network for network in (subject.model, subject.untrained) if network is not None]
+
+
+def _layers(model: nn.Module) -> Layers:
+    return cast(Layers, model.layers)
+
+
+def _total_stride(model: nn.Module) -> int:
+    return math.lcm(*(layout.stride for layout in _layers(model).values() if layout.is_spatial))

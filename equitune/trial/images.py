@@ -11,7 +11,7 @@ from equitune import catalog
 from equitune.datasets._splits import Split, load_splits
 from equitune.datasets.imagefolder import load_folder
 from equitune.errors import UserError
-from equitune.spec.call import read_call
+from equitune.spec.call import checked_call, parsed
 from equitune.spec.trial import DataConfig
 
 SplitName = Literal["train", "validation", "test"]
@@ -24,8 +24,9 @@ class Images:
     name: str
     split_name: SplitName
     split: Split
-    classes: int
+    classes: int | None  # None: the images have no labels
     fingerprint: str
+    config: DataConfig | None = None  # of a data set, wherever it lies
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -38,30 +39,34 @@ def load_images(text: str, split: SplitName, size: int | None) -> Images:
     """The images that a text names.
 
     Args:
-        text: a data set of the catalogue, `NAME[:key=value,...]`, or a folder of images.
+        text: a data set of the catalogue, `NAME[:KEY=VALUE,...]`, or a folder of images.
         split: of a data set; a folder is taken whole.
         size: the side in pixels that a folder's images are resized to; None: 224.
 
     Raises:
         UserError: there is no such data set or folder, or it cannot be read.
     """
-    if text.partition(":")[0] in catalog.names("dataset") and not Path(text).is_dir():
+    if text.partition(":")[0] in catalog.names("dataset"):  # a folder of that name is ./NAME
         if size is not None:
             raise UserError(f"--size is for folders of images: {text} has a size of its own")
-        call = read_call("dataset", text, "--data")
+        where = f"--data {text}"
+        call = checked_call("dataset", *parsed(text, where), where)
         return split_of(DataConfig(name=call.name, args=call.args), split)
     if not Path(text).is_dir():
         raise UserError(f"--data: {catalog.unknown('data set or folder', text, catalog.names('dataset'))}")
+    if split != "test":
+        raise UserError(f"--split is for data sets: the folder {text} is taken whole")
     folder = load_folder(Path(text), size or 224)
     whole = Split(folder.pixels, folder.labels)
-    return Images(text, "test", whole, max(len(folder.class_names), 1), _digest(whole))
+    return Images(text, "test", whole, len(folder.class_names) or None, _digest(whole))
 
 
 def split_of(config: DataConfig, split: SplitName) -> Images:
     """A split of a study's data."""
     splits = load_splits(config)
     chosen: Split = getattr(splits, split)
-    return Images(config.name, split, chosen, len(splits.class_names), _digest(chosen))
+    anywhere = config.model_copy(update={"root": None})
+    return Images(config.name, split, chosen, len(splits.class_names), _digest(chosen), anywhere)
 
 
 def _digest(split: Split) -> str:

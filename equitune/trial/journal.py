@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,24 +12,19 @@ from torch import Tensor
 
 from equitune.records.folder import write_whole
 
-PAUSE_S = 10.0  # between two writings; an interruption loses no more
+PAUSE_S = 10.0  # between two writings of unfinished sums; an interruption loses no more
+REST = 10  # a pause is so many times as long as the last writing took: sums over large maps are gigabytes
 
 OnProgress = Callable[[str, int, int], None]  # what is measured, images done, images in all
 
 
 class FileJournal:
-    """The journal of one measure of one model. Only the request that wrote a file reads it: its name says which."""
+    """The journal of one measure of one model."""
 
-    def __init__(self, folder: Path, fingerprint: str, on_progress: OnProgress) -> None:
-        self._folder, self._fingerprint, self._on_progress = folder, fingerprint, on_progress
-        self._what = ""
-        self._written = time.monotonic()
-
-    def at(self, what: str, key: str) -> "FileJournal":
-        """The journal of another measurement: `what` is shown, `key` tells it from all others."""
-        other = FileJournal(self._folder, f"{self._fingerprint}/{key}", self._on_progress)
-        other._what = what
-        return other
+    def __init__(self, folder: Path, key: str, what: str, on_progress: OnProgress) -> None:
+        """`key` is all that the sums depend on: only who has the same one finds the files. `what` is shown."""
+        self._folder, self._key, self._what, self._on_progress = folder, key, what, on_progress
+        self._written, self._pause_s = time.monotonic(), PAUSE_S
 
     def find(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         try:
@@ -36,17 +32,27 @@ class FileJournal:
                 done = int(file.metadata()["done"])
                 return done, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError):
-            return None
+            return None  # there is none, or it is torn
 
     def passed(self, done: int, total: int) -> None:
         self._on_progress(self._what, done, total)
 
     def keep(self, stage: str, done: int, state: Callable[[], dict[str, Tensor]], *, is_last: bool) -> None:
-        if is_last or time.monotonic() - self._written > PAUSE_S:
+        begun = time.monotonic()
+        if is_last or begun - self._written > self._pause_s:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in state().items()}
             write_whole(self._path(stage), save(tensors, {"done": str(done)}))
             self._written = time.monotonic()
+            self._pause_s = max(PAUSE_S, REST * (self._written - begun))
 
     def _path(self, stage: str) -> Path:
-        digest = hashlib.sha256(f"{self._fingerprint}/{stage}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self._key}/{stage}".encode()).hexdigest()
         return self._folder / f"{digest[:16]}.safetensors"
+
+
+def clear(folder: Path) -> None:
+    """Removes the files of every journal in a folder, and the folder, unless something else lies in it."""
+    for path in folder.glob("*.safetensors*"):  # those that were cut off while they were written end in a process id
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

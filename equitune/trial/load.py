@@ -13,7 +13,6 @@ ever run.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -21,10 +20,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from equitune import catalog
@@ -34,13 +31,16 @@ from equitune.measures._capture import capturing
 from equitune.models._exported import load_exported
 from equitune.records.folder import open_study
 from equitune.records.results import TrialResult
-from equitune.spec.space import Call, constant_call
+from equitune.spec.call import checked_call, parsed
+from equitune.spec.space import Call
 from equitune.spec.trial import DataConfig, TrialConfig
 from equitune.trial.build import assembled, initial_model
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
 LIBRARIES = ("timm", "torchvision")  # in the order in which a bare name is looked up
 TRIAL = re.compile(r"([^@:]+)/(\d+)")
+
+UNLABELLED_CLASSES = 1000  # of a network without weights, where the images have no labels: ImageNet's
 
 Shape = tuple[int, int, int]
 
@@ -60,7 +60,7 @@ class Subject:
 def load_subject(
     text: str,
     shape: Shape,
-    classes: int,
+    classes: int | None,
     *,
     root: Path,
     device: str = "cpu",
@@ -74,7 +74,8 @@ def load_subject(
     Args:
         text: MODEL, as described above.
         shape: of the images, (C, H, W).
-        classes: of the images; a network whose weights are for another number of classes keeps its own.
+        classes: of the images, None where they have no labels; a network whose weights are for another number of
+            classes keeps its own.
         root: where studies lie.
         device: where the networks shall be.
         seed: of the initial weights; a recorded trial has its own.
@@ -86,16 +87,17 @@ def load_subject(
     Raises:
         UserError: there is no such network, its weights do not fit, or it does not give class scores (B, K).
     """
+    expected = classes or UNLABELLED_CLASSES
     given = {"mean": mean, "std": std}
     statistics = {name: _checked(text, name, values, shape[0]) for name, values in given.items() if values is not None}
     if trial := _trial(text):
         if statistics:
             raise UserError(f"{text}: a recorded trial keeps the mean and std of its data: leave them out")
-        subject = _from_trial(text, *trial, shape, classes, root)
+        subject = _from_trial(text, *trial, shape, expected, root)
     elif _is_program(text):
         subject = _from_program(text, shape)
     else:
-        subject = _from_architecture(text, shape, classes, seed)
+        subject = _from_architecture(text, shape, expected, seed)
     networks = [network.eval() for network in (subject.model, subject.untrained) if network is not None]
     for network in networks:
         network.normalise.load_state_dict(subject.model.normalise.state_dict())  # type: ignore[union-attr]
@@ -104,7 +106,7 @@ def load_subject(
         if special_tokens is not None:
             network.layers = _with_special(text, network, special_tokens)  # type: ignore[assignment]
     outputs, unread = _probed(text, subject.model, shape)
-    if outputs != classes:
+    if outputs != (classes or outputs):
         said = f"the network has {outputs} classes and the data {classes}: its accuracy on them means nothing"
         subject.notices.append(said)
     for network in networks:
@@ -212,13 +214,7 @@ def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subj
 
 def _calls(text: str, said: str) -> tuple[Call, dict[str, Call]]:
     """The model and its parts by kind, looked up and checked as a study's would be."""
-    name, _, settings = said.partition(":")
-    arguments: dict[str, Any] = {}
-    for setting in settings.split(",") if settings else []:
-        key, is_set, value = setting.partition("=")
-        if not (key and is_set):
-            raise UserError(f"{text}: settings are KEY=VALUE, parted by commas, but got {setting!r}")
-        arguments[key] = _value(value)
+    name, arguments = parsed(said, text)
     if name not in catalog.names("model"):
         library, _, architecture = name.rpartition("/")
         library = library or next((each for each in LIBRARIES if catalog.module("model", each).knows(architecture)), "")
@@ -237,21 +233,8 @@ def _calls(text: str, said: str) -> tuple[Call, dict[str, Call]]:
             fits = ", ".join(known) or f"no {kind}"
             raise UserError(f"{text}: {name} takes {fits}, but got {kind} {chosen or own!r}")
         if chosen:
-            parts[kind] = {"name": chosen, **own}
-    try:
-        model = constant_call("model", {"name": name, **arguments})
-        return model, {kind: constant_call(kind, part) for kind, part in parts.items()}
-    except ValidationError as error:
-        mistakes = (f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors())
-        raise UserError("\n".join(f"{text}: {mistake}" for mistake in mistakes)) from None
-
-
-def _value(text: str) -> Any:
-    """A number, true or false; otherwise the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+            parts[kind] = checked_call(kind, chosen, own, f"{text}: {kind}")
+    return checked_call("model", name, arguments, text), parts
 
 
 def _built(text: str, build: Build, classes: int) -> nn.Module:

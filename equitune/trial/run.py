@@ -95,10 +95,15 @@ def provenance(device: str) -> dict[str, str]:
     }
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had no memory left: torch says so in several ways."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def _unfinished(result: TrialResult, error: Exception) -> TrialResult:
     if isinstance(error, Infeasible):
         return result.model_copy(update={"state": "INFEASIBLE", "reason": str(error)})
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return result.model_copy(update={"state": "INFEASIBLE", "reason": f"out of memory: {error}"})
     reason = f"{type(error).__name__}: {error}"
     return result.model_copy(update={"state": "FAILED", "reason": reason, "traceback": traceback.format_exc()})
