@@ -101,6 +101,8 @@ def _finish(record: "MeasurementRecord", folder: Path, tracking_uri: str | None)
     paths = write_measurement(record, folder)
     shutil.rmtree(folder / "journal", ignore_errors=True)  # all is in the record now
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no right edge
     for line in lines(record):
         console.print(line, markup=False, soft_wrap=True)
     click.echo(f"Folder:  {folder} ({', '.join(path.name for path in paths)})")

@@ -195,10 +195,10 @@ class _Comparison:
             for metric, (statistic, layers) in statistics.items()
         }
         metrics = {metric: self._metric(*chosen) for metric, chosen in keys.items()}
-        rows = [self._row(layer, flow) for flow in self.directions for layer in self.layers]
         estimates = {
             metric: _mean(self.trained, *chosen) for metric, chosen in keys.items() if metrics[metric].value is not None
         }
+        rows = [self._row(layer, flow, estimates) for flow in self.directions for layer in self.layers]
         return Report(metrics, rows, estimates)
 
     def _at_depths(self) -> list[str]:
@@ -229,7 +229,7 @@ class _Comparison:
         unit = "1" if is_relative else f"{self.directions[0].unit}^-2"
         return number.model_copy(update={"unit": unit, "reason": number.reason or self.trained.note})
 
-    def _row(self, layer: str, flow: Flow) -> dict[str, Any]:
+    def _row(self, layer: str, flow: Flow, estimates: dict[str, Estimate]) -> dict[str, Any]:
         """One layer under one flow, with everything that makes its numbers readable."""
         layout, order, key = self.layers[layer], list(self.layers), (layer, flow.label)
         status, reason = self.trained.problem(key) or ("ok", self.trained.note)
@@ -252,19 +252,18 @@ class _Comparison:
         if status != "ok":
             return row
         sums = self.trained.sums[key]
-        raw = sums.raw()
         row |= {
             "action": ("scalar" if layout.axis == "none" else "declared") if sums.moves else "trivial",
             "dtype": sums.dtype,
-            "lie_derivative": raw.value,
-            "lie_derivative_stderr": raw.stderr,
             "unit": f"{flow.unit}^-2",
         }
-        statistics = {"lie_error": LieSums.error} if sums.moves else {}
+        statistics: dict[str, Statistic] = {"lie_derivative": LieSums.raw}
+        if sums.moves:
+            statistics["lie_error"] = LieSums.error
         if layer == order[-1]:
             statistics["output_lie_derivative"] = LieSums.over_spread
         for name, statistic in statistics.items():
-            estimate = statistic(sums)
+            estimates[f"{layer}/{flow.label}/{name}"] = estimate = statistic(sums)
             row |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
             if self.untrained and not _problem(self.untrained, statistic, [key]):
                 row[f"untrained_{name}"] = statistic(self.untrained.sums[key]).value
