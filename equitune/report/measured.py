@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from equitune.records.measured import MeasuredModel, MeasurementRecord
-from equitune.records.results import Measurement
 from equitune.report.profile import draw_profiles
 
 
@@ -53,33 +52,46 @@ def _exactness(controls: dict[str, Any]) -> str:
     broken = {key.removesuffix("_broken_at"): layer for key, layer in controls.items() if key.endswith("_broken_at")}
     if not broken:
         return "exact at every layer"
-    return "not exact from " + ", ".join(f"{layer} on ({name})" for name, layer in broken.items())
+    return "first layer that is not exact: " + ", ".join(f"{layer} ({name})" for name, layer in broken.items())
+
+
+def _table(**options: Any) -> Table:
+    return Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", **options)
+
+
+def _add_numbers(table: Table, *headings: str) -> None:
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
 
 
 def _metrics_table(record: MeasurementRecord) -> Table:
     """One model: its value, interval, chance level and control. Several: a column each, with differences."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    if len(record.models) == 1:
-        for heading in ("value", "95 % interval", "chance", "untrained"):
-            table.add_column(heading, justify="right")
-        for name, metric in record.models[0].metrics.items():
+    first, *others = record.models
+    table = _table()
+    table.add_column("metric", overflow="fold")
+    if not others:
+        _add_numbers(table, "value", "95 % interval", "chance", "untrained")
+        for name, metric in first.metrics.items():
             if metric.value is not None:
-                table.add_row(
-                    name, _number(metric.value), _interval(metric), *map(_number, (metric.chance, metric.untrained))
-                )
+                controls = (_number(metric.chance), _number(metric.untrained))
+                table.add_row(name, _number(metric.value), _interval(metric.low, metric.high), *controls)
         return table
-    for index, model in enumerate(record.models):
-        table.add_column(model.name if index else f"{model.name} (baseline)", justify="right")
+    table.add_column(f"{first.name}\n(baseline)", justify="right", overflow="fold", max_width=12)
+    for model in others:
+        table.add_column(model.name, justify="right", overflow="fold", max_width=12)
+        _add_numbers(table, "differ-\nence", "95 % interval")
     differences = {(each.model, each.metric): each for each in record.differences}
-    for name, metric in record.models[0].metrics.items():
-        cells = [f"{_number(metric.value)} {_interval(metric)}"]
-        for model in record.models[1:]:
+    for name, metric in first.metrics.items():
+        cells = [_number(metric.value)]
+        for model in others:
             difference = differences.get((model.name, name))
-            value = _number(model.metrics[name].value) if name in model.metrics else "–"
-            by = f" {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]" if difference else ""
-            cells.append(value + by)
-        if any(cell.strip(" –") for cell in cells):
+            cells.append(_number(model.metrics[name].value) if name in model.metrics else "–")
+            cells += (
+                (f"{difference.value:+.4f}", f"[{difference.low:+.4f}, {difference.high:+.4f}]")
+                if difference
+                else ("", "")
+            )
+        if any(cell.strip("–") for cell in cells):
             table.add_row(name, *cells)
     return table
 
@@ -91,20 +103,10 @@ def _layer_tables(model: MeasuredModel) -> Iterator[Table]:
         own = [row for row in rows if (row["group"], row["set"]) == (group, name)]
         kind = ", interpolated" if any(row["interpolated"] for row in own) else ""
         title = f"\n{group}, {name} set: {', '.join(own[0]['elements'])} (protocol {own[0]['protocol']}{kind})"
-        table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="")
-        table.add_column("layer")
-        for heading in (
-            "stride",
-            "error",
-            "95 % interval",
-            "untrained",
-            "wrong g",
-            "correlation",
-            "chance",
-            "invariance",
-        ):
-            table.add_column(heading, justify="right")
-        table.add_column("verdict")
+        table = _table(title=title, title_justify="left", title_style="")
+        table.add_column("layer", overflow="fold")
+        _add_numbers(table, "stride", "error", "95 % interval", "un-\ntrained", "wrong\ng", "invar-\niance")
+        _add_numbers(table, "corre-\nlation", "chance")
         for row in own:
             table.add_row(row["layer"], str(row["stride"]), *_layer_cells(row))
         yield table
@@ -112,10 +114,11 @@ def _layer_tables(model: MeasuredModel) -> Iterator[Table]:
 
 def _layer_cells(row: dict[str, Any]) -> list[str]:
     if row["status"] != "ok":
-        return [row["status"]]
-    interval = f"[{_number(row['error_low'])}, {_number(row['error_high'])}]" if "error_low" in row else ""
-    numbers = ("untrained_error", "wrong_error", "correlation", "correlation_chance", "invariance_error")
-    return [_number(row["error"]), interval, *(_number(row.get(name)) for name in numbers), row["verdict"]]
+        return [row["status"], *[""] * 6]
+    is_measured = row["verdict"] == "not exact"  # else it is rounding, and has no interval that means anything
+    interval = _interval(row.get("error_low"), row.get("error_high")) if is_measured else row["verdict"]
+    numbers = ("untrained_error", "wrong_error", "invariance_error", "correlation", "correlation_chance")
+    return [_number(row["error"]), interval, *(_number(row.get(name)) for name in numbers)]
 
 
 def _reasons(record: MeasurementRecord) -> Iterator[str]:
@@ -133,5 +136,5 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
 
 
-def _interval(metric: Measurement) -> str:
-    return "" if metric.low is None else f"[{_number(metric.low)}, {_number(metric.high)}]"
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"[{_number(low)}, {_number(high)}]"

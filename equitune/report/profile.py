@@ -1,22 +1,33 @@
 """Equivariance over depth, as a picture: trained and untrained, with the chance level; of one model or of several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from equitune.records.reader import TrialRecord
 from equitune.report.front import BLUE, GREY, ORANGE
 
-GREEN, PURPLE, BLACK = "#009E73", "#CC79A7", "#000000"  # Okabe and Ito's, told apart by the colour-blind
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
+GREEN, PURPLE, SKY, GOLD, BLACK = "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GOLD, BLACK)  # Okabe and Ito's, told apart by the colour-blind
+CONTROL: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white", "ls": "--", "lw": 1}
 PANELS = {  # quantity -> what its axis says
     "correlation": "correlation (1 is equivariant)",
     "error": "error (0 is exact, 1 is chance)",
-    "lie_error": "local error (0 is exact)",
+    "lie_error": "local error (0 is exact, 1 is no relation)",
 }
 MOST_LABELS = 30  # layers whose names fit below a panel
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Panel:
+    """One quantity of one group; of one of its sets, where there are several models."""
+
+    title: str
+    quantity: str
+    models: dict[str, Rows] = field(default_factory=dict)
 
 
 def write_profile(trial: TrialRecord, path: Path) -> bool:
@@ -25,58 +36,72 @@ def write_profile(trial: TrialRecord, path: Path) -> bool:
 
 
 def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
-    """Draws every measured layer of each model, a row of panels for each group and a panel for each quantity.
+    """Draws every measured layer of each model, a panel for each quantity.
 
-    One model has a colour for each set of elements and its layers' names below; several have a colour each, under
-    the headline set, over relative depth. Returns whether there was anything to draw.
+    One model has a row of panels for each group, a colour for each set of elements and its layers' names below.
+    Several have panels for each set and a colour each, over relative depth. Returns whether there was anything to draw.
     """
     good = {name: [row for row in rows if row["status"] == "ok"] for name, rows in models.items()}
-    every = [row for rows in good.values() for row in rows]
-    groups = list(dict.fromkeys(row["group"] for row in every))
-    quantities = [quantity for quantity in PANELS if any(quantity in row for row in every)]
-    if not every:
+    grid = list(_panels(good))
+    if not grid:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(quantities), 0.8 + 4 * len(groups)), dpi=130, layout="constrained")
+    is_one = len(models) == 1
+    names = dict.fromkeys(row["set"] for rows in good.values() for row in rows) if is_one else models
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    width = max(map(len, grid))
+    figure = Figure(figsize=(5.2 * width, 0.8 + 4 * len(grid)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(groups), len(quantities), squeeze=False)
-    for group, row_of_panels in zip(groups, panels, strict=True):
-        for quantity, axes in zip(quantities, row_of_panels, strict=True):
-            own = {name: [r for r in rows if r["group"] == group and quantity in r] for name, rows in good.items()}
-            if len(models) == 1:
-                _draw_sets(axes, next(iter(own.values())), quantity)
-            else:
-                _draw_models(axes, own, quantity)
-            axes.set_ylabel(PANELS[quantity])
-            axes.set_title(group, fontsize=10, loc="left")
+    for panels, row_of_axes in zip(grid, figure.subplots(len(grid), width, squeeze=False), strict=True):
+        for axes in row_of_axes[len(panels) :]:
+            axes.set_axis_off()
+        for panel, axes in zip(panels, row_of_axes, strict=False):
+            (_draw_sets if is_one else _draw_models)(axes, panel, colours)
+            axes.set_ylabel(PANELS[panel.quantity])
+            axes.set_title(f"{panel.title}, n = {next(iter(panel.models.values()))[0]['n']}", fontsize=10, loc="left")
             axes.grid(alpha=0.25)
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.0), max(high, 1.03))
-    shown = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    heading = f"{next(iter(models))}: equivariance over depth" if len(models) == 1 else "equivariance over depth"
-    figure.suptitle(f"{heading}, n = {every[0]['n']} images{f' ({title})' if title else ''}", fontsize=11)
+    _draw_legend(figure)
+    heading = f"{next(iter(models))}: equivariance over depth" if is_one else "equivariance over depth"
+    figure.suptitle(f"{heading}{f' ({title})' if title else ''}", fontsize=11)
     figure.savefig(path)
     return True
 
 
-def _draw_sets(axes: Any, rows: Rows, quantity: str) -> None:
+def _panels(models: Mapping[str, Rows]) -> Iterator[list[Panel]]:
+    """The panels, row by row: all of a group for one model, in pairs for several."""
+    of_group: dict[str, dict[tuple[str, str], Panel]] = {}
+    for model, rows in models.items():
+        for row in rows:
+            title = row["group"] if len(models) == 1 else f"{row['group']}, {row['set']}"
+            for quantity in PANELS:
+                if quantity in row:
+                    panels = of_group.setdefault(row["group"], {})
+                    panel = panels.setdefault((title, quantity), Panel(title, quantity))
+                    panel.models.setdefault(model, []).append(row)
+    for each in of_group.values():
+        panels_in_order = list(each.values())
+        width = len(panels_in_order) if len(models) == 1 else 2
+        for start in range(0, len(panels_in_order), width):
+            yield panels_in_order[start : start + width]
+
+
+def _draw_sets(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
     """One model: a line for each set, dashed for the untrained copy, dotted for chance."""
+    quantity, (rows,) = panel.quantity, panel.models.values()
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    for name, colour in zip(dict.fromkeys(row["set"] for row in rows), COLOURS * 3, strict=False):
+    for name in dict.fromkeys(row["set"] for row in rows):
         part = [row for row in rows if row["set"] == name]
         place = [layers.index(row["layer"]) for row in part]
-        _draw_line(axes, place, part, quantity, colour, f"{name}, trained")
+        _draw_line(axes, place, part, quantity, colours[name], name)
         control = [row.get(f"untrained_{quantity}") for row in part]
         if all(value is not None for value in control):
-            style = {"color": colour, "marker": "o", "ms": 4, "mfc": "white", "ls": "--", "lw": 1}
-            axes.plot(place, control, label=f"{name}, untrained", **style)
-    part = [row for row in rows if row["set"] == rows[0]["set"]] if rows else []
-    if part and all(f"{quantity}_chance" in row for row in part):
+            axes.plot(place, control, color=colours[name], label="untrained", **CONTROL)
+    part = [row for row in rows if row["set"] == rows[0]["set"]]
+    if all(f"{quantity}_chance" in row for row in part):
         chance = [row[f"{quantity}_chance"] for row in part]
         axes.plot([layers.index(row["layer"]) for row in part], chance, color=GREY, ls=":", label="chance")
     if len(layers) <= MOST_LABELS:
@@ -85,12 +110,26 @@ def _draw_sets(axes: Any, rows: Rows, quantity: str) -> None:
         axes.set_xlabel(f"layer, 0 to {len(layers) - 1}")
 
 
-def _draw_models(axes: Any, models: Mapping[str, Rows], quantity: str) -> None:
-    """Several models: a line each, under the headline set."""
-    for (name, rows), colour in zip(models.items(), COLOURS * len(models), strict=False):
-        part = [row for row in rows if row["set"] == rows[0]["set"]]
-        _draw_line(axes, [row["depth"] for row in part], part, quantity, colour, name)
+def _draw_models(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
+    """Several models: a line each."""
+    for name, rows in panel.models.items():
+        _draw_line(axes, [row["depth"] for row in rows], rows, panel.quantity, colours[name], name)
     axes.set_xlabel("relative depth")
+    axes.set_xlim(0, 1.03)
+
+
+def _draw_legend(figure: Any) -> None:
+    """One for all panels, what is trained first."""
+    from matplotlib.lines import Line2D
+
+    shown = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    controls = {label: shown.pop(label) for label in ("untrained", "chance") if label in shown}
+    if "untrained" in controls:
+        controls["untrained"] = Line2D([], [], color=GREY, **CONTROL)  # of every colour
+    shown |= controls
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
 
 
 def _draw_line(axes: Any, place: Sequence[float], rows: Rows, quantity: str, colour: str, label: str) -> None:
