@@ -61,6 +61,8 @@ def components() -> Iterator[str]:
             constants = component.constants
             if "PRIORS" in constants:
                 yield f"Priors: {', '.join(f'`{prior}`' for prior in constants['PRIORS']) or 'its own layers'}.\n"
+            if "DOWNSAMPLERS" in constants:
+                yield f"Downsamplers: {', '.join(f'`{each}`' for each in constants['DOWNSAMPLERS'])}.\n"
             if "METRICS" in constants:
                 metrics = (f"`{metric}` ({direction})" for metric, direction in constants["METRICS"].items())
                 yield f"Metrics: {', '.join(metrics)}.\n"

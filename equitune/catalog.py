@@ -24,6 +24,7 @@ KINDS = {
     "dataset": ("datasets", "load"),
     "model": ("models", "build"),
     "prior": ("priors", "build"),
+    "downsampler": ("downsamplers", "build"),
     "augmentation": ("augmentations", "augment"),
     "measure": ("measures", "measure"),
 }
@@ -88,6 +89,12 @@ def arguments(kind: str, name: str) -> type[Arguments]:
     """The pydantic model of what a study may set on a component: types, bounds and defaults of its signature."""
     fields: dict[str, Any] = describe(kind, name).parameters
     return create_model(f"{name} ({kind})", __base__=Arguments, **fields)
+
+
+def parts(model: str, kind: str) -> list[str]:
+    """The priors, or the downsamplers, that a model takes, its default first: its constant `PRIORS`, `DOWNSAMPLERS`."""
+    fitting: list[str] = describe("model", model).constants.get(f"{kind.upper()}S", [])
+    return fitting
 
 
 def entry(kind: str, name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ LAYERS = [
     {"cli"},
     {"search", "report", "tracking"},
     {"trial", "analysis"},
-    {"models", "priors", "augmentations", "datasets", "measures"},
+    {"models", "priors", "downsamplers", "augmentations", "datasets", "measures"},
     {"groups", "records"},
     {"spec"},
     {"catalog", "errors", "torchvision_mend", ""},  # "" is the package itself: its version
@@ -36,6 +36,7 @@ DOORS = {
         "groups",
         "models",
         "priors",
+        "downsamplers",
         "augmentations",
         "measures",
         "trial",

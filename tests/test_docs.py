@@ -67,7 +67,7 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
         path = tmp_path / text.splitlines()[0].removeprefix("# ")
         path.write_text(text.split("\n", 1)[1])
         added.append(path.stem)
-    assert len(added) == 5
+    assert len(added) == 6
 
     def run(*command: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -77,7 +77,10 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    suites = [f"tests/test_{name}.py" for name in ("catalog", "datasets", "models", "augmentations", "measures")]
+    suites = [
+        f"tests/test_{name}.py"
+        for name in ("catalog", "datasets", "models", "downsamplers", "augmentations", "measures")
+    ]
     ran = run("-m", "pytest", "-v", "-p", "no:cacheprovider", *suites, "-k", " or ".join(added))
     for name in added:
         assert re.search(rf"\[.*{name}.*\] PASSED", ran), f"no suite has taken {name} up"

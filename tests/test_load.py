@@ -167,12 +167,16 @@ def test_weights_of_a_catalogue_model_bring_their_normalisation(tmp_path: Path) 
     network = catalog.entry("model", "cnn")(SHAPE, 10, catalog.entry("prior", "conv")(padding="circular"), width=4)
     network.normalise.use(torch.full((3,), 0.3), torch.full((3,), 0.2))
     file = as_safetensors(network.state_dict(), tmp_path / "w")
-    subject = load(f"cnn:width=4,prior=conv,prior.padding=circular@{file}")
+    subject = load(f"cnn:width=4,prior=conv,prior.padding=circular,downsampler=pool2@{file}")
     images = torch.rand(2, *SHAPE)
     assert torch.equal(scores(subject.model, images), scores(network, images))
     assert subject.untrained is not None
     assert torch.equal(subject.untrained.normalise.mean, network.normalise.mean)
     assert subject.provenance["prior"] == "conv:padding=circular"
+    assert subject.provenance["downsampler"] == "pool2"
+    other = load(f"cnn:width=4,prior.padding=circular,downsampler=aps,downsampler.blur=3@{file}")
+    assert other.provenance["downsampler"] == "aps:blur=3"
+    assert not torch.equal(scores(other.model, images), scores(subject.model, images))
 
 
 def test_names_are_looked_up_in_the_catalogue_then_timm_then_torchvision() -> None:
@@ -216,6 +220,8 @@ def test_given_statistics_take_the_place_of_the_declared_ones() -> None:
         ("resnet:depth=deep", "depth: must be a whole number, but got 'deep'"),
         ("resnet:depth", "arguments are KEY=VALUE, separated by commas, but got 'depth'"),
         ("resnet:depth=9", "a resnet's depth is 6n"),
+        ("vit:downsampler=aps", "vit takes no downsampler, but got downsampler 'aps'"),
+        ("resnet:downsampler=aps,downsampler.blur=2", "blur must be one of 1, 3 or 5, but got 2"),
         ("resnet:prior=attention", "resnet takes conv, local, but got prior 'attention'"),
         ("torchvision/inception_v3", "inception_v3 cannot take images of 32 x 32"),
         ("resnet18@nowhere.pth", "nowhere.pth: no such file: name a file of weights"),

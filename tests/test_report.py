@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 from invented import add_trial, invent
 from PIL import Image
-from rich.console import Console
+from rich.console import Console, Group
 
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement
 from equitune.report.front import shown, write_front
-from equitune.report.profile import write_profile
+from equitune.report.measured import lines
+from equitune.report.profile import draw_profiles, write_profile
 from equitune.report.terminal import StudyView, duration, front_table, summary
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
+from equitune.trial.compare import Request, measure_models
 
 
 def text_of(renderable: object, width: int = 120) -> str:
@@ -76,6 +78,41 @@ def test_a_profile_is_drawn_where_there_is_one(tmp_path: Path, small_spec: Study
         assert image.width > 800
     assert not write_profile(study.trials[1], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_picture_has_a_panel_for_each_quantity_and_for_several_models_each_set(tmp_path: Path) -> None:
+    row = {"group": "translation", "set": "lattice", "layer": "stem", "depth": 0.5, "status": "ok", "n": 8}
+    of_output = row | {"set": "shift y", "lie_derivative": 1.0}  # of no axis that the picture has
+    rows = [
+        row | {"error": 0.5, "error_stderr": 0.1, "correlation": 0.5, "correlation_stderr": 0.1},
+        *(row | {"set": name, "lie_error": 0.5, "lie_error_stderr": 0.1} for name in ("shift y", "shift x")),
+        of_output,
+    ]
+    sizes = []
+    for models in ({"one": rows}, {"one": rows, "two": rows}):
+        assert draw_profiles(models, "", tmp_path / "profile.png")
+        with Image.open(tmp_path / "profile.png") as image:
+            sizes.append((image.width // 550, image.height // 430))
+    assert sizes == [(3, 1), (2, 2)]
+    assert not draw_profiles({"one": [of_output]}, "", tmp_path / "none.png")
+
+
+def test_a_measurement_fits_a_terminal_and_says_which_layers_are_exact(tmp_path: Path) -> None:
+    names = ("resnet:depth=8,width=2,prior.padding=circular", "resnet:depth=8,width=2")
+    request = Request(models=names, data="digits:size=12", images=16, measures=("equivariance",))
+    several = text_of(Group(*lines(measure_models(request, root=tmp_path, folder=tmp_path))), 90)
+    for metric in ("translation_error", "translation_invariance_correlation"):
+        assert re.search(
+            rf"^{metric} +[-\d.]+ +[-\d.]+ +[-+][\d.]+ +\[[-+][\d.]+, [-+][\d.]+\]$", several, re.MULTILINE
+        )
+    exact = []
+    for name in names:
+        alone = request.model_copy(update={"models": (name,)})
+        text = text_of(Group(*lines(measure_models(alone, root=tmp_path, folder=tmp_path))), 80)
+        lattice = text[text.index("lattice set") : text.index("substride set")]
+        assert all(len(line) <= 80 for line in lattice.splitlines()[2:])
+        exact.append(re.findall(r"^(\S+) +\d +\S+ +exact ", lattice, re.MULTILINE))
+    assert exact == [["stem", "stages.0.0", "stages.1.0", "stages.2.0", "last", "output"], []]
 
 
 def test_the_front_in_the_terminal(tmp_path: Path, small_spec: StudySpec) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from equitune import catalog
 from equitune.errors import UserError
 from equitune.spec import load
 from equitune.spec.load import load_study
@@ -39,6 +40,8 @@ def test_a_study_fills_every_default(small_spec: StudySpec) -> None:
     assert config.prior is not None
     assert config.prior.name == "conv"
     assert config.prior.args == {"padding": "zero"}
+    assert config.downsampler is not None
+    assert config.downsampler.name == "stride"
     assert config.training.optimizer == "adamw"
     assert config.measures[0].args["group"] == "translation"
     assert TrialConfig.from_json_text(config.model_dump_json()) == config
@@ -73,6 +76,10 @@ prior:
   choose:
     conv: {padding: {choice: [zero, circular]}}
     local: {}
+downsampler:
+  choose:
+    aps: {blur: {choice: [1, 3]}}
+    blur3: {}
 augmentation:
   choose:
     none: {}
@@ -89,12 +96,15 @@ def test_a_branch_asks_only_for_its_own_parameters(study_file: Write) -> None:
         "model.cnn.width": 4,
         "prior": "conv",
         "prior.conv.padding": "zero",
+        "downsampler": "aps",
+        "downsampler.aps.blur": 1,
         "augmentation": "none",
     }
     assert high.params == {
         "model": "resnet",
         "model.resnet.width": 16,
         "prior": "local",
+        "downsampler": "blur3",
         "augmentation": "shifts",
         "augmentation.shifts.translate.max_px": 2.0,
     }
@@ -124,7 +134,7 @@ speed: high
     assert found == [
         "4:3 model.width: low <= high must hold, but got low=64, high=8",
         "5:3 model.widht: unknown name 'widht': did you mean 'width'? known: depth, width",
-        "6:28 prior.choose.p5: unknown prior 'p5': known: attention, conv, local",
+        f"6:28 prior.choose.p5: unknown prior 'p5': did you mean 'p4'? known: {', '.join(catalog.names('prior'))}",
         "8:35 augmentation.translate.max_px.float.1: must be a finite number, but got nan",
         "9:33 augmentation.rotate.max_deg.float.1: must be <= 180.0, but got 720.0",
         "10:12 training.epochs: must be a whole number, but got 6.5",
@@ -135,7 +145,7 @@ speed: high
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
         "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
-        "15:1 speed: unknown name 'speed': known: study, data, model, prior, augmentation, "
+        "15:1 speed: unknown name 'speed': known: study, data, model, prior, downsampler, augmentation, "
         "training, measures, objectives, search, resources",
     ]
 
@@ -161,6 +171,10 @@ speed: high
             "model: {name: timm, architecture: resnet18}\nprior: conv",
             "model timm has no layer for prior conv: it brings its own layers: leave prior out",
         ),
+        ("model: vit\ndownsampler: aps", "model vit has no layer for downsampler aps: it brings its own layers: leave"),
+        ("model: {choose: {cnn: {}, timm: {architecture: x}}}\ndownsampler: aps", "model timm has no layer for"),
+        ("model: resnet\ndownsampler: asp", "downsampler: unknown downsampler 'asp': did you mean 'aps'?"),
+        ("model: resnet\ndownsampler: {name: aps, blur: 2}", "downsampler.blur: must be one of 1, 3 or 5, but got 2"),
         ("model: resnet\ndata: {name: digits, size: 4}", "data.size: must be >= 8"),
         ("model: resnet\ndata: {name: imagefolder}", "data.path: is required"),
         ("model: resnet\ndata: {name: digits, validation: 1.5}", "data.validation: must be < 1"),
@@ -303,7 +317,14 @@ def test_the_fingerprint_ignores_budget_and_place_but_no_more(study_file: Write)
     same = load_study(path).fingerprint()
     for override in ("search.trials=99", "resources.cpu=2", "data.root=/x", "resources.concurrent=1"):
         assert load_study(path, (override,)).fingerprint() == same
-    for override in ("search.seed=1", "model.width={int: [2, 5]}", "data.split_seed=1", "training.lr=1", "prior=local"):
+    for override in (
+        "search.seed=1",
+        "model.width={int: [2, 5]}",
+        "data.split_seed=1",
+        "training.lr=1",
+        "prior=local",
+        "downsampler=aps",
+    ):
         assert load_study(path, (override,)).fingerprint() != same
 
 

@@ -152,6 +152,8 @@ def _written(record: "MeasurementRecord", folder: Path) -> list[Path]:
 
     paths = write_measurement(record, folder)
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no right edge
     for line in lines(record):
         console.print(line, markup=False, soft_wrap=isinstance(line, str))
     click.echo(f"Folder:  {folder} ({', '.join(path.name for path in paths)})")

@@ -290,15 +290,14 @@ class _Comparison:
         if status != "ok":
             return row
         sums = self.trained.sums[key]
-        raw = sums.raw()
         row |= {
             "action": ("scalar" if layout.axis == "none" else "declared") if sums.moves else "trivial",
             "dtype": sums.dtype,
-            "lie_derivative": raw.value,
-            "lie_derivative_stderr": raw.stderr,
             "unit": f"{flow.unit}^-2",
         }
-        statistics = {"lie_error": LieSums.error} if sums.moves else {}
+        statistics: dict[str, Statistic] = {"lie_derivative": LieSums.raw}
+        if sums.moves:
+            statistics["lie_error"] = LieSums.error
         if layer == order[-1]:
             statistics["output_lie_derivative"] = LieSums.over_spread
         for name, statistic in statistics.items():

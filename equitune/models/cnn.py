@@ -1,49 +1,65 @@
 """Cohen and Welling's Z2CNN in the padded form of 2308.11316: six 3 x 3 layers, one pooling, a 4 x 4 top layer.
 
-Each layer is followed by normalisation and ReLU; a 2 x 2 max-pooling follows the second. 25,570 parameters at
-width 20 on three channels.
+Each layer is followed by normalisation and ReLU; a downsampler follows the second, a 2 x 2 max-pooling where none is
+named. 25,570 parameters at width 20 on three channels.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
+from equitune import catalog
+from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local"]
+PRIORS = ["conv", "local", "p4", "p4m", "separable_p4", "orbit_c4", "relaxed_p4"]
+DOWNSAMPLERS = ["pool2", "stride", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
 
 
 def build(
     shape: tuple[int, int, int],
     classes: int,
     prior: MapPrior,
+    downsampler: Downsampler | None = None,
     *,
     width: Annotated[int, Field(ge=1)] = 20,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> "CNN":
-    return CNN(shape, classes, prior, width, dropout)
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
+    return CNN(shape, classes, prior, down, width, dropout)
 
 
 class CNN(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> class scores (B, classes)."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, prior: MapPrior, width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        prior: MapPrior,
+        down: Downsampler,
+        width: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {}
         self.normalise = Normalise(channels)
         self.convs = nn.ModuleList()
+        total_stride = 1
         for index in range(6):
             layer = prior.lift if index == 0 else prior.conv
-            conv = layer(channels if index == 0 else width, width, 3, side=side, padding=1, bias=True)
+            stride = down.conv_stride if index == 1 else 1
+            conv = layer(channels if index == 0 else width, width, 3, side=side, stride=stride, padding=1, bias=True)
             self.convs.append(nn.Sequential(conv, prior.norm(width), nn.ReLU()))
-            self.layers[f"convs.{index}"] = Grid(1 if index < 2 else 2, axis=prior.axis)
+            side, total_stride = out_side(side, 3, stride=stride, padding=1), total_stride * stride
+            self.layers[f"convs.{index}"] = Grid(total_stride, axis=prior.axis)
             if index == 1:
-                side = out_side(side, 2, stride=2)
+                self.halving: Halving | None = down.halving(width, side)
+                side, total_stride = self.halving.side if self.halving else side, 2
         out_side(side, 4)  # refuses what the top layer cannot cover
         # The top layer is unpadded: its map is no multiple of the image's grid, so it is not measured.
         self.top = nn.Sequential(prior.conv(width, width, 4, side=side, bias=True), prior.norm(width), nn.ReLU())
@@ -56,8 +72,8 @@ class CNN(nn.Module):
         maps = self.normalise(images)
         for index, conv in enumerate(self.convs):
             maps = conv(maps)
-            if index == 1:
-                maps = functional.max_pool3d(maps, (1, 2, 2))
+            if index == 1 and self.halving is not None:
+                (maps,) = self.halving(maps)
             if index in (0, 2, 3, 4):  # where Cohen and Welling's network has its dropout
                 maps = self.dropout(maps)
         return self.output(self.head(self.top(maps).mean((3, 4))))

@@ -1,7 +1,7 @@
 """CIFAR ResNet with pre-activation blocks: depth 6n + 2, three stages of width w, 2w and 4w.
 
-A 3 x 3 stem; stages with strides 1, 2, 2; 1 x 1 shortcuts with normalisation where the shape changes (He et al.,
-1512.03385 and 1603.05027).
+A 3 x 3 stem; the second and third stages begin with a downsampler, a convolution in strides of two where none is named;
+1 x 1 shortcuts with normalisation where the shape changes (He et al., 1512.03385 and 1603.05027).
 """
 
 from typing import Annotated
@@ -9,31 +9,44 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune import catalog
 from equitune.errors import Infeasible
+from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local"]
+PRIORS = ["conv", "local", "p4", "p4m", "separable_p4", "orbit_c4", "relaxed_p4"]
+DOWNSAMPLERS = ["stride", "pool2", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
 
 
 def build(
     shape: tuple[int, int, int],
     classes: int,
     prior: MapPrior,
+    downsampler: Downsampler | None = None,
     *,
     depth: Annotated[int, Field(ge=8)] = 20,
     width: Annotated[int, Field(ge=1)] = 16,
 ) -> "ResNet":
     if (depth - 2) % 6:
         raise Infeasible(f"a resnet's depth is 6n + 2 (8, 14, 20, ...), but got {depth}")
-    return ResNet(shape, classes, prior, (depth - 2) // 6, width)
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
+    return ResNet(shape, classes, prior, down, (depth - 2) // 6, width)
 
 
 class ResNet(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> class scores (B, classes)."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, prior: MapPrior, blocks: int, width: int) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        prior: MapPrior,
+        down: Downsampler,
+        blocks: int,
+        width: int,
+    ) -> None:
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {"stem": Grid(1, axis=prior.axis)}
@@ -45,9 +58,10 @@ class ResNet(nn.Module):
             outputs = width * 2**stage
             stages.append(nn.Sequential())
             for index in range(blocks):
-                stride = 2 if stage > 0 and index == 0 else 1
-                stages[stage].append(Block(prior, inputs, outputs, side, stride))
-                inputs, side, total_stride = outputs, out_side(side, 3, stride=stride, padding=1), total_stride * stride
+                halves = stage > 0 and index == 0
+                block = Block(prior, inputs, outputs, side, down if halves else None)
+                stages[stage].append(block)
+                inputs, side, total_stride = outputs, block.side, total_stride * (2 if halves else 1)
                 self.layers[f"stages.{stage}.{index}"] = Grid(total_stride, axis=prior.axis)
         self.stages = nn.Sequential(*stages)
         self.last = nn.Sequential(prior.norm(inputs), nn.ReLU())
@@ -62,21 +76,32 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 layers, each after normalisation and ReLU, beside a shortcut: (B, C, G, H, W) -> the same kind."""
+    """Two 3 x 3 layers, each after normalisation and ReLU, beside a shortcut: (B, C, G, H, W) -> the same kind.
 
-    def __init__(self, prior: MapPrior, inputs: int, outputs: int, side: int, stride: int) -> None:
+    Attributes:
+        side: of the maps that it gives: half of what it takes, where it has a downsampler.
+    """
+
+    def __init__(self, prior: MapPrior, inputs: int, outputs: int, side: int, down: Downsampler | None) -> None:
         super().__init__()
-        inner = out_side(side, 3, stride=stride, padding=1)
+        stride = down.conv_stride if down else 1
+        self.side = out_side(side, 3, stride=stride, padding=1)
         self.norm1 = prior.norm(inputs)
         self.conv1 = prior.conv(inputs, outputs, 3, side=side, stride=stride, padding=1)
         self.norm2 = prior.norm(outputs)
-        self.conv2 = prior.conv(outputs, outputs, 3, side=inner, padding=1)
+        self.halving: Halving | None = down.halving(outputs, self.side) if down else None
+        if self.halving is not None:
+            side = self.side = self.halving.side
+        self.conv2 = prior.conv(outputs, outputs, 3, side=self.side, padding=1)
         self.relu = nn.ReLU()
         self.shortcut: nn.Module | None = None
-        if stride > 1 or inputs != outputs:
+        if down or inputs != outputs:
             self.shortcut = nn.Sequential(prior.conv(inputs, outputs, 1, side=side, stride=stride), prior.norm(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
         active = self.relu(self.norm1(maps))
+        inner = self.relu(self.norm2(self.conv1(active)))
+        if self.halving is not None:
+            inner, active = self.halving(inner, active)
         beside = maps if self.shortcut is None else self.shortcut(active)
-        return beside + self.conv2(self.relu(self.norm2(self.conv1(active))))
+        return beside + self.conv2(inner)

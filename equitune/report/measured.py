@@ -34,7 +34,6 @@ HEADINGS = {  # of a layer: where a number stands in its row -> what is written 
     },
 }
 HEADLINE = {"equivariance": "error", "lie_derivative": "lie_error"}  # what the interval is of
-VERDICTS = {"exact": "yes", "indeterminate": "?", "not exact": "no"}
 
 
 def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
@@ -148,21 +147,20 @@ def _layer_tables(model: MeasuredModel) -> Iterator[str | Table]:
 
 
 def _layers_table(measure: str, rows: list[dict[str, Any]]) -> Table:
-    """The numbers of each layer; whether it is exact stands beside them where one may be."""
-    has_verdicts = any(row.get("verdict", "not exact") != "not exact" for row in rows)
     headings = HEADINGS[measure]
-    table = _table(["layer", "stride", *headings.values(), *["exact"] * has_verdicts])
+    table = _table(["layer", "stride", *headings.values()])
     for row in rows:
         cells = [_number(row.get(key), 3) if key != "interval" else _row_interval(row) for key in headings]
-        verdict = [VERDICTS.get(row.get("verdict", ""), "")] * has_verdicts
-        table.add_row(row["layer"], str(row["stride"]), *cells, *verdict)
+        table.add_row(row["layer"], str(row["stride"]), *cells)
     return table
 
 
 def _row_interval(row: dict[str, Any]) -> str:
-    """Of the headline quantity, which is never negative; where the row has no number, why."""
+    """Of the headline quantity, which is never negative; where it is none or rounding alone, a word in its place."""
     if row["status"] != "ok":
         return str(row["status"])
+    if row.get("verdict", "not exact") != "not exact":
+        return str(row["verdict"])
     low, high = (row.get(f"{HEADLINE[row['measure']]}_{end}") for end in ("low", "high"))
     return "" if low is None or high is None else f"{_number(low, 3)}–{_number(high, 3)}"
 
@@ -180,7 +178,7 @@ def _reasons(model: MeasuredModel) -> Iterator[str]:
 
 def _table(headings: list[str]) -> Table:
     """A table whose numbers are never cut: where room is short, the names in its first column are folded."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column(headings[0], overflow="fold")
     for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)

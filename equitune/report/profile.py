@@ -1,24 +1,35 @@
 """Equivariance over depth, as a picture: trained and untrained, with the chance level; of one model or of several."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from equitune.records.reader import TrialRecord
 from equitune.report.front import BLUE, GREY, ORANGE
 
-GREEN, PURPLE, BLACK = "#009E73", "#CC79A7", "#000000"  # Okabe and Ito's, told apart by the colour-blind
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
+GREEN, PURPLE, SKY, GOLD, BLACK = "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GOLD, BLACK)  # Okabe and Ito's, told apart by the colour-blind
+CONTROL: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white", "ls": "--", "lw": 1}
 PANELS = {  # quantity -> what its axis says
     "correlation": "correlation (1 is equivariant)",
     "error": "error (0 is exact, 1 is chance)",
-    "lie_error": "local error (0 is exact)",
+    "lie_error": "local error (0 is exact, 1 is no relation)",
 }
 MOST_LABELS = 30  # layers whose names fit below a panel
-LETTERS_PER_INCH = 11  # at the size of the heading
+LETTERS_PER_INCH = 12  # at the size of the heading
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Panel:
+    """One quantity of one group; of one of its sets, where there are several models."""
+
+    title: str
+    quantity: str
+    models: dict[str, Rows] = field(default_factory=dict)
 
 
 def write_profile(trial: TrialRecord, path: Path) -> bool:
@@ -27,71 +38,73 @@ def write_profile(trial: TrialRecord, path: Path) -> bool:
 
 
 def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
-    """Draws every measured layer of each model, a row of panels for each group and a panel for each quantity.
+    """Draws every measured layer of each model, a panel for each quantity.
 
-    One model has a colour for each set of elements and its layers' names below; several have a colour each, under
-    the first set that all of them have, over relative depth. Returns whether there was anything to draw.
+    One model has a row of panels for each group, a colour for each set of elements and its layers' names below.
+    Several have panels for each set and a colour each, over relative depth. Returns whether there was anything to draw.
     """
     good = {name: [row for row in rows if row["status"] == "ok"] for name, rows in models.items()}
-    every = [row for rows in good.values() for row in rows]
-    groups = {
-        group: [each for each in PANELS if any(each in row for row in every if row["group"] == group)]
-        for group in dict.fromkeys(row["group"] for row in every)
-    }
-    num_columns = max(map(len, groups.values()), default=0)
-    if not num_columns:
+    grid = list(_panels(good))
+    if not grid:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * num_columns, 0.8 + 4 * len(groups)), dpi=130, layout="constrained")
+    is_one = len(models) == 1
+    names = dict.fromkeys(row["set"] for rows in good.values() for row in rows) if is_one else models
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    width = max(map(len, grid))
+    figure = Figure(figsize=(5.2 * width, 0.8 + 4 * len(grid)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(groups), num_columns, squeeze=False)
-    for (group, quantities), row_of_panels in zip(groups.items(), panels, strict=True):
-        for quantity, axes in zip(quantities, row_of_panels, strict=False):
-            own = {name: [r for r in rows if r["group"] == group and quantity in r] for name, rows in good.items()}
-            draw = _draw_sets if len(models) == 1 else _draw_models
-            axes.set_title(f"{group}{draw(axes, own, quantity)}", fontsize=10, loc="left")
-            axes.set_ylabel(PANELS[quantity])
+    for panels, row_of_axes in zip(grid, figure.subplots(len(grid), width, squeeze=False), strict=True):
+        for axes in row_of_axes[len(panels) :]:
+            axes.set_axis_off()
+        for panel, axes in zip(panels, row_of_axes, strict=False):
+            (_draw_sets if is_one else _draw_models)(axes, panel, colours)
+            axes.set_ylabel(PANELS[panel.quantity])
+            axes.set_title(f"{panel.title}, n = {next(iter(panel.models.values()))[0]['n']}", fontsize=10, loc="left")
             axes.grid(alpha=0.25)
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.0), max(high, 1.03))
-        for axes in row_of_panels[len(quantities) :]:
-            axes.remove()
-    _describe(figure, f"{next(iter(models))}: " if len(models) == 1 else "", title, sorted({row["n"] for row in every}))
+    _draw_legend(figure)
+    heading = f"{next(iter(models))}: equivariance over depth" if is_one else "equivariance over depth"
+    heading += f" ({title})" if title else ""
+    figure.suptitle(textwrap.fill(heading, int(figure.get_figwidth() * LETTERS_PER_INCH)), fontsize=11)
     figure.savefig(path)
     return True
 
 
-def _describe(figure: Any, whose: str, title: str, counts: list[int]) -> None:
-    """What is shown, above, and one legend for all panels, below: as wide as the figure lets them be."""
-    heading = (
-        f"{whose}equivariance over depth, n = {' and '.join(map(str, counts))} images{f' ({title})' if title else ''}"
-    )
-    width = figure.get_figwidth()
-    figure.suptitle(textwrap.fill(heading, int(width * LETTERS_PER_INCH)), fontsize=11)
-    shown = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    longest = max(map(len, shown)) / LETTERS_PER_INCH
-    ncols = max(1, min(4, int(width / (longest + 0.6))))
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+def _panels(models: Mapping[str, Rows]) -> Iterator[list[Panel]]:
+    """The panels, row by row: all of a group for one model, in pairs for several."""
+    of_group: dict[str, dict[tuple[str, str], Panel]] = {}
+    for model, rows in models.items():
+        for row in rows:
+            title = row["group"] if len(models) == 1 else f"{row['group']}, {row['set']}"
+            for quantity in PANELS:
+                if quantity in row:
+                    panels = of_group.setdefault(row["group"], {})
+                    panel = panels.setdefault((title, quantity), Panel(title, quantity))
+                    panel.models.setdefault(model, []).append(row)
+    for each in of_group.values():
+        panels_in_order = list(each.values())
+        width = len(panels_in_order) if len(models) == 1 else 2
+        for start in range(0, len(panels_in_order), width):
+            yield panels_in_order[start : start + width]
 
 
-def _draw_sets(axes: Any, models: Mapping[str, Rows], quantity: str) -> str:
+def _draw_sets(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
     """One model: a line for each set, dashed for the untrained copy, dotted for chance."""
-    rows = sorted(next(iter(models.values())), key=lambda row: row["depth"])
+    quantity, (rows,) = panel.quantity, panel.models.values()
+    rows = sorted(rows, key=lambda row: row["depth"])  # a layer may be measured under one of the sets alone
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    sets = _sets(models)
-    for name, colour in zip(sets, COLOURS * 3, strict=False):
+    for name in dict.fromkeys(row["set"] for row in rows):
         part = [row for row in rows if row["set"] == name]
         place = [layers.index(row["layer"]) for row in part]
-        _draw_line(axes, place, part, quantity, colour, f"{name}, trained")
+        _draw_line(axes, place, part, quantity, colours[name], name)
         control = [row.get(f"untrained_{quantity}") for row in part]
         if all(value is not None for value in control):
-            style = {"color": colour, "marker": "o", "ms": 4, "mfc": "white", "ls": "--", "lw": 1}
-            axes.plot(place, control, label=f"{name}, untrained", **style)
-    part = [row for row in rows if row["set"] == sets[0]]
+            axes.plot(place, control, color=colours[name], label="untrained", **CONTROL)
+    part = [row for row in rows if row["set"] == rows[0]["set"]]
     if all(f"{quantity}_chance" in row for row in part):
         chance = [row[f"{quantity}_chance"] for row in part]
         axes.plot([layers.index(row["layer"]) for row in part], chance, color=GREY, ls=":", label="chance")
@@ -99,23 +112,30 @@ def _draw_sets(axes: Any, models: Mapping[str, Rows], quantity: str) -> str:
         axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=8)
     else:
         axes.set_xlabel(f"layer, 0 to {len(layers) - 1}")
-    return ""
 
 
-def _draw_models(axes: Any, models: Mapping[str, Rows], quantity: str) -> str:
-    """Several models: a line each, under the first set that all of them have; returns which."""
-    sets = _sets(models)
-    of_all = [name for name in sets if all(any(row["set"] == name for row in rows) for rows in models.values())]
-    headline = (of_all or sets)[0]
-    for (name, rows), colour in zip(models.items(), COLOURS * len(models), strict=False):
-        part = [row for row in rows if row["set"] == headline]
-        _draw_line(axes, [row["depth"] for row in part], part, quantity, colour, name)
+def _draw_models(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
+    """Several models: a line each."""
+    for name, rows in panel.models.items():
+        _draw_line(axes, [row["depth"] for row in rows], rows, panel.quantity, colours[name], name)
     axes.set_xlabel("relative depth")
-    return f", {headline}"
+    axes.set_xlim(0, 1.03)
 
 
-def _sets(models: Mapping[str, Rows]) -> list[str]:
-    return list(dict.fromkeys(row["set"] for rows in models.values() for row in rows))
+def _draw_legend(figure: Any) -> None:
+    """One for all panels, what is trained first."""
+    from matplotlib.lines import Line2D
+
+    shown = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    controls = {label: shown.pop(label) for label in ("untrained", "chance") if label in shown}
+    if "untrained" in controls:
+        controls["untrained"] = Line2D([], [], color=GREY, **CONTROL)  # of every colour
+    shown |= controls
+    longest = max(map(len, shown)) / LETTERS_PER_INCH + 0.5
+    ncols = min(6, max(1, int(figure.get_figwidth() / longest)))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
 
 
 def _draw_line(axes: Any, place: Sequence[float], rows: Rows, quantity: str, colour: str, label: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -72,20 +72,27 @@ def _measures(data: Any) -> tuple[Call, ...]:
     return found
 
 
-def _prior(data: Any, known: ValidationInfo) -> Section | None:
-    if data is None:
-        return None
-    section = component_section("prior", "prior", data)
-    mistakes = Mistakes()
-    if "model" in known.data:
-        for model, prior in product(_components(known.data["model"]), _components(section)):
-            fitting = catalog.describe("model", model).constants["PRIORS"]
-            if prior not in fitting:
-                fits = f"it takes {', '.join(fitting)}" if fitting else "it brings its own layers: leave prior out"
-                location = ("choose", prior) if section.is_choice else ()
-                mistakes.add(location, f"model {model} has no layer for prior {prior}: {fits}")
-    mistakes.raise_any()
-    return section
+def _part(kind: str) -> Callable[[Any, ValidationInfo], Section | None]:
+    """Reads the section of a component that becomes part of the model, which must take it."""
+
+    def read(data: Any, known: ValidationInfo) -> Section | None:
+        if data is None:
+            return None
+        section = component_section(kind, kind, data)
+        mistakes = Mistakes()
+        if "model" in known.data:
+            for model, part in product(_components(known.data["model"]), _components(section)):
+                fitting = catalog.parts(model, kind)
+                if part not in fitting:
+                    fits = (
+                        f"it takes {', '.join(fitting)}" if fitting else f"it brings its own layers: leave {kind} out"
+                    )
+                    location = ("choose", part) if section.is_choice else ()
+                    mistakes.add(location, f"model {model} has no layer for {kind} {part}: {fits}")
+        mistakes.raise_any()
+        return section
+
+    return read
 
 
 def _objectives(data: Any, known: ValidationInfo) -> dict[str, Direction]:
@@ -142,13 +149,20 @@ def _components(section: Section) -> list[str]:
     return [calls[0].name for calls in section.branches.values()]
 
 
+def _default(kind: str, model: str) -> Call | None:
+    """The part that a model has where the study names none."""
+    fitting = catalog.parts(model, kind)
+    return Call(name=fitting[0]) if fitting else None
+
+
 class StudySpec(Strict):
     """A whole study, checked: each name exists, each argument fits its component, each range is in order."""
 
     study: str
     data: Annotated[DataConfig, BeforeValidator(_data_config)] = Field(default_factory=lambda: _data_config({}))
     model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
-    prior: Annotated[Section | None, BeforeValidator(_prior)] = None
+    prior: Annotated[Section | None, BeforeValidator(_part("prior"))] = None
+    downsampler: Annotated[Section | None, BeforeValidator(_part("downsampler"))] = None
     augmentation: Annotated[
         Section, BeforeValidator(lambda data: component_map_section("augmentation", "augmentation", data))
     ] = Section(path="augmentation", branches={"": ()}, holds_many=True)
@@ -187,7 +201,8 @@ class StudySpec(Strict):
             return params[name]
 
         model = self.model.suggest(noted)[0]
-        prior = self.prior.suggest(noted)[0] if self.prior else self._default_prior(model.name)
+        prior = self.prior.suggest(noted)[0] if self.prior else _default("prior", model.name)
+        downsampler = self.downsampler.suggest(noted)[0] if self.downsampler else _default("downsampler", model.name)
         augmentation = self.augmentation.suggest(noted)
         training = self.training.suggest(noted)[0]
         return TrialConfig(
@@ -198,6 +213,7 @@ class StudySpec(Strict):
             data=self.data,
             model=filled("model", model),
             prior=filled("prior", prior) if prior else None,
+            downsampler=filled("downsampler", downsampler) if downsampler else None,
             augmentation=tuple(filled("augmentation", call) for call in augmentation),
             training=checked(TrainingConfig, training.args),
             measures=self.measures,
@@ -232,15 +248,9 @@ class StudySpec(Strict):
 
     def _sections(self) -> Iterator[Section]:
         yield self.model
-        if self.prior:
-            yield self.prior
+        yield from (part for part in (self.prior, self.downsampler) if part)
         yield self.augmentation
         yield self.training
-
-    @staticmethod
-    def _default_prior(model: str) -> Call | None:
-        fitting = catalog.describe("model", model).constants["PRIORS"]
-        return Call(name=fitting[0]) if fitting else None
 
 
 def filled_value(call: Call, key: str) -> Any:

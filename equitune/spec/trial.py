@@ -55,6 +55,7 @@ class TrialConfig(Strict):
     data: DataConfig
     model: Call
     prior: Call | None
+    downsampler: Call | None = None  # None: the model's own
     augmentation: tuple[Call, ...]
     training: TrainingConfig
     measures: tuple[Call, ...]

@@ -127,7 +127,7 @@ def connect(tracking_uri: str) -> Any:
 
 
 def experiment(client: Any, name: str, root: Path) -> str:
-    """The id of an experiment, which is made where there is none; with SQLite its artifacts lie below the root."""
+    """The id of the experiment of this name, made where there is none; with SQLite, artifacts lie below root."""
     found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.datasets._splits import Split, Splits
+from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -70,9 +71,29 @@ def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
 def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The configured model before it has seen data, on the current default device."""
     torch.manual_seed(config.seed)
-    prior = catalog.entry("prior", config.prior.name)(**config.prior.args) if config.prior else None
-    model: nn.Module = catalog.entry("model", config.model.name)(shape, classes, prior, **config.model.args)
-    return model
+    return assembled(config.model, config.prior, config.downsampler, shape, classes)
+
+
+def assembled(
+    model: Call, prior: Call | None, downsampler: Call | None, shape: tuple[int, int, int], classes: int
+) -> nn.Module:
+    """A model with its parts and random initial weights.
+
+    Args:
+        model: a component of the catalogue.
+        prior: of its layers; None where it takes none.
+        downsampler: of its maps; None: the model's own.
+        shape: of the images, (C, H, W).
+        classes: of its scores.
+
+    Raises:
+        Infeasible: no such network can exist.
+    """
+    parts = [catalog.entry("prior", prior.name)(**prior.args) if prior else None]
+    if downsampler:
+        parts.append(catalog.entry("downsampler", downsampler.name)(**downsampler.args))
+    built: nn.Module = catalog.entry("model", model.name)(shape, classes, *parts, **model.args)
+    return built
 
 
 def build_augmentation(config: TrialConfig) -> list[Augment]:

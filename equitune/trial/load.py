@@ -7,8 +7,9 @@ MODEL is one of
     ARCHITECTURE[:KEY=VALUE,...][@FILE]   a known architecture, with the weights in FILE
 
 where ARCHITECTURE is a model of the catalogue (`resnet:depth=20,width=16`, its prior as `prior=local` and the prior's
-arguments as `prior.padding=circular`), `timm/NAME`, `torchvision/NAME`, or NAME alone, which is looked up in this
-order; and FILE is a .safetensors file or a state dict that torch saved. No code of any file is ever run.
+arguments as `prior.padding=circular`, its downsampler likewise), `timm/NAME`, `torchvision/NAME`, or NAME alone, which
+is looked up in this order; and FILE is a .safetensors file or a state dict that torch saved. No code of any file is
+ever run.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from equitune.records.results import TrialResult
 from equitune.spec.call import checked_call, parsed
 from equitune.spec.space import Call
 from equitune.spec.trial import DataConfig, TrialConfig
-from equitune.trial.build import initial_model
+from equitune.trial.build import assembled, initial_model
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
 LIBRARIES = ("timm", "torchvision")  # in the order in which a bare name is looked up
@@ -161,8 +162,8 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
         "seed": str(config.seed),
         **_file("weights", folder.weights),
     }
-    if config.prior is not None:
-        provenance["prior"] = _described(config.prior)
+    parts = {"prior": config.prior, "downsampler": config.downsampler}
+    provenance |= {kind: _described(part) for kind, part in parts.items() if part}
     return Subject(text, model, build(classes), classes, provenance, [])
 
 
@@ -187,22 +188,20 @@ def _from_program(text: str, shape: Shape) -> Subject:
 
 def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subject:
     said, has_weights, file = text.partition("@")
-    model_call, prior_call = _calls(text, said)
+    model_call, parts = _calls(text, said)
 
     def initial(classes: int) -> nn.Module:
         torch.manual_seed(seed)
-        prior = catalog.entry("prior", prior_call.name)(**prior_call.args) if prior_call else None
-        network: nn.Module = catalog.entry("model", model_call.name)(shape, classes, prior, **model_call.args)
-        for name, values in zip(("mean", "std"), getattr(network, "statistics", ()), strict=False):
-            _normalise(network, name, values if len(values) == shape[0] else [sum(values) / len(values)])
-        return network
+        model = assembled(model_call, parts.get("prior"), parts.get("downsampler"), shape, classes)
+        for name, values in zip(("mean", "std"), getattr(model, "statistics", ()), strict=False):
+            _normalise(model, name, values if len(values) == shape[0] else [sum(values) / len(values)])
+        return model
 
     build = partial(_built, text, initial)
     provenance, notices = {"architecture": _described(model_call), "seed": str(seed)}, []
     if model_call.name in LIBRARIES:
         provenance[model_call.name] = metadata.version(model_call.name)
-    if prior_call:
-        provenance["prior"] = _described(prior_call)
+    provenance |= {kind: _described(part) for kind, part in parts.items()}
     if has_weights:
         path = Path(file).expanduser()
         model, classes = fitted(text, build, read_weights(path), classes)
@@ -213,8 +212,8 @@ def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subj
     return Subject(text, model, build(classes), classes, provenance, notices)
 
 
-def _calls(text: str, said: str) -> tuple[Call, Call | None]:
-    """The model and its prior, looked up and checked as a study's would be."""
+def _calls(text: str, said: str) -> tuple[Call, dict[str, Call]]:
+    """The model and its parts by kind, looked up and checked as a study's would be."""
     name, arguments = parsed(said, text)
     if name not in catalog.names("model"):
         library, _, architecture = name.rpartition("/")
@@ -225,13 +224,17 @@ def _calls(text: str, said: str) -> tuple[Call, Call | None]:
             known = [*catalog.names("model"), "timm/NAME", "torchvision/NAME", "STUDY/NUMBER", "FILE.pt2"]
             raise UserError(catalog.unknown("model", name, known))
         name, arguments = library, {**arguments, "architecture": architecture}
-    priors = catalog.describe("model", name).constants["PRIORS"]
-    chosen = arguments.pop("prior", priors[0] if priors else None)
-    of_prior = {key.removeprefix("prior."): arguments.pop(key) for key in list(arguments) if key.startswith("prior.")}
-    if chosen not in (priors or [None]) or (of_prior and not priors):
-        raise UserError(f"{text}: {name} takes {', '.join(priors) or 'no prior'}, but got prior {chosen or of_prior!r}")
-    model = checked_call("model", name, arguments, text)
-    return model, checked_call("prior", chosen, of_prior, f"{text}: prior") if chosen else None
+    parts = {}
+    for kind in ("prior", "downsampler"):
+        known = catalog.parts(name, kind)
+        chosen = arguments.pop(kind, known[0] if known else None)
+        own = {key.partition(".")[2]: arguments.pop(key) for key in list(arguments) if key.startswith(f"{kind}.")}
+        if chosen not in known and (chosen or own):
+            fits = ", ".join(known) or f"no {kind}"
+            raise UserError(f"{text}: {name} takes {fits}, but got {kind} {chosen or own!r}")
+        if chosen:
+            parts[kind] = checked_call(kind, chosen, own, f"{text}: {kind}")
+    return checked_call("model", name, arguments, text), parts
 
 
 def _built(text: str, build: Build, classes: int) -> nn.Module:

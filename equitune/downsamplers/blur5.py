@@ -1,0 +1,12 @@
+"""BlurPool with the filter [1, 4, 6, 4, 1]: a low-pass filter, then every second value (1904.11486).
+
+It commutes with quarter turns and flips on maps of odd side alone.
+"""
+
+from typing import Literal
+
+from equitune.downsamplers._blur import Blur
+
+
+def build(*, padding: Literal["reflect", "circular"] = "reflect") -> Blur:
+    return Blur(taps=5, padding=padding)

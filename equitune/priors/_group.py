@@ -1,0 +1,194 @@
+"""What the priors with a group share: convolutions of regular features by one conv2d with expanded filters.
+
+Maps are (B, C, G, H, W), their entries the group's elements g = R^r F^m in the order 4 m + r (`groups/layout.py`).
+Cohen and Welling, 1602.07576:
+
+    (L_g psi)(h, u) = psi(g^-1 h, g^-1 u),    out[o, g] = sum_i,h x[i, h] * (L_g psi[o, i, h])
+
+with one h where images are lifted to the group.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equitune.errors import Infeasible
+from equitune.groups._axis import ENTRIES
+from equitune.groups.d4 import Turn
+from equitune.groups.layout import Axis, Grid
+from equitune.priors.local import PAD_MODE
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model asks a layer to be."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    padding: int
+    bias: bool
+    lifts: bool  # images (B, C, H, W) to maps
+    pad_mode: str = "constant"
+
+
+class GroupPrior:
+    """A prior whose maps are regular features of a group: one kind of layer, used for lifting and for all others."""
+
+    def __init__(self, axis: Axis, layer: Callable[[Axis, Shape], nn.Module], head: str, padding: str) -> None:
+        self.axis: Axis = axis
+        self._layer, self._head, self._padding = layer, head, padding
+
+    def lift(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        return self._built(Shape(inputs, outputs, kernel, stride, padding, bias, True, PAD_MODE[self._padding]), side)
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        side: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+    ) -> nn.Module:
+        return self._built(Shape(inputs, outputs, kernel, stride, padding, bias, False, PAD_MODE[self._padding]), side)
+
+    def norm(self, channels: int) -> nn.Module:
+        return nn.BatchNorm3d(channels)
+
+    def head(self, channels: int) -> tuple[nn.Module, int]:
+        return CosetPool(self._head), channels * (ENTRIES[self.axis] if self._head == "flatten" else 1)
+
+    def _built(self, shape: Shape, side: int) -> nn.Module:
+        if shape.padding >= side and self._padding == "reflect":
+            raise Infeasible(f"reflect padding of {shape.padding} needs a map larger than {side} x {side}")
+        return self._layer(self.axis, shape)
+
+
+class CosetPool(nn.Module):
+    """Pooled maps (B, C, G) -> (B, C), invariant; or, with `flatten`, (B, C * G), which is not."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if self.kind == "flatten":
+            return pooled.flatten(1)
+        return pooled.amax(2) if self.kind == "max" else pooled.mean(2)
+
+
+class ExpandedConv(nn.Module, ABC):
+    """A convolution of maps whose filters are computed from fewer weights.
+
+    Maps (B, inputs, G, H, W), or images (B, inputs, H, W) where it lifts -> maps (B, outputs, G, H', W').
+
+    Attributes:
+        bias: (outputs,), shared over G; or None.
+    """
+
+    def __init__(self, axis: Axis, shape: Shape) -> None:
+        super().__init__()
+        self.axis, self.entries, self.entries_in = axis, ENTRIES[axis], 1 if shape.lifts else ENTRIES[axis]
+        self.kernel_size, self.stride, self.padding = shape.kernel, shape.stride, shape.padding
+        self.pad_mode, self.groups = shape.pad_mode, 1
+        # The initialisation of 2308.11316's released networks: the fan-in leaves out the group.
+        self.bound = (shape.inputs * shape.kernel**2) ** -0.5
+        self.bias = nn.Parameter(self.uniform(shape.outputs)) if shape.bias else None
+        self._kept: tuple[list[object], Tensor] | None = None
+
+    @abstractmethod
+    def expand(self) -> Tensor:
+        """The filters (outputs * G, inputs * G_in, k, k)."""
+
+    def uniform(self, *sizes: int) -> Tensor:
+        """Initial weights, U(-b, b) with b = 1 / sqrt(inputs k^2)."""
+        return torch.empty(sizes).uniform_(-self.bound, self.bound)
+
+    def filters(self) -> Tensor:
+        """What `expand` gives; in evaluation it is kept for as long as the weights are the same."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.expand()
+        state = [_state(tensor) for tensor in (*self.parameters(), *self.buffers())]
+        if self._kept is None or self._kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # else they could not be used outside that mode
+                self._kept = state, self.expand()
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> "ExpandedConv":
+        self._kept = None
+        return super().train(mode)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = maps.flatten(1, 2) if maps.ndim == 5 else maps
+        padding = self.padding
+        if self.pad_mode != "constant" and padding:
+            maps, padding = functional.pad(maps, (padding,) * 4, mode=self.pad_mode), 0
+        bias = None if self.bias is None else self.bias[:, None].expand(-1, self.entries).flatten()
+        out = functional.conv2d(maps, self.filters(), bias, self.stride, padding, groups=self.groups)
+        return torch.unflatten(out, 1, (-1, self.entries))
+
+
+class GroupConv(ExpandedConv):
+    """The group convolution, of p4 with an axis c4 and of p4m with d4; its lifting convolution where it lifts.
+
+    Attributes:
+        psi: (outputs, inputs, G_in, k, k).
+    """
+
+    sources: Tensor
+
+    def __init__(self, axis: Axis, shape: Shape) -> None:
+        super().__init__(axis, shape)
+        self.psi = nn.Parameter(self.uniform(shape.outputs, shape.inputs, self.entries_in, shape.kernel, shape.kernel))
+        self.register_buffer("sources", sources(axis, self.entries_in, shape.kernel), persistent=False)
+
+    def expand(self) -> Tensor:
+        return joined(moved(self.psi, self.sources))
+
+
+def elements(axis: Axis) -> list[Turn]:
+    """The group in the order of its axis."""
+    return [Turn(entry % 4, entry >= 4) for entry in range(ENTRIES[axis])]
+
+
+def sources(axis: Axis, entries_in: int, kernel: int) -> Tensor:
+    """For each g, from where within (G_in, k, k) the values of L_g psi come: (G, G_in * k * k)."""
+    places = torch.arange(entries_in * kernel**2).view(1, 1, entries_in, kernel, kernel)
+    layout = Grid(1, axis=axis if entries_in > 1 else "none")
+    return torch.stack([g.on_features(places, layout).flatten() for g in elements(axis)])
+
+
+def moved(psi: Tensor, sources: Tensor) -> Tensor:
+    """L_g psi for each g: (outputs, inputs, G_in, k, k) -> (outputs, G, inputs, G_in, k, k)."""
+    # By index_select: its backward pass is three times faster than that of an index of two axes.
+    flat = psi.flatten(2).index_select(2, sources.flatten())
+    return torch.unflatten(flat, 2, (len(sources), *psi.shape[2:])).transpose(1, 2)
+
+
+def joined(filters: Tensor) -> Tensor:
+    """(outputs, G, inputs, G_in, k, k) -> the filters of one conv2d, (outputs * G, inputs * G_in, k, k)."""
+    return filters.flatten(0, 1).flatten(1, 2)
+
+
+def _state(tensor: Tensor) -> object:
+    """What changes when a tensor is written to, moved or replaced."""
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device

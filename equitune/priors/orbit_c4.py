@@ -1,0 +1,59 @@
+"""The orbit of quarter turns: plain kernels on four turned copies of the image, mixed by a cyclic convolution.
+
+Entry r of the group axis is computed from the image turned by -r quarters, so a quarter turn of the image rolls the
+axis and moves no plane: exact under quarter turns at every size and stride, with any kernel. `turns` copies are read by
+each; it multiplies the weights of `conv`, and 4 * `turns` its multiply-adds.
+"""
+
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equitune.groups.layout import Axis
+from equitune.priors._group import GroupPrior, Shape
+
+
+def build(
+    *,
+    turns: Annotated[int, Field(ge=1, le=4)] = 4,
+    head: Literal["max", "mean", "flatten"] = "max",
+    padding: Literal["zero", "circular", "reflect"] = "zero",
+) -> GroupPrior:
+    return GroupPrior("orbit_c4", partial(OrbitConv, turns=turns), head, padding)
+
+
+class OrbitConv(nn.Module):
+    """out[o, r] = sum_i,d x[i, r + d mod 4] * psi[o, i, d], d < turns.
+
+    Where it lifts, x[i, r] is the image turned by -r quarters, and d = 0.
+
+    Maps (B, inputs, 4, H, W), or square images (B, inputs, H, W) -> maps (B, outputs, 4, H', W').
+
+    Attributes:
+        psi: (outputs, inputs, turns, k, k).
+        bias: (outputs,), or None.
+    """
+
+    def __init__(self, axis: Axis, shape: Shape, turns: int) -> None:
+        super().__init__()
+        self.lifts, self.turns = shape.lifts, 1 if shape.lifts else turns
+        # Not `stride` and `kernel_size`: whether windows lie evenly says nothing about planes that do not turn.
+        self.step, self.border, self.pad_mode = shape.stride, shape.padding, shape.pad_mode
+        bound = (shape.inputs * shape.kernel**2) ** -0.5  # as the other priors with a group
+        sizes = (shape.outputs, shape.inputs, self.turns, shape.kernel, shape.kernel)
+        self.psi = nn.Parameter(torch.empty(sizes).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(shape.outputs).uniform_(-bound, bound)) if shape.bias else None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.lifts:
+            maps = torch.stack([maps.rot90(-turn, (2, 3)) for turn in range(4)], 2)
+        if self.turns > 1:
+            maps = torch.cat([maps, maps[:, :, : self.turns - 1]], 2)
+        border = self.border
+        if self.pad_mode != "constant" and border:
+            maps, border = functional.pad(maps, (border,) * 4 + (0, 0), mode=self.pad_mode), 0
+        return functional.conv3d(maps, self.psi, self.bias, (1, self.step, self.step), (0, border, border))
