@@ -150,7 +150,7 @@ def _layers_table(measure: str, rows: list[dict[str, Any]]) -> Table:
     headings = HEADINGS[measure]
     table = _table(["layer", "stride", *headings.values()])
     for row in rows:
-        cells = [_number(row.get(key), 3) if key != "interval" else _row_interval(row) for key in headings]
+        cells = [_short(row.get(key)) if key != "interval" else _row_interval(row) for key in headings]
         table.add_row(row["layer"], str(row["stride"]), *cells)
     return table
 
@@ -162,7 +162,7 @@ def _row_interval(row: dict[str, Any]) -> str:
     if row.get("verdict", "not exact") != "not exact":
         return str(row["verdict"])
     low, high = (row.get(f"{HEADLINE[row['measure']]}_{end}") for end in ("low", "high"))
-    return "" if low is None or high is None else f"{_number(low, 3)}–{_number(high, 3)}"
+    return "" if low is None or high is None else f"{_short(low)}–{_short(high)}"
 
 
 def _reasons(model: MeasuredModel) -> Iterator[str]:
@@ -190,6 +190,11 @@ def _number(value: float | None, digits: int = 4, sign: str = "") -> str:
         return "–"
     is_tiny = value != 0 and abs(value) < 10.0**-digits
     return f"{value:{sign}.1e}" if is_tiny else f"{value:{sign}.{digits}f}"
+
+
+def _short(value: float | None) -> str:
+    """For a table with many columns: near 0 a digit more."""
+    return _number(value, 3 if value is None or abs(value) >= 0.01 else 4)
 
 
 def _interval(of: Measurement | Difference, sign: str = "") -> str:
