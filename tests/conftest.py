@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from equitune.datasets._splits import Splits, load_splits
+from equitune.records.folder import StudyFolder, write_json
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import DataConfig, TrialConfig
 from equitune.trial.build import DeviceData, to_device
-from equitune.trial.run import make_deterministic
+from equitune.trial.run import make_deterministic, run_trial
 
 SMALL_STUDY = """\
 study: small
@@ -62,6 +63,20 @@ def small_splits() -> Splits:
 @pytest.fixture(scope="session")
 def small_data(small_splits: Splits) -> DeviceData:
     return to_device(small_splits, "cpu")
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory, small_data: DeviceData) -> Path:
+    """A root with a study, `small`, of two trials that were trained for an epoch; nobody writes there."""
+    root = tmp_path_factory.mktemp("recorded")
+    (root / "small.yaml").write_text(SMALL_STUDY.replace("epochs: 2", "epochs: 1"), encoding="utf-8")
+    spec, folder = load_study(root / "small.yaml"), StudyFolder(root / "small")
+    write_json(folder.study, {"study": spec.study})
+    for number, end in enumerate((0, -1)):
+        config = spec.suggest(number, lambda name, distribution, end=end: distribution.bounds[end])  # type: ignore[misc]
+        write_json(folder.trial(number).config, config.to_json())
+        assert run_trial(config, small_data, folder=folder.trial(number)).state == "COMPLETE"
+    return root
 
 
 @pytest.fixture

@@ -85,16 +85,24 @@ class Estimate:
     def _weighted(estimates: Sequence["Estimate"], weights: list[float]) -> "Estimate":
         if len(estimates) == 1 and weights == [1.0]:
             return estimates[0]
-        widths = [estimate.sums_Kk.shape[1] for estimate in estimates]
+        distinct: list[Tensor] = []  # the same sums stand once: a statistic differs from itself by exactly nothing
+        places = []
+        for estimate in estimates:
+            same = (place for place, sums in enumerate(distinct) if torch.equal(sums, estimate.sums_Kk))
+            places.append(next(same, len(distinct)))
+            if places[-1] == len(distinct):
+                distinct.append(estimate.sums_Kk)
+        widths = [sums.shape[1] for sums in distinct]
 
         def function(sums: Tensor) -> Tensor:
-            parts = zip(weights, estimates, torch.split(sums, widths, dim=-1), strict=True)
-            return torch.stack([weight * estimate.function(part) for weight, estimate, part in parts]).sum(0)
+            parts = torch.split(sums, widths, dim=-1)
+            terms = zip(weights, estimates, places, strict=True)
+            return torch.stack([weight * estimate.function(parts[place]) for weight, estimate, place in terms]).sum(0)
 
         return Estimate(
             math.fsum(weight * estimate.value for weight, estimate in zip(weights, estimates, strict=True)),
             torch.stack([estimate.influence_K for estimate in estimates], 1) @ torch.tensor(weights).double(),
-            torch.cat([estimate.sums_Kk for estimate in estimates], 1),
+            torch.cat(distinct, 1),
             function,
         )
 

@@ -1,6 +1,7 @@
 """How far a long measurement has come: shown as it goes, kept in a file, and gone on from."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,8 +30,8 @@ class FileJournal:
     def find(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         try:
             with safe_open(self._path(stage), framework="pt") as file:
-                done = int(file.metadata()["done"])
-                return done, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                said = file.metadata()
+                return int(said["done"]), {name: file.get_tensor(name) for name in json.loads(said["names"])}
         except (OSError, SafetensorError):
             return None  # there is none, or it is torn
 
@@ -41,7 +42,8 @@ class FileJournal:
         begun = time.monotonic()
         if is_last or begun - self._written > self._pause_s:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in state().items()}
-            write_whole(self._path(stage), save(tensors, {"done": str(done)}))
+            said = {"done": str(done), "names": json.dumps(list(tensors))}  # in their order, which the format forgets
+            write_whole(self._path(stage), save(tensors, said))
             self._written = time.monotonic()
             self._pause_s = max(PAUSE_S, REST * (self._written - begun))
 
