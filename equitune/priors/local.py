@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equitune.groups.grid import Symmetry
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior
 
@@ -52,6 +53,10 @@ class LocalConv2d(nn.Module):
         bound = fan_in**-0.5  # as torch initialises a convolution of the same fan-in
         self.weight = nn.Parameter(torch.empty(self.side**2, outputs, fan_in).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs, self.side**2).uniform_(-bound, bound)) if bias else None
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry."""
+        return "it has a kernel of its own at each position"
 
     def forward(self, images: Tensor) -> Tensor:
         if self.padding:
