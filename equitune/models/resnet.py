@@ -16,7 +16,19 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local", "p4", "p4m", "separable_p4", "orbit_c4", "relaxed_p4"]
+PRIORS = [
+    "conv",
+    "local",
+    "p4",
+    "p4m",
+    "separable_p4",
+    "orbit_c4",
+    "relaxed_p4",
+    "partial_p4",
+    "lambda_sym",
+    "mixed_group",
+    "softeq",
+]
 DOWNSAMPLERS = ["stride", "pool2", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.errors import Infeasible
 from equitune.groups._axis import ENTRIES
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis, Grid
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE
 
 
@@ -77,8 +77,7 @@ class GroupPrior:
         return CosetPool(self._head), channels * (ENTRIES[self.axis] if self._head == "flatten" else 1)
 
     def _built(self, shape: Shape, side: int) -> nn.Module:
-        if shape.padding >= side and self._padding == "reflect":
-            raise Infeasible(f"reflect padding of {shape.padding} needs a map larger than {side} x {side}")
+        check_padding(self._padding, shape.padding, side)
         return self._layer(self.axis, shape)
 
 
@@ -107,6 +106,7 @@ class ExpandedConv(nn.Module, ABC):
     def __init__(self, axis: Axis, shape: Shape) -> None:
         super().__init__()
         self.axis, self.entries, self.entries_in = axis, ENTRIES[axis], 1 if shape.lifts else ENTRIES[axis]
+        self.inputs, self.outputs = shape.inputs, shape.outputs
         self.kernel_size, self.stride, self.padding = shape.kernel, shape.stride, shape.padding
         self.pad_mode, self.groups = shape.pad_mode, 1
         # The initialisation of 2308.11316's released networks: the fan-in leaves out the group.
@@ -131,6 +131,17 @@ class ExpandedConv(nn.Module, ABC):
             with torch.inference_mode(False), torch.no_grad():  # else they could not be used outside that mode
                 self._kept = state, self.expand()
         return self._kept[1]
+
+    def amount(self) -> float:
+        """|W - Pi W| / |W|, Pi the mean of g W over the group: how much of the filters breaks the symmetry.
+
+        0 a group convolution; sqrt(1 - 1 / |G|) expected of independent weights; 1 nothing but what breaks it.
+        """
+        with torch.no_grad():
+            filters = self.expand().view(-1, self.entries, self.inputs, self.entries_in, *[self.kernel_size] * 2)
+            W = filters.transpose(1, 2).flatten(2)  # (outputs, inputs, G * G_in * k * k)
+            broken = W - torch.stack([W[..., source] for source in regular_sources(self)]).mean(0)
+            return float(broken.norm() / W.norm())
 
     def train(self, mode: bool = True) -> "ExpandedConv":
         self._kept = None
@@ -174,6 +185,23 @@ def sources(axis: Axis, entries_in: int, kernel: int) -> Tensor:
     places = torch.arange(entries_in * kernel**2).view(1, 1, entries_in, kernel, kernel)
     layout = Grid(1, axis=axis if entries_in > 1 else "none")
     return torch.stack([g.on_features(places, layout).flatten() for g in elements(axis)])
+
+
+def regular_sources(layer: ExpandedConv) -> Tensor:
+    """The same for whole filters, (g W)[h', h, u] = W[g^-1 h', g^-1 h, g^-1 u]: (G, G * G_in * k * k)."""
+    entries, entries_in, kernel = layer.entries, layer.entries_in, layer.kernel_size
+    device = next(layer.parameters()).device
+    places = torch.arange(entries * entries_in * kernel**2, device=device).view(1, entries, entries_in, kernel, kernel)
+    within, across = Grid(1, axis=layer.axis if entries_in > 1 else "none"), Grid(1, axis=layer.axis)
+    return torch.stack(
+        [
+            g.on_features(g.on_features(places, within).flatten(2).transpose(1, 2)[..., None, None], across)
+            .flatten(2)
+            .transpose(1, 2)
+            .flatten()
+            for g in elements(layer.axis)
+        ]
+    )
 
 
 def moved(psi: Tensor, sources: Tensor) -> Tensor:
