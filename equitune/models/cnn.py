@@ -14,7 +14,7 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local"]
+PRIORS = ["conv", "local", "fc", "nonstationary", "nonstationary_exact", "rpp", "ceconv"]
 
 
 def build(
@@ -35,7 +35,7 @@ class CNN(nn.Module):
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {}
-        self.normalise = Normalise(channels)
+        self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.convs = nn.ModuleList()
         for index in range(6):
             layer = prior.lift if index == 0 else prior.conv

@@ -14,7 +14,7 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local"]
+PRIORS = ["conv", "local", "fc", "nonstationary", "nonstationary_exact", "rpp", "ceconv"]
 
 
 def build(
@@ -37,7 +37,7 @@ class ResNet(nn.Module):
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {"stem": Grid(1, axis=prior.axis)}
-        self.normalise = Normalise(channels)
+        self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.stem = prior.lift(channels, width, 3, side=side, padding=1)
         stages: list[nn.Sequential] = []
         inputs, total_stride = width, 1
