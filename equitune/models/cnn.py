@@ -27,6 +27,11 @@ PRIORS = [
     "lambda_sym",
     "mixed_group",
     "softeq",
+    "fc",
+    "nonstationary",
+    "nonstationary_exact",
+    "rpp",
+    "ceconv",
 ]
 DOWNSAMPLERS = ["pool2", "stride", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
 
@@ -59,7 +64,7 @@ class CNN(nn.Module):
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {}
-        self.normalise = Normalise(channels)
+        self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.convs = nn.ModuleList()
         total_stride = 1
         for index in range(6):

@@ -4,6 +4,7 @@ No weight is shared, so equivariance to translation must be learned. H * W times
 number of multiply-adds. With all kernels tied it equals `conv`.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -59,10 +60,20 @@ class LocalConv2d(nn.Module):
         return "it has a kernel of its own at each position"
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.padding:
-            images = functional.pad(images, (self.padding,) * 4, mode=self.pad_mode)
-        patches = functional.unfold(images, self.kernel, stride=self.stride)  # (B, fan_in, positions)
-        out = torch.bmm(patches.permute(2, 0, 1), self.weight.transpose(1, 2)).permute(1, 2, 0)
-        if self.bias is not None:
-            out = out + self.bias
-        return out.reshape(*out.shape[:2], self.side, self.side)
+        maps = convolve_locally(images, self.weight, self.kernel, self.stride, self.padding, self.pad_mode)
+        return maps if self.bias is None else maps + self.bias.view(-1, self.side, self.side)
+
+
+def convolve_locally(
+    images: Tensor, weight_POF: Tensor, kernel: int, stride: int, padding: int, pad_mode: str
+) -> Tensor:
+    """Images (B, C, H, W) under a kernel for each of the P positions of a square map: (B, O, H', W').
+
+    The F weights of a kernel are in the order of torch's unfold: channel, row, column.
+    """
+    if padding:
+        images = functional.pad(images, (padding,) * 4, mode=pad_mode)
+    patches = functional.unfold(images, kernel, stride=stride)  # (B, F, P)
+    out = torch.bmm(patches.permute(2, 0, 1), weight_POF.transpose(1, 2)).permute(1, 2, 0)
+    side = math.isqrt(out.shape[2])
+    return out.reshape(*out.shape[:2], side, side)
