@@ -148,10 +148,7 @@ class ExpandedConv(nn.Module, ABC):
         return super().train(mode)
 
     def forward(self, maps: Tensor) -> Tensor:
-        maps = maps.flatten(1, 2) if maps.ndim == 5 else maps
-        padding = self.padding
-        if self.pad_mode != "constant" and padding:
-            maps, padding = functional.pad(maps, (padding,) * 4, mode=self.pad_mode), 0
+        maps, padding = padded(maps.flatten(1, 2) if maps.ndim == 5 else maps, self.padding, self.pad_mode)
         bias = None if self.bias is None else self.bias[:, None].expand(-1, self.entries).flatten()
         out = functional.conv2d(maps, self.filters(), bias, self.stride, padding, groups=self.groups)
         return torch.unflatten(out, 1, (-1, self.entries))
@@ -209,6 +206,14 @@ def moved(psi: Tensor, sources: Tensor) -> Tensor:
     # By index_select: its backward pass is three times faster than that of an index of two axes.
     flat = psi.flatten(2).index_select(2, sources.flatten())
     return torch.unflatten(flat, 2, (len(sources), *psi.shape[2:])).transpose(1, 2)
+
+
+def padded(maps: Tensor, padding: int, mode: str) -> tuple[Tensor, int]:
+    """Rows and columns padded with what is not zero, and the zero padding that is left to a convolution."""
+    if mode == "constant" or not padding:
+        return maps, padding
+    sides = (padding,) * 4 + (0, 0) * (maps.ndim - 4)
+    return functional.pad(maps, sides, mode=mode), 0
 
 
 def joined(filters: Tensor) -> Tensor:
