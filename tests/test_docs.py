@@ -68,7 +68,7 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
         path = tmp_path / text.splitlines()[0].removeprefix("# ")
         path.write_text(text.split("\n", 1)[1])
         added.append(path.stem)
-    assert len(added) == 6
+    assert len(added) == 7
     (changes,) = blocks(DOCS / "adding.md", "diff")
     for name, change in re.findall(r"# (\S+)\n((?:[-+ ].*\n)+)", changes):
         path = tmp_path / name
