@@ -278,6 +278,32 @@ def test_amounts_are_learned_where_asked_for_and_never_decay(prior: str, names: 
 
 
 @pytest.mark.parametrize(
+    ("prior", "args"),
+    [
+        ("nonstationary", {"w2": 0.1, "learn": True}),
+        ("nonstationary_exact", {"w2": 0.1, "learn": True}),
+        ("rpp", {"a": 1.0}),
+    ],
+)
+def test_the_learned_amount_goes_where_the_data_lead(prior: str, args: dict[str, object]) -> None:
+    teacher, ramp = layer_of("conv", 8), torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+
+    def learned(weight: Tensor) -> float:
+        """The amount after learning a convolution whose output is weighed by its place."""
+        student, x = layer_of(prior, 8, **args), torch.randn(64, 2, 8, 8, dtype=torch.float64)
+        assert student.amount() > 0.15
+        optimizer = build_optimizer(student, TrainingConfig(lr=0.02))
+        for _ in range(150):
+            optimizer.zero_grad()
+            (student(x) - teacher(x).detach() * weight).square().mean().backward()
+            optimizer.step()
+        return student.amount()
+
+    assert learned(torch.ones_like(ramp)) < 0.2  # strict is enough
+    assert learned(ramp) > 0.8
+
+
+@pytest.mark.parametrize(
     ("prior", "strict", "free"),
     [
         ("nonstationary", {"w2": 0.0}, {"w2": 0.3}),

@@ -90,8 +90,9 @@ class NonStationaryConv2d(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.padding:
             images = functional.pad(images, (self.padding,) * 4, mode=self.pad_mode)
-        every = functional.conv2d(images, self.weight.flatten(0, 1), stride=self.stride)
-        maps = (every.view(len(every), *self.weight.shape[:2], *every.shape[2:]) * self.waves()[:, None]).sum(1)
+        maps = torch.zeros((), dtype=images.dtype, device=images.device)
+        for kernel, wave in zip(self.weight, self.waves(), strict=True):  # faster than one convolution of all kernels
+            maps = torch.addcmul(maps, functional.conv2d(images, kernel, stride=self.stride), wave)
         return maps if self.bias is None else maps + self.bias[:, None, None]
 
     def amount(self) -> float:
