@@ -377,7 +377,7 @@ def test_a_colour_network_commutes_with_the_exchange_of_colours(model: str) -> N
 
     for args in ({}, {"head": "mean"}, {"separable": True}):
         assert max(found("ceconv", **args)) < EXACT
-    inner, outer = found("ceconv", head="flat")
+    inner, outer = found("ceconv", head="flatten")
     assert inner < EXACT
     assert outer > 1e-3
     assert found("conv")[0] > 1e-2
@@ -451,6 +451,14 @@ def test_heads_that_form_no_square_are_refused() -> None:
         catalog.entry("model", "vit")((1, 16, 16), 10, catalog.entry("prior", "gpsa")(), width=16, heads=2)
     with pytest.raises(Infeasible, match="width 18 is not divisible by 4 heads"):
         catalog.entry("model", "vit")((1, 16, 16), 10, catalog.entry("prior", "gpsa")(), width=18, heads=4)
+
+
+@pytest.mark.parametrize("prior", ["local", "nonstationary", "nonstationary_exact", "rpp", "ceconv"])
+def test_reflection_needs_pixels_to_reflect(prior: str) -> None:
+    made = catalog.entry("prior", prior)(padding="reflect")
+    made.conv(2, 2, 3, side=2, padding=1)
+    with pytest.raises(Infeasible, match="reflect padding of 1 needs a map larger than 1 x 1"):
+        made.conv(2, 2, 3, side=1, padding=1)
 
 
 # Memory format.

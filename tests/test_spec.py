@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from equitune import catalog
 from equitune.errors import UserError
 from equitune.spec import load
 from equitune.spec.load import load_study
@@ -124,7 +125,7 @@ speed: high
     assert found == [
         "4:3 model.width: low <= high must hold, but got low=64, high=8",
         "5:3 model.widht: unknown name 'widht': did you mean 'width'? known: depth, width",
-        "6:28 prior.choose.p5: unknown prior 'p5': known: attention, ceconv, conv, fc, gpsa, local, nonstationary, nonstationary_exact, rpp",
+        f"6:28 prior.choose.p5: unknown prior 'p5': known: {', '.join(catalog.names('prior'))}",
         "8:35 augmentation.translate.max_px.float.1: must be a finite number, but got nan",
         "9:33 augmentation.rotate.max_deg.float.1: must be <= 180.0, but got 720.0",
         "10:12 training.epochs: must be a whole number, but got 6.5",

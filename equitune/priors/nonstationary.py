@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior, places, position_dependence
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE
 
 
@@ -38,6 +39,7 @@ class NonStationary(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         layer = NonStationaryConv2d(
             inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding], self.w2, self.terms
         )

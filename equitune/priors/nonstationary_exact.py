@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior, places, position_dependence
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE, convolve_locally
 
 FREQUENCIES = 16
@@ -41,6 +42,7 @@ class NonStationaryExact(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         layer = KernelFieldConv2d(
             inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding], self.w1, self.w2
         )
