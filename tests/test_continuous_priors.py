@@ -278,6 +278,32 @@ def test_amounts_are_learned_where_asked_for_and_never_decay(prior: str, names: 
 
 
 @pytest.mark.parametrize(
+    ("prior", "args"),
+    [
+        ("nonstationary", {"w2": 0.1, "learn": True}),
+        ("nonstationary_exact", {"w2": 0.1, "learn": True}),
+        ("rpp", {"a": 1.0}),
+    ],
+)
+def test_the_learned_amount_goes_where_the_data_lead(prior: str, args: dict[str, object]) -> None:
+    teacher, ramp = layer_of("conv", 8), torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+
+    def learned(weight: Tensor) -> float:
+        """The amount after learning a convolution whose output is weighed by its place."""
+        student, x = layer_of(prior, 8, **args), torch.randn(64, 2, 8, 8, dtype=torch.float64)
+        assert student.amount() > 0.15
+        optimizer = build_optimizer(student, TrainingConfig(lr=0.02))
+        for _ in range(150):
+            optimizer.zero_grad()
+            (student(x) - teacher(x).detach() * weight).square().mean().backward()
+            optimizer.step()
+        return student.amount()
+
+    assert learned(torch.ones_like(ramp)) < 0.2  # strict is enough
+    assert learned(ramp) > 0.8
+
+
+@pytest.mark.parametrize(
     ("prior", "strict", "free"),
     [
         ("nonstationary", {"w2": 0.0}, {"w2": 0.3}),
@@ -351,7 +377,7 @@ def test_a_colour_network_commutes_with_the_exchange_of_colours(model: str) -> N
 
     for args in ({}, {"head": "mean"}, {"separable": True}):
         assert max(found("ceconv", **args)) < EXACT
-    inner, outer = found("ceconv", head="flat")
+    inner, outer = found("ceconv", head="flatten")
     assert inner < EXACT
     assert outer > 1e-3
     assert found("conv")[0] > 1e-2
@@ -425,6 +451,14 @@ def test_heads_that_form_no_square_are_refused() -> None:
         catalog.entry("model", "vit")((1, 16, 16), 10, catalog.entry("prior", "gpsa")(), width=16, heads=2)
     with pytest.raises(Infeasible, match="width 18 is not divisible by 4 heads"):
         catalog.entry("model", "vit")((1, 16, 16), 10, catalog.entry("prior", "gpsa")(), width=18, heads=4)
+
+
+@pytest.mark.parametrize("prior", ["local", "nonstationary", "nonstationary_exact", "rpp", "ceconv"])
+def test_reflection_needs_pixels_to_reflect(prior: str) -> None:
+    made = catalog.entry("prior", prior)(padding="reflect")
+    made.conv(2, 2, 3, side=2, padding=1)
+    with pytest.raises(Infeasible, match="reflect padding of 1 needs a map larger than 1 x 1"):
+        made.conv(2, 2, 3, side=1, padding=1)
 
 
 # Memory format.

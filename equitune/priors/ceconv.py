@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.layout import Axis
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE
 
 HUES = 3
@@ -22,14 +23,14 @@ HUES = 3
 def build(
     *,
     separable: bool = False,
-    head: Literal["max", "mean", "flat"] = "max",
+    head: Literal["max", "mean", "flatten"] = "max",
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "CEConv":
     return CEConv(separable, head, padding)
 
 
 class CEConv:
-    """The layers of a network that commutes with turns of hue by 120 degrees; `head: flat` ends this at the scores."""
+    """The layers of a network that commutes with turns of hue by 120 degrees; with `head: flatten`, not its scores."""
 
     axis: Axis = "hue"
 
@@ -49,6 +50,7 @@ class CEConv:
     ) -> nn.Module:
         if inputs != HUES:
             raise Infeasible(f"ceconv turns the hue of images with 3 channels, but got {inputs}")
+        check_padding(self.padding, padding, side)
         colours = HueConv2d(1, outputs, kernel, stride, padding, bias, PAD_MODE[self.padding], is_separable=False)
         return nn.Sequential(nn.Unflatten(1, (1, HUES)), colours)  # the three colours are an axis of hues already
 
@@ -63,6 +65,7 @@ class CEConv:
         padding: int = 0,
         bias: bool = False,
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         return HueConv2d(
             inputs, outputs, kernel, stride, padding, bias, PAD_MODE[self.padding], is_separable=self.separable
         )
@@ -71,7 +74,7 @@ class CEConv:
         return nn.BatchNorm3d(channels)
 
     def head(self, channels: int) -> tuple[nn.Module, int]:
-        if self.pooling == "flat":
+        if self.pooling == "flatten":
             return nn.Flatten(), channels * HUES
         return HuePooling(self.pooling), channels
 

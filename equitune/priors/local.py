@@ -14,6 +14,7 @@ from torch.nn import functional
 from equitune.groups.grid import Symmetry
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior
+from equitune.priors.conv import check_padding
 
 PAD_MODE = {"zero": "constant", "circular": "circular", "reflect": "reflect"}
 
@@ -31,6 +32,7 @@ class Local(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         return LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding])
 
 

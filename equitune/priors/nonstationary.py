@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior, places, position_dependence
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE
 
 
@@ -38,6 +39,7 @@ class NonStationary(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         layer = NonStationaryConv2d(
             inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding], self.w2, self.terms
         )
@@ -90,8 +92,9 @@ class NonStationaryConv2d(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.padding:
             images = functional.pad(images, (self.padding,) * 4, mode=self.pad_mode)
-        every = functional.conv2d(images, self.weight.flatten(0, 1), stride=self.stride)
-        maps = (every.view(len(every), *self.weight.shape[:2], *every.shape[2:]) * self.waves()[:, None]).sum(1)
+        maps = torch.zeros((), dtype=images.dtype, device=images.device)
+        for kernel, wave in zip(self.weight, self.waves(), strict=True):  # faster than one convolution of all kernels
+            maps = torch.addcmul(maps, functional.conv2d(images, kernel, stride=self.stride), wave)
         return maps if self.bias is None else maps + self.bias[:, None, None]
 
     def amount(self) -> float:

@@ -2,9 +2,9 @@
 
 y(v) = sum_u k(u - v, v) x(u), k(a, v) = NN([phi(w1 a), phi(w2 v)]), phi(z) = [cos 2 pi B z, sin 2 pi B z], where B is
 random and a and v lie in [-1, 1]^2. w2 = 0 is a convolution; w1 = 0 weighs all that a kernel covers alike, so that one
-covering a closed map is strictly invariant; both large give any linear map. The multiply-adds of `conv`, and a table
-of kernels (positions, outputs, inputs, kernel, kernel) in memory. With `learn`, w1 and w2 are weights of each layer,
-without weight decay.
+covering a closed map is strictly invariant; both large give any linear map. The multiply-adds of `conv` and, once a
+batch, those of the network; the table of kernels (positions, outputs, inputs, kernel, kernel) lies in memory. With
+`learn`, w1 and w2 are weights of each layer, without weight decay.
 """
 
 import math
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior, places, position_dependence
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE, convolve_locally
 
 FREQUENCIES = 16
@@ -41,6 +42,7 @@ class NonStationaryExact(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         layer = KernelFieldConv2d(
             inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding], self.w1, self.w2
         )
