@@ -66,6 +66,7 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
         "measure": "lie_derivative",
         "group": "translation",
         "layer": "stem",
+        "depth": 1 / 3,
         "set": "shift y",
         "status": "ok",
         "n": 20,
@@ -74,12 +75,13 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
     }
     rows = [other] + [
         {
-            "measure": "equivariance", "group": "translation", "layer": layer, "set": name, "status": "ok", "n": 20, "correlation": 0.9,
+            "measure": "equivariance", "group": "translation", "layer": layer, "depth": depth / 3, "set": name,
+            "status": "ok", "n": 20, "correlation": 0.9,
             "correlation_stderr": 0.01, "correlation_chance": 0.2, "error": 0.1, "error_stderr": 0.01,
             "untrained_correlation": 0.5, "untrained_error": 0.4,
         }
         for name in ("lattice", "substride")
-        for layer in ("stem", "stages.0", "output")
+        for depth, layer in enumerate(("stem", "stages.0", "output"), 1)
     ]  # fmt: skip
     result = TrialResult(
         number=number,

@@ -100,7 +100,7 @@ def test_a_picture_has_a_panel_for_each_quantity_and_for_several_models_each_set
 def test_a_measurement_fits_a_terminal_and_says_which_layers_are_exact(tmp_path: Path) -> None:
     names = ("resnet:depth=8,width=2,prior.padding=circular", "resnet:depth=8,width=2")
     request = Request(models=names, data="digits:size=12", images=16, measures=("equivariance",))
-    several = text_of(Group(*lines(measure_models(request, root=tmp_path, folder=tmp_path))), 90)
+    several = text_of(Group(*lines(measure_models(request, root=tmp_path, folder=tmp_path))), 80)
     for metric in ("translation_error", "translation_invariance_correlation"):
         assert re.search(
             rf"^{metric} +[-\d.]+ +[-\d.]+ +[-+][\d.]+ +\[[-+][\d.]+, [-+][\d.]+\]$", several, re.MULTILINE
@@ -109,8 +109,8 @@ def test_a_measurement_fits_a_terminal_and_says_which_layers_are_exact(tmp_path:
     for name in names:
         alone = request.model_copy(update={"models": (name,)})
         text = text_of(Group(*lines(measure_models(alone, root=tmp_path, folder=tmp_path))), 80)
-        lattice = text[text.index("lattice set") : text.index("substride set")]
-        assert all(len(line) <= 80 for line in lattice.splitlines()[2:])
+        lattice = text[text.index("equivariance of translation, lattice") : text.index("translation, substride")]
+        assert all(len(line) <= 80 for line in lattice.splitlines())
         exact.append(re.findall(r"^(\S+) +\d +\S+ +exact ", lattice, re.MULTILINE))
     assert exact == [["stem", "stages.0.0", "stages.1.0", "stages.2.0", "last", "output"], []]
 

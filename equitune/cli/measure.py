@@ -77,7 +77,8 @@ def measure(
 
     MODEL is STUDY/NUMBER, a recorded trial; ARCHITECTURE[:KEY=VALUE,...][@WEIGHTS], such as
     timm/resnet18@resnet18.safetensors or resnet:depth=20,width=16@weights.pt; or an exported program, FILE.pt2.
-    --group, --measure and --layers may be repeated. The same command goes on where it was interrupted.
+    --group, --measure and --layers may be repeated. The same command goes on where it was interrupted. On the CPU one
+    thread computes, or as many as OMP_NUM_THREADS says.
     """
     from equitune.records.folder import studies_root
     from equitune.trial.compare import measure_models

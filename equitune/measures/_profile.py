@@ -26,6 +26,7 @@ class Profile:
     Attributes:
         statistics: `trained`, and `untrained` where there is such a control, -> statistics of pairs.
         fitted: with matched channels, their correlation on the images that they were fitted on.
+        total_stride: in pixels, the smallest shift under which every measured grid maps to itself.
     """
 
     group: str
@@ -34,6 +35,7 @@ class Profile:
     images: EvaluationSet
     statistics: Mapping[str, Mapping[Key, PairStatistics]]
     fitted: Mapping[Key, float]
+    total_stride: int
 
     def report(self, metrics: list[str]) -> Report:
         """The rows, and the metrics of these names: GROUP_QUANTITY, GROUP_SET_QUANTITY or GROUP_output_QUANTITY."""
@@ -184,12 +186,18 @@ class Profile:
             if problem := self.plan.problems.get((layer, name)):
                 return problem.status, f"{layer}: {problem}"  # type: ignore[return-value]
             if not self.plan.sets[name]:
-                return "undefined", f"{layer}: no {name} element exists for these strides and this size"
+                return "undefined", self._none_of(name)
             for summary in self._summaries([(layer, name)], stage):
                 status, reason = summary.status(quantity)
                 if status != "ok":
                     return status, f"{layer}: {reason}"
         return "ok", None
+
+    def _none_of(self, name: str) -> str:
+        """Why a set is empty, and what to do about it."""
+        stride, side = self.total_stride, self.images.pixels.shape[-1]
+        advice = "" if stride == 1 else ": measure layers of smaller strides" + ", or larger images" * (stride >= side)
+        return f"no {name} element exists for a total stride of {stride} px on images of {side} px{advice}"
 
     def _summaries(self, chosen: list[tuple[str, str]], stage: str) -> list[Summary]:
         return [

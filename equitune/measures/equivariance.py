@@ -11,6 +11,7 @@ grid with a stride. A metric of the network is the mean over a set and over the 
 its spatial depth; at the output, over all sets.
 """
 
+import math
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -116,4 +117,4 @@ def measure(
     else:
         statistics = {stage: compare(network, images, plan, stage=stage) for stage, network in networks.items()}
     names = [name.format(group=group) for name in METRICS] + list(GROUP_METRICS.get(group, {}))
-    return Profile(group, action, plan, images, statistics, fitted).report(names)
+    return Profile(group, action, plan, images, statistics, fitted, math.lcm(*strides)).report(names)

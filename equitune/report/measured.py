@@ -1,30 +1,63 @@
-"""A measurement of models as shown to people: tables in the terminal, a picture over depth, a table of it all."""
+"""A measurement of models as shown to people: tables in the terminal, a picture over depth, a table of it all.
+
+Every table fits 80 columns. Several models are named A, B, C ...; the first is the baseline of the others.
+"""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from equitune.records.measured import MeasuredModel, MeasurementRecord
+from equitune.records.folder import write_json, write_whole
+from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
+from equitune.records.results import Measurement
 from equitune.report.profile import draw_profiles
+
+HEADINGS = {  # of a layer: where a number stands in its row -> what is written above it
+    "equivariance": {
+        "error": "error",
+        "interval": "95 %\ninterval",
+        "untrained_error": "un-\ntrained",
+        "wrong_error": "wrong\ng",
+        "correlation": "corre-\nlation",
+        "correlation_chance": "chance",
+        "invariance_error": "invar-\niance",
+    },
+    "lie_derivative": {
+        "lie_error": "error",
+        "interval": "95 %\ninterval",
+        "untrained_lie_error": "un-\ntrained",
+        "lie_derivative": "raw\nderivative",
+    },
+}
+HEADLINE = {"equivariance": "error", "lie_derivative": "lie_error"}  # what the interval is of
 
 
 def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
-    """Writes `measurement.json`, `profile.csv` and, where a layer was measured, `profile.png`; returns their paths."""
-    from equitune.records.folder import write_json
+    """Writes `measurement.json` and, where a layer was measured, `profile.csv` and `profile.png`; returns their paths.
 
-    paths = [folder / "measurement.json", folder / "profile.csv"]
-    write_json(paths[0], record.model_dump(mode="json"))
-    rows = [{"model": model.name, **row} for model in record.models for row in model.profile]
-    with paths[1].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    result, table, picture = (folder / name for name in ("measurement.json", "profile.csv", "profile.png"))
+    for path in (table, picture):  # of another measurement
+        path.unlink(missing_ok=True)
+    paths = [result]
+    write_json(result, record.model_dump(mode="json"))
+    rows = [{"model": name, **row} for name, model in _named(record) for row in model.profile]
+    if rows:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
+        write_whole(table, text.getvalue().encode())
+        paths.append(table)
     title = f"{record.data['name']}, {record.data['split']} split, 95 % intervals over images"
-    if draw_profiles({model.name: model.profile for model in record.models}, title, folder / "profile.png"):
-        paths.append(folder / "profile.png")
+    if draw_profiles({name: model.profile for name, model in _named(record)}, title, picture):
+        paths.append(picture)
     return paths
 
 
@@ -33,108 +66,137 @@ def lines(record: MeasurementRecord) -> Iterator[str | Table]:
     data = record.data
     shape = " x ".join(map(str, data["shape"]))
     yield f"{data['name']}: {data['n']:,} images of {shape}, {data['split']} split"
-    for model in record.models:
-        yield f"{model.name}: {', '.join(f'{key} {value}' for key, value in _described(model))}"
+    for name, model in _named(record):
+        yield f"{name}: {', '.join(f'{key} {value}' for key, value in _described(model))}"
         yield from (f"  notice: {notice}" for notice in model.notices)
-        for what, controls in model.controls.items():
-            yield f"  {what}: numeric floor {controls['floor']:.1e} in {controls['dtype']}; " + _exactness(controls)
-    yield _metrics_table(record)
+        yield from (f"  {what}: {_exactness(model, what)}" for what in model.controls)
     if len(record.models) == 1:
+        yield _metrics_table(record.models[0])
         yield from _layer_tables(record.models[0])
-    yield from dict.fromkeys(_reasons(record))
+    for index, model in enumerate(record.models[1:], 1):
+        yield f"\n{_letter(index)} beside {_letter(0)}, on the same images:"
+        differences = [each for each in record.differences if each.model == model.name]
+        yield _differences_table(record.models[0], model, differences, _letter(index))
+    for name, model in _named(record):
+        yield from (f"{name}: {reason}" for reason in _reasons(model))
+
+
+def _named(record: MeasurementRecord) -> list[tuple[str, MeasuredModel]]:
+    """The models by name; several begin with a letter, which tells even two of one name apart."""
+    if len(record.models) == 1:
+        return [(record.models[0].name, record.models[0])]
+    return [(f"{_letter(index)} {model.name}", model) for index, model in enumerate(record.models)]
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
 def _described(model: MeasuredModel) -> list[tuple[str, str]]:
-    return [(key, value) for key, value in model.provenance.items() if key in ("architecture", "trial", "parameters")]
+    return [(key, value) for key, value in model.provenance.items() if key in ("architecture", "parameters")]
 
 
-def _exactness(controls: dict[str, Any]) -> str:
-    broken = {key.removesuffix("_broken_at"): layer for key, layer in controls.items() if key.endswith("_broken_at")}
-    if not broken:
-        return "exact at every layer"
-    return "first layer that is not exact: " + ", ".join(f"{layer} ({name})" for name, layer in broken.items())
+def _exactness(model: MeasuredModel, what: str) -> str:
+    """How far each set is exact, beside the numeric floor."""
+    controls, group = model.controls[what], what.rpartition(" ")[2]
+    measured = [row for row in model.profile if row["group"] == group and "verdict" in row]
+    parts = [
+        f"{name} set not exact from {layer} on" if (layer := controls.get(f"{name}_broken_at")) else f"{name} set exact"
+        for name in dict.fromkeys(row["set"] for row in measured)
+    ]
+    floor = f"numeric floor {controls['floor']:.1e} in {controls['dtype']}"
+    return f"{', '.join(parts) or 'no layer can be measured'} ({floor})"
 
 
-def _table(**options: Any) -> Table:
-    return Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", **options)
-
-
-def _add_numbers(table: Table, *headings: str) -> None:
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-
-
-def _metrics_table(record: MeasurementRecord) -> Table:
-    """One model: its value, interval, chance level and control. Several: a column each, with differences."""
-    first, *others = record.models
-    table = _table()
-    table.add_column("metric", overflow="fold")
-    if not others:
-        _add_numbers(table, "value", "95 % interval", "chance", "untrained")
-        for name, metric in first.metrics.items():
-            if metric.value is not None:
-                controls = (_number(metric.chance), _number(metric.untrained))
-                table.add_row(name, _number(metric.value), _interval(metric.low, metric.high), *controls)
-        return table
-    table.add_column(f"{first.name}\n(baseline)", justify="right", overflow="fold", max_width=12)
-    for model in others:
-        table.add_column(model.name, justify="right", overflow="fold", max_width=12)
-        _add_numbers(table, "differ-\nence", "95 % interval")
-    differences = {(each.model, each.metric): each for each in record.differences}
-    for name, metric in first.metrics.items():
-        cells = [_number(metric.value)]
-        for model in others:
-            difference = differences.get((model.name, name))
-            cells.append(_number(model.metrics[name].value) if name in model.metrics else "–")
-            cells += (
-                (f"{difference.value:+.4f}", f"[{difference.low:+.4f}, {difference.high:+.4f}]")
-                if difference
-                else ("", "")
-            )
-        if any(cell.strip("–") for cell in cells):
-            table.add_row(name, *cells)
+def _metrics_table(model: MeasuredModel) -> Table:
+    """Each metric that has a value, with its interval, chance level and control."""
+    table = _table(["metric", "value", "95 % interval", "chance", "untrained"])
+    for name, metric in model.metrics.items():
+        if metric.value is not None:
+            numbers = (_number(value) for value in (metric.chance, metric.untrained))
+            table.add_row(name, _number(metric.value), _interval(metric), *numbers)
     return table
 
 
-def _layer_tables(model: MeasuredModel) -> Iterator[Table]:
-    """Every layer, a table for each group and set: the error with its interval and controls, the correlation."""
-    rows = [row for row in model.profile if row["measure"] == "equivariance"]
-    for group, name in dict.fromkeys((row["group"], row["set"]) for row in rows):
-        own = [row for row in rows if (row["group"], row["set"]) == (group, name)]
-        kind = ", interpolated" if any(row["interpolated"] for row in own) else ""
-        title = f"\n{group}, {name} set: {', '.join(own[0]['elements'])} (protocol {own[0]['protocol']}{kind})"
-        table = _table(title=title, title_justify="left", title_style="")
-        table.add_column("layer", overflow="fold")
-        _add_numbers(table, "stride", "error", "95 % interval", "un-\ntrained", "wrong\ng", "invar-\niance")
-        _add_numbers(table, "corre-\nlation", "chance")
-        for row in own:
-            table.add_row(row["layer"], str(row["stride"]), *_layer_cells(row))
-        yield table
+def _differences_table(first: MeasuredModel, model: MeasuredModel, found: list[Difference], letter: str) -> Table:
+    """Each metric of two models with their paired difference."""
+    table = _table(["metric", "A", letter, f"{letter} - A", "95 % interval"])
+    by_metric = {each.metric: each for each in found}
+    for name in dict.fromkeys([*first.metrics, *model.metrics]):
+        values = [each.metrics[name].value if name in each.metrics else None for each in (first, model)]
+        if values != [None, None]:
+            difference = by_metric.get(name)
+            by = [_number(difference.value, sign="+"), _interval(difference, sign="+")] if difference else ["–", ""]
+            table.add_row(name, *map(_number, values), *by)
+    return table
 
 
-def _layer_cells(row: dict[str, Any]) -> list[str]:
+def _layer_tables(model: MeasuredModel) -> Iterator[str | Table]:
+    """Every layer, a table for each measure, group and set."""
+    for key in dict.fromkeys((row["measure"], row["group"], row["set"]) for row in model.profile):
+        rows = [row for row in model.profile if (row["measure"], row["group"], row["set"]) == key]
+        measure, group, name = key
+        if measure not in HEADINGS:
+            continue
+        kind = ", interpolated" if any(row["interpolated"] for row in rows) else ""
+        elements = f": {', '.join(rows[0]['elements'])}" if "elements" in rows[0] else ""
+        yield f"\n{measure} of {group}, {name}{elements} (protocol {rows[0]['protocol']}{kind})"
+        yield _layers_table(measure, rows)
+        problems = {row["status"]: row["reason"] for row in reversed(rows) if row["status"] != "ok"}
+        yield from (f"  {status}: {reason}" for status, reason in problems.items())
+
+
+def _layers_table(measure: str, rows: list[dict[str, Any]]) -> Table:
+    headings = HEADINGS[measure]
+    table = _table(["layer", "stride", *headings.values()])
+    for row in rows:
+        cells = [_short(row.get(key)) if key != "interval" else _row_interval(row) for key in headings]
+        table.add_row(row["layer"], str(row["stride"]), *cells)
+    return table
+
+
+def _row_interval(row: dict[str, Any]) -> str:
+    """Of the headline quantity, which is never negative; where it is none or rounding alone, a word in its place."""
     if row["status"] != "ok":
-        return [row["status"], *[""] * 6]
-    is_measured = row["verdict"] == "not exact"  # else it is rounding, and has no interval that means anything
-    interval = _interval(row.get("error_low"), row.get("error_high")) if is_measured else row["verdict"]
-    numbers = ("untrained_error", "wrong_error", "invariance_error", "correlation", "correlation_chance")
-    return [_number(row["error"]), interval, *(_number(row.get(name)) for name in numbers)]
+        return str(row["status"])
+    if row.get("verdict", "not exact") != "not exact":
+        return str(row["verdict"])
+    low, high = (row.get(f"{HEADLINE[row['measure']]}_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f"{_short(low)}–{_short(high)}"
 
 
-def _reasons(record: MeasurementRecord) -> Iterator[str]:
-    """Why metrics have no value, each reason once."""
-    for model in record.models:
-        found: dict[str, list[str]] = {}
-        for name, metric in model.metrics.items():
-            if metric.status not in ("ok", "not_asked"):
-                found.setdefault(f"{metric.status}: {metric.reason}", []).append(name)
-        for reason, names in found.items():
-            yield f"{model.name}: {', '.join(names)} {'have' if len(names) > 1 else 'has'} no value: {reason}"
+def _reasons(model: MeasuredModel) -> Iterator[str]:
+    """Why metrics have no value, or how they came by it, each reason once."""
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for name, metric in model.metrics.items():
+        if metric.status != "not_asked" and (metric.status != "ok" or metric.reason):
+            found.setdefault((metric.status, metric.reason), []).append(name)
+    for (status, reason), (first, *more) in found.items():
+        which = f"{first} and {len(more)} more" if more else first
+        yield f"{which}: {reason}" if status == "ok" else f"no value of {which}: {status}: {reason}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+def _table(headings: list[str]) -> Table:
+    """A table whose numbers are never cut: where room is short, the names in its first column are folded."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column(headings[0], overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None else f"[{_number(low)}, {_number(high)}]"
+def _number(value: float | None, digits: int = 4, sign: str = "") -> str:
+    if value is None:
+        return "–"
+    is_tiny = value != 0 and abs(value) < 10.0**-digits
+    return f"{value:{sign}.1e}" if is_tiny else f"{value:{sign}.{digits}f}"
+
+
+def _short(value: float | None) -> str:
+    """For a table with many columns: near 0 a digit more."""
+    return _number(value, 3 if value is None or abs(value) >= 0.01 else 4)
+
+
+def _interval(of: Measurement | Difference, sign: str = "") -> str:
+    ends = (of.low, of.high)
+    return "" if None in ends else f"[{', '.join(_number(end, sign=sign) for end in ends)}]"

@@ -1,5 +1,6 @@
 """Equivariance over depth, as a picture: trained and untrained, with the chance level; of one model or of several."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ PANELS = {  # quantity -> what its axis says
     "lie_error": "local error (0 is exact, 1 is no relation)",
 }
 MOST_LABELS = 30  # layers whose names fit below a panel
+LETTERS_PER_INCH = 12  # at the size of the heading
 
 Rows = list[dict[str, Any]]
 
@@ -66,7 +68,8 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
             axes.set_ylim(min(low, 0.0), max(high, 1.03))
     _draw_legend(figure)
     heading = f"{next(iter(models))}: equivariance over depth" if is_one else "equivariance over depth"
-    figure.suptitle(f"{heading}{f' ({title})' if title else ''}", fontsize=11)
+    heading += f" ({title})" if title else ""
+    figure.suptitle(textwrap.fill(heading, int(figure.get_figwidth() * LETTERS_PER_INCH)), fontsize=11)
     figure.savefig(path)
     return True
 
@@ -92,6 +95,7 @@ def _panels(models: Mapping[str, Rows]) -> Iterator[list[Panel]]:
 def _draw_sets(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
     """One model: a line for each set, dashed for the untrained copy, dotted for chance."""
     quantity, (rows,) = panel.quantity, panel.models.values()
+    rows = sorted(rows, key=lambda row: row["depth"])  # a layer may be measured under one of the sets alone
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     for name in dict.fromkeys(row["set"] for row in rows):
         part = [row for row in rows if row["set"] == name]
@@ -129,7 +133,9 @@ def _draw_legend(figure: Any) -> None:
     if "untrained" in controls:
         controls["untrained"] = Line2D([], [], color=GREY, **CONTROL)  # of every colour
     shown |= controls
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    longest = max(map(len, shown)) / LETTERS_PER_INCH + 0.5
+    ncols = min(6, max(1, int(figure.get_figwidth() / longest)))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
 
 
 def _draw_line(axes: Any, place: Sequence[float], rows: Rows, quantity: str, colour: str, label: str) -> None:
@@ -137,7 +143,7 @@ def _draw_line(axes: Any, place: Sequence[float], rows: Rows, quantity: str, col
     values = [row[quantity] for row in rows]
     bars = [
         (row[quantity] - row[f"{quantity}_low"], row[f"{quantity}_high"] - row[quantity])
-        if f"{quantity}_low" in row
+        if row.get(f"{quantity}_low") is not None
         else (row[f"{quantity}_stderr"],) * 2
         for row in rows
     ]

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +51,9 @@ def measure_models(
     """
     if request.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here: leave it out to measure on the CPU")
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1
     make_deterministic(request.device)
-    torch.set_num_threads(threads)  # nothing else runs beside this, unlike a trial
+    torch.set_num_threads(threads)
     images = _images(request, root)
     evaluation = _evaluation_set(request, images)
     subjects = [_subject(text, request, images, root) for text in request.models]
