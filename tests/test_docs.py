@@ -22,7 +22,7 @@ model: {name: plain, depth: 2}
 prior: separable
 augmentation: {transpose: {probability: 0.3}}
 training: {epochs: 1}
-measures: [equivariance, {name: confidence, temperature: 2.0}]
+measures: [{name: equivariance, group: jigsaw}, {name: confidence, temperature: 2.0}]
 objectives: {confidence: maximize}
 """
 RUN_TRIAL = """\
@@ -34,8 +34,9 @@ from equitune.trial.run import run_trial
 spec = load_study(Path("study.yaml"), ())
 config = spec.suggest(0, lambda name, distribution: None)
 result = run_trial(config, to_device(load_splits(spec.data), "cpu"))
-assert result.state == "COMPLETE", result.traceback
+assert result.state == "COMPLETE", result
 assert 0 < result.metrics["confidence"].value < 1
+assert result.metrics["jigsaw_error"].value > 0
 """
 
 
@@ -67,7 +68,13 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
         path = tmp_path / text.splitlines()[0].removeprefix("# ")
         path.write_text(text.split("\n", 1)[1])
         added.append(path.stem)
-    assert len(added) == 6
+    assert len(added) == 7
+    (changes,) = blocks(DOCS / "adding.md", "diff")
+    for name, change in re.findall(r"# (\S+)\n((?:[-+ ].*\n)+)", changes):
+        path = tmp_path / name
+        before, after = ("".join(re.findall(f"^[ {sign}](.*\n)", change, re.MULTILINE)) for sign in "-+")
+        assert path.read_text().count(before) == 1, before
+        path.write_text(path.read_text().replace(before, after))
 
     def run(*command: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -79,10 +86,24 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
 
     suites = [
         f"tests/test_{name}.py"
-        for name in ("catalog", "datasets", "models", "downsamplers", "augmentations", "measures")
+        for name in ("catalog", "datasets", "models", "downsamplers", "augmentations", "measures", "groups")
     ]
     ran = run("-m", "pytest", "-v", "-p", "no:cacheprovider", *suites, "-k", " or ".join(added))
     for name in added:
         assert re.search(rf"\[.*{name}.*\] PASSED", ran), f"no suite has taken {name} up"
     (tmp_path / "study.yaml").write_text(TRIAL)
     run("-c", RUN_TRIAL)
+
+
+@pytest.mark.slow
+def test_the_example_of_a_model_from_outside_is_exact_where_the_page_says(tmp_path: Path) -> None:
+    (script,) = blocks(DOCS / "measures.md", "python")
+    (tmp_path / "mine.py").write_text(script)
+    (line,) = [line for block in blocks(DOCS / "measures.md", "sh") for line in block.splitlines() if "mine" in line]
+    measure = ["-c", "from equitune.cli import main; main()", *line.split()[1:]]
+    for command in (["mine.py"], measure):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    exactness = "first layer that is not exact: output (lattice), taps.max_pool2d (substride)"
+    assert exactness in done.stdout
+    assert exactness in (DOCS / "measures.md").read_text(encoding="utf-8")

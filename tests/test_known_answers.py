@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
-from equitune.groups.layout import Grid, Vector
+from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.translation import Shift
 from equitune.measures._compare import Plan, compare, match
 from equitune.measures._statistics import PairStatistics, Summary
@@ -93,6 +93,22 @@ def test_k4_a_p4_network_is_exact_under_its_own_action_alone(dtype: torch.dtype)
     assert under(invariant, field, turn)[0].relative_distance() <= EXACT[dtype]
     flat = Net(nn.Sequential(net.body, Pointwise(lambda maps: maps.mean((3, 4)).flatten(1))), Vector())
     assert under(flat, field, turn)[0].relative_distance() > 0.01
+
+
+class OnWholeMaps(Turn):
+    """A quarter turn that refuses any map but a whole one, as a group that needs even sides refuses a grid of one."""
+
+    def on_features(self, features_BCGHW: Tensor, layout: Layout) -> Tensor:
+        assert not layout.is_spatial or features_BCGHW.shape[-1] == 16
+        return super().on_features(features_BCGHW, layout)
+
+
+def test_an_element_is_asked_to_move_whole_maps_and_group_axes_alone() -> None:
+    net, field = p4_net([3, 8, 8]), images(4, 3, 16, dtype=torch.float64)
+    whole, turn = under(net, field, OnWholeMaps(1), Turn(1))
+    assert whole.estimate("correlation").value == turn.estimate("correlation").value == pytest.approx(1, abs=1e-9)
+    with pytest.raises(AssertionError):
+        OnWholeMaps(1).on_features(torch.zeros(1, 8, 4, 1, 1), Grid(1, axis="c4"))
 
 
 @both_dtypes

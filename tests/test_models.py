@@ -23,6 +23,7 @@ PAIRS = [
     for prior in catalog.describe("model", model).constants["PRIORS"] or [None]
 ]
 SIDES = [16, 28]
+COLOUR = {"ceconv"}  # priors for images with three channels alone
 
 
 def build(
@@ -38,6 +39,10 @@ def build(
 def test_images_become_class_scores_and_every_declared_layer_is_read(
     model: str, prior: str | None, side: int, channels: int
 ) -> None:
+    if prior in COLOUR and channels != 3:
+        with pytest.raises(Infeasible, match="3 channels, but got 1"):
+            build(model, prior, side, channels)
+        return
     net = build(model, prior, side, channels).eval()
     seen = {}
     with (
@@ -55,22 +60,24 @@ def test_images_become_class_scores_and_every_declared_layer_is_read(
 
 @pytest.mark.parametrize(("model", "prior"), PAIRS)
 def test_the_seed_decides_the_weights_and_every_weight_learns(model: str, prior: str | None) -> None:
+    channels = 3 if prior in COLOUR else 1
     torch.manual_seed(3)
-    net = build(model, prior)
+    net = build(model, prior, channels=channels)
     torch.manual_seed(3)
-    twin = build(model, prior)
+    twin = build(model, prior, channels=channels)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
-    net(torch.rand(8, 1, 16, 16)).square().sum().backward()
+    net(torch.rand(8, channels, 16, 16)).square().sum().backward()
     idle = [name for name, weight in net.named_parameters() if weight.requires_grad and weight.grad is None]
     assert idle == []
 
 
 @pytest.mark.parametrize(("model", "prior"), PAIRS)
 def test_normalisation_is_the_first_layer_and_kept_with_the_weights(model: str, prior: str | None) -> None:
-    net = build(model, prior).eval()
-    x = torch.rand(4, 1, 16, 16)
+    channels = 3 if prior in COLOUR else 1
+    net = build(model, prior, channels=channels).eval()
+    x = torch.rand(4, channels, 16, 16)
     before = net(x)
-    net.normalise.use(torch.tensor([0.3]), torch.tensor([0.5]))
+    net.normalise.use(torch.full((channels,), 0.3), torch.full((channels,), 0.5))
     torch.testing.assert_close(net(x * 0.5 + 0.3), before, atol=1e-4, rtol=1e-4)
     assert {"normalise.mean", "normalise.std"} <= set(net.state_dict())
 

@@ -162,6 +162,8 @@ def _print_plan(spec: "StudySpec") -> None:
         values = ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
         size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
         click.echo(f"  trial {trial.config.number}: {values}: {size}")
+    for line in planned.exactness():
+        click.echo(line)
     first = planned.trials[0].parameters or 0
     click.echo(f"{spec.study}: {len(planned.trials)} trials, the first model has {first:,} parameters")
     at_once = spec.resources.concurrent or max(1, int((os.cpu_count() or 1) // spec.resources.cpu))

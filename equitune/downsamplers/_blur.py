@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.downsampler import Halving
+from equitune.groups.grid import Symmetry, uneven
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class BlurPool(Halving):
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
         return tuple(blurred(each, self.get_buffer("filter"), self.mode, stride=2) for each in maps)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        if symmetry == "translation" and self.mode != "circular":
+            return "what lies beyond the border is not the other side of the map"
+        if symmetry == "translation":
+            return f"its stride of 2 does not divide the side of {side}" if side % 2 else None
+        return uneven(symmetry, side, self.kernel_size, stride=2, padding=self.padding, wraps=False)
 
 
 def binomial(taps: int) -> Tensor:

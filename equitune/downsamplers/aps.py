@@ -13,6 +13,7 @@ from torch import Tensor
 from equitune.downsamplers._blur import binomial, blurred, pads, require_room
 from equitune.downsamplers._polyphase import components, half, taken
 from equitune.groups.downsampler import Halving
+from equitune.groups.grid import Symmetry
 
 
 def build(*, blur: Literal[1, 3, 5] = 1) -> "APS":
@@ -33,6 +34,8 @@ class APS:
 class LargestComponent(Halving):
     """(B, C, G, H, W) -> (B, C, G, H / 2, W / 2): the grid is one for all channels and entries of G."""
 
+    is_adaptive = True
+
     def __init__(self, taps: int, side: int) -> None:
         require_room(pads(taps)[1], "circular", side)
         super().__init__(kernel=2, side=half("aps", side))
@@ -43,6 +46,9 @@ class LargestComponent(Halving):
             maps = tuple(blurred(each, self.get_buffer("filter"), "circular") for each in maps)
         place_B = largest(maps[0])
         return tuple(taken(each, place_B) for each in maps)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        return None
 
 
 def largest(maps_BCGHW: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equitune.downsamplers._polyphase import half, taken
 from equitune.groups.downsampler import Halving
+from equitune.groups.grid import Symmetry
 
 BOX = [1 / 5] * 5
 SIGMA_PX, REACH_PX = 5.0, 7
@@ -34,9 +35,14 @@ class GSub:
 class SalientComponent(Halving):
     """(B, C, G, H, W) -> (B, C, G, H / 2, W / 2): the grid is one for all channels and entries of G."""
 
+    is_adaptive = True
+
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
         place_B = salient(maps[0])
         return tuple(taken(each, place_B) for each in maps)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        return None
 
 
 def salient(maps_BCGHW: Tensor) -> Tensor:

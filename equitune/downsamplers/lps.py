@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from equitune.downsamplers._polyphase import components, half, taken
 from equitune.groups.downsampler import Halving
+from equitune.groups.grid import Symmetry
 
 
 def build(*, hidden: Annotated[int, Field(ge=1)] = 16, temperature: Annotated[float, Field(gt=0)] = 1.0) -> "LPS":
@@ -34,6 +35,8 @@ class LPS:
 class ScoredComponent(Halving):
     """(B, C, G, H, W) -> (B, C, G, H / 2, W / 2): the grid is one for all channels and entries of G."""
 
+    is_adaptive = True
+
     def __init__(self, channels: int, hidden: int, temperature: float, side: int) -> None:
         super().__init__(kernel=2, side=half("lps", side))
         self.temperature = temperature
@@ -50,6 +53,9 @@ class ScoredComponent(Halving):
         shares_B4 = functional.gumbel_softmax(scores_B4, self.temperature)
         shares = shares_B4.view(-1, 2, 2, 1, 1, 1, 1)
         return tuple((shares * components(each)).sum((1, 2)) for each in maps)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        return "the network that scores its grids is free to point anywhere" if symmetry == "d4" else None
 
     def scores(self, maps_BCGHW: Tensor) -> Tensor:
         """The mean score of each component, (B, 4)."""

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from equitune.groups.downsampler import Halving
+from equitune.groups.grid import Symmetry, uneven
 from equitune.groups.prior import out_side
 
 
@@ -28,3 +29,6 @@ class MaxPool(Halving):
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
         return tuple(functional.max_pool3d(each, (1, 2, 2)) for each in maps)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        return uneven(symmetry, side, 2, stride=2, padding=0, wraps=False)

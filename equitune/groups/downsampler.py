@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from equitune.groups.grid import Symmetry
+
 
 class Halving(nn.Module, ABC):
     """Takes maps to a grid of half their side.
@@ -22,6 +24,7 @@ class Halving(nn.Module, ABC):
     """
 
     stride = 2
+    is_adaptive = False  # whether it finds the same positions on an image that has moved by a single pixel
 
     def __init__(self, kernel: int, side: int, padding: int = 0) -> None:
         super().__init__()
@@ -33,6 +36,10 @@ class Halving(nn.Module, ABC):
 
         The first alone decide which positions these are, for each image by itself.
         """
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side; None: it commutes."""
+        return f"nothing is known of {type(self).__name__}"
 
 
 class Downsampler(Protocol):

@@ -1,6 +1,11 @@
 """When a layer that moves in strides commutes with the symmetries of its grid."""
 
+from typing import Literal
+
 from equitune.groups.prior import out_side
+
+# translation: circular shifts by multiples of the total stride; d4: quarter turns and flips.
+Symmetry = Literal["translation", "d4"]
 
 
 def grid_exact(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> bool:
@@ -14,3 +19,25 @@ def grid_exact(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> 
     """
     reached = (out_side(side, kernel, stride=stride, padding=padding) - 1) * stride + kernel
     return reached == side + 2 * padding
+
+
+def uneven(symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: int, wraps: bool) -> str | None:
+    """The rule by which the windows of a layer fail to commute with a symmetry of its grid; None: they do not fail.
+
+    Args:
+        symmetry: of the grid.
+        side: of the map that the windows lie on.
+        kernel: the side of a window.
+        stride: between windows.
+        padding: in front of the map.
+        wraps: whether the map goes on circularly beyond its border.
+    """
+    if symmetry == "d4":
+        is_even = grid_exact(side, kernel, stride=stride, padding=padding)
+        said = f"{side} + 2 * {padding} - {kernel} is not a multiple of its stride of {stride}"
+        return None if is_even else said
+    if side % stride:
+        return f"its stride of {stride} does not divide the side of {side}"
+    if out_side(side, kernel, stride=stride, padding=padding) != side // stride:
+        return f"its windows of {kernel} with padding {padding} do not go round a side of {side}"
+    return None if wraps or not padding else "what lies beyond the border is not the other side of the map"

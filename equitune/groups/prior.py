@@ -57,8 +57,8 @@ class TokenPrior(Protocol):
     def position(self, width: int, grid: int) -> nn.Module:
         """Adds what a token knows of its place: (B, T, D) -> (B, T, D)."""
 
-    def mix(self, width: int, heads: int, grid: int) -> nn.Module:
-        """Exchanges information between tokens: (B, T, D) -> (B, T, D)."""
+    def mix(self, width: int, heads: int, grid: int, *, block: int) -> nn.Module:
+        """Exchanges information between tokens in a block, the first one being 0: (B, T, D) -> (B, T, D)."""
 
 
 def out_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:

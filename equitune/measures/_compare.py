@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -49,7 +49,10 @@ class Place:
 
     def act(self, features: Tensor, by: Element | None = None, order: Tensor | None = None) -> Tensor:
         """rho(g) f, or that of another element; `order` picks its channels."""
-        acted = self.view((by or self.element).on_features(features, self.layout))
+        layout = self.layout
+        if features.shape[-2:] == (1, 1):  # sums over positions: what is left to move is the group axis
+            layout = replace(layout, is_spatial=False)  # type: ignore[type-var]
+        acted = self.view((by or self.element).on_features(features, layout))
         return acted if order is None else acted[:, order]
 
 

@@ -71,8 +71,9 @@ class Profile:
         for each in sets[1:]:
             if name.startswith(f"{each}_"):
                 return name.removeprefix(f"{each}_"), [(layer, each) for layer in self._at_depths(each)]
-        quantity = name if name in Summary.QUANTITIES else ""
-        return quantity, [(layer, sets[0]) for layer in self._at_depths(sets[0])] if quantity else []
+        if name in Summary.QUANTITIES:
+            return name, [(layer, sets[0]) for layer in self._at_depths(sets[0])]
+        return "", []
 
     def _at_depths(self, name: str) -> list[str]:
         """The layers at 1/4, 1/2, 3/4 and the end of those that have a grid on which the set can be measured."""
@@ -179,7 +180,7 @@ class Profile:
     def _problem(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> tuple[Status, str | None]:
         """The first reason why one of the (layer, set) pairs has no number, or `ok`."""
         if not quantity:
-            return "not_asked", "this set is measured with all_sets: true only"
+            return "not_asked", "this set is measured with all_sets: true only (fractional shifts: under the protocol roll)"
         if not chosen:
             return "non_spatial", "no layer has a grid of 3 x 3 or more on which the elements can act"
         for layer, name in chosen:

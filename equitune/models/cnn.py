@@ -15,7 +15,24 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local", "p4", "p4m", "separable_p4", "orbit_c4", "relaxed_p4"]
+PRIORS = [
+    "conv",
+    "local",
+    "p4",
+    "p4m",
+    "separable_p4",
+    "orbit_c4",
+    "relaxed_p4",
+    "partial_p4",
+    "lambda_sym",
+    "mixed_group",
+    "softeq",
+    "fc",
+    "nonstationary",
+    "nonstationary_exact",
+    "rpp",
+    "ceconv",
+]
 DOWNSAMPLERS = ["pool2", "stride", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
 
 
@@ -47,7 +64,7 @@ class CNN(nn.Module):
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {}
-        self.normalise = Normalise(channels)
+        self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.convs = nn.ModuleList()
         total_stride = 1
         for index in range(6):

@@ -16,7 +16,24 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = ["conv", "local", "p4", "p4m", "separable_p4", "orbit_c4", "relaxed_p4"]
+PRIORS = [
+    "conv",
+    "local",
+    "p4",
+    "p4m",
+    "separable_p4",
+    "orbit_c4",
+    "relaxed_p4",
+    "partial_p4",
+    "lambda_sym",
+    "mixed_group",
+    "softeq",
+    "fc",
+    "nonstationary",
+    "nonstationary_exact",
+    "rpp",
+    "ceconv",
+]
 DOWNSAMPLERS = ["stride", "pool2", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
 
 
@@ -50,7 +67,7 @@ class ResNet(nn.Module):
         super().__init__()
         channels, side, _ = shape
         self.layers: dict[str, Layout] = {"stem": Grid(1, axis=prior.axis)}
-        self.normalise = Normalise(channels)
+        self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.stem = prior.lift(channels, width, 3, side=side, padding=1)
         stages: list[nn.Sequential] = []
         inputs, total_stride = width, 1

@@ -13,7 +13,7 @@ from equitune.groups.layout import Layout, Tokens, Vector
 from equitune.groups.prior import TokenPrior
 from equitune.models._normalise import Normalise
 
-PRIORS = ["attention"]
+PRIORS = ["attention", "gpsa"]
 
 
 def build(
@@ -51,7 +51,7 @@ class ViT(nn.Module):
         self.normalise = Normalise(shape[0])
         self.patches = nn.Conv2d(shape[0], width, patch, patch)
         self.embedded = prior.position(width, grid)
-        self.blocks = nn.Sequential(*(Block(prior, width, heads, grid) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(prior, width, heads, grid, index) for index in range(depth)))
         self.layers |= {f"blocks.{index}": tokens for index in range(depth)}
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, classes)
@@ -66,10 +66,10 @@ class ViT(nn.Module):
 class Block(nn.Module):
     """(B, T, D) -> (B, T, D)."""
 
-    def __init__(self, prior: TokenPrior, width: int, heads: int, grid: int) -> None:
+    def __init__(self, prior: TokenPrior, width: int, heads: int, grid: int, index: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.mix = prior.mix(width, heads, grid)
+        self.mix = prior.mix(width, heads, grid, block=index)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.errors import Infeasible
 from equitune.groups._axis import ENTRIES
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis, Grid
+from equitune.priors.conv import check_padding
 from equitune.priors.local import PAD_MODE
 
 
@@ -77,8 +77,7 @@ class GroupPrior:
         return CosetPool(self._head), channels * (ENTRIES[self.axis] if self._head == "flatten" else 1)
 
     def _built(self, shape: Shape, side: int) -> nn.Module:
-        if shape.padding >= side and self._padding == "reflect":
-            raise Infeasible(f"reflect padding of {shape.padding} needs a map larger than {side} x {side}")
+        check_padding(self._padding, shape.padding, side)
         return self._layer(self.axis, shape)
 
 
@@ -107,6 +106,7 @@ class ExpandedConv(nn.Module, ABC):
     def __init__(self, axis: Axis, shape: Shape) -> None:
         super().__init__()
         self.axis, self.entries, self.entries_in = axis, ENTRIES[axis], 1 if shape.lifts else ENTRIES[axis]
+        self.inputs, self.outputs = shape.inputs, shape.outputs
         self.kernel_size, self.stride, self.padding = shape.kernel, shape.stride, shape.padding
         self.pad_mode, self.groups = shape.pad_mode, 1
         # The initialisation of 2308.11316's released networks: the fan-in leaves out the group.
@@ -132,15 +132,23 @@ class ExpandedConv(nn.Module, ABC):
                 self._kept = state, self.expand()
         return self._kept[1]
 
+    def amount(self) -> float:
+        """|W - Pi W| / |W|, Pi the mean of g W over the group: how much of the filters breaks the symmetry.
+
+        0 a group convolution; sqrt(1 - 1 / |G|) expected of independent weights; 1 nothing but what breaks it.
+        """
+        with torch.no_grad():
+            filters = self.expand().view(-1, self.entries, self.inputs, self.entries_in, *[self.kernel_size] * 2)
+            W = filters.transpose(1, 2).flatten(2)  # (outputs, inputs, G * G_in * k * k)
+            broken = W - torch.stack([W[..., source] for source in regular_sources(self)]).mean(0)
+            return float(broken.norm() / W.norm())
+
     def train(self, mode: bool = True) -> "ExpandedConv":
         self._kept = None
         return super().train(mode)
 
     def forward(self, maps: Tensor) -> Tensor:
-        maps = maps.flatten(1, 2) if maps.ndim == 5 else maps
-        padding = self.padding
-        if self.pad_mode != "constant" and padding:
-            maps, padding = functional.pad(maps, (padding,) * 4, mode=self.pad_mode), 0
+        maps, padding = padded(maps.flatten(1, 2) if maps.ndim == 5 else maps, self.padding, self.pad_mode)
         bias = None if self.bias is None else self.bias[:, None].expand(-1, self.entries).flatten()
         out = functional.conv2d(maps, self.filters(), bias, self.stride, padding, groups=self.groups)
         return torch.unflatten(out, 1, (-1, self.entries))
@@ -176,11 +184,36 @@ def sources(axis: Axis, entries_in: int, kernel: int) -> Tensor:
     return torch.stack([g.on_features(places, layout).flatten() for g in elements(axis)])
 
 
+def regular_sources(layer: ExpandedConv) -> Tensor:
+    """The same for whole filters, (g W)[h', h, u] = W[g^-1 h', g^-1 h, g^-1 u]: (G, G * G_in * k * k)."""
+    entries, entries_in, kernel = layer.entries, layer.entries_in, layer.kernel_size
+    device = next(layer.parameters()).device
+    places = torch.arange(entries * entries_in * kernel**2, device=device).view(1, entries, entries_in, kernel, kernel)
+    within, across = Grid(1, axis=layer.axis if entries_in > 1 else "none"), Grid(1, axis=layer.axis)
+    return torch.stack(
+        [
+            g.on_features(g.on_features(places, within).flatten(2).transpose(1, 2)[..., None, None], across)
+            .flatten(2)
+            .transpose(1, 2)
+            .flatten()
+            for g in elements(layer.axis)
+        ]
+    )
+
+
 def moved(psi: Tensor, sources: Tensor) -> Tensor:
     """L_g psi for each g: (outputs, inputs, G_in, k, k) -> (outputs, G, inputs, G_in, k, k)."""
     # By index_select: its backward pass is three times faster than that of an index of two axes.
     flat = psi.flatten(2).index_select(2, sources.flatten())
     return torch.unflatten(flat, 2, (len(sources), *psi.shape[2:])).transpose(1, 2)
+
+
+def padded(maps: Tensor, padding: int, mode: str) -> tuple[Tensor, int]:
+    """Rows and columns padded with what is not zero, and the zero padding that is left to a convolution."""
+    if mode == "constant" or not padding:
+        return maps, padding
+    sides = (padding,) * 4 + (0, 0) * (maps.ndim - 4)
+    return functional.pad(maps, sides, mode=mode), 0
 
 
 def joined(filters: Tensor) -> Tensor:

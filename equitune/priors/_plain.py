@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
@@ -71,3 +72,20 @@ class PlainPrior(ABC):
 
     def head(self, channels: int) -> tuple[nn.Module, int]:
         return nn.Flatten(), channels
+
+
+def places(side: int) -> Tensor:
+    """Where the positions of a square map lie: (side, side, 2), row and column in [-1, 1]."""
+    along = torch.linspace(-1, 1, side)
+    return torch.stack(torch.meshgrid(along, along, indexing="ij"), 2)
+
+
+@torch.no_grad()
+def position_dependence(kernels_PF: Tensor) -> float:
+    """How far the kernels of P positions are from one kernel: 0 where all are the same, at most 1.
+
+    The root mean square of their distance to their mean, over that of the kernels themselves.
+    """
+    distance = (kernels_PF - kernels_PF.mean(0)).square().sum().sqrt()
+    size = kernels_PF.square().sum().sqrt()
+    return float(distance / size) if size > 0 else 0.0

@@ -30,7 +30,7 @@ class Attention:
             return AddPosition(nn.Parameter(torch.randn(grid * grid, width) * 0.02))
         return AddPosition(nn.Parameter(sincos(width, grid), requires_grad=False))
 
-    def mix(self, width: int, heads: int, grid: int) -> nn.Module:
+    def mix(self, width: int, heads: int, grid: int, *, block: int) -> nn.Module:
         return SelfAttention(width, heads)
 
 

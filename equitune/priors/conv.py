@@ -27,7 +27,16 @@ class Conv(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
-        if padding >= side and self.padding == "reflect":
-            raise Infeasible(f"reflect padding of {padding} needs a map larger than {side} x {side}")
+        check_padding(self.padding, padding, side)
         mode = TORCH_PADDING[self.padding]
         return nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=mode)
+
+
+def check_padding(kind: str, padding: int, side: int) -> None:
+    """Whether a map of this side has the pixels to pad with.
+
+    Raises:
+        Infeasible: it has not.
+    """
+    if kind == "reflect" and padding >= side:
+        raise Infeasible(f"reflect padding of {padding} needs a map larger than {side} x {side}")

@@ -4,14 +4,17 @@ No weight is shared, so equivariance to translation must be learned. H * W times
 number of multiply-adds. With all kernels tied it equals `conv`.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equitune.groups.grid import Symmetry
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior
+from equitune.priors.conv import check_padding
 
 PAD_MODE = {"zero": "constant", "circular": "circular", "reflect": "reflect"}
 
@@ -29,6 +32,7 @@ class Local(PlainPrior):
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
+        check_padding(self.padding, padding, side)
         return LocalConv2d(inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding])
 
 
@@ -53,11 +57,25 @@ class LocalConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.side**2, outputs, fan_in).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs, self.side**2).uniform_(-bound, bound)) if bias else None
 
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry."""
+        return "it has a kernel of its own at each position"
+
     def forward(self, images: Tensor) -> Tensor:
-        if self.padding:
-            images = functional.pad(images, (self.padding,) * 4, mode=self.pad_mode)
-        patches = functional.unfold(images, self.kernel, stride=self.stride)  # (B, fan_in, positions)
-        out = torch.bmm(patches.permute(2, 0, 1), self.weight.transpose(1, 2)).permute(1, 2, 0)
-        if self.bias is not None:
-            out = out + self.bias
-        return out.reshape(*out.shape[:2], self.side, self.side)
+        maps = convolve_locally(images, self.weight, self.kernel, self.stride, self.padding, self.pad_mode)
+        return maps if self.bias is None else maps + self.bias.view(-1, self.side, self.side)
+
+
+def convolve_locally(
+    images: Tensor, weight_POF: Tensor, kernel: int, stride: int, padding: int, pad_mode: str
+) -> Tensor:
+    """Images (B, C, H, W) under a kernel for each of the P positions of a square map: (B, O, H', W').
+
+    The F weights of a kernel are in the order of torch's unfold: channel, row, column.
+    """
+    if padding:
+        images = functional.pad(images, (padding,) * 4, mode=pad_mode)
+    patches = functional.unfold(images, kernel, stride=stride)  # (B, F, P)
+    out = torch.bmm(patches.permute(2, 0, 1), weight_POF.transpose(1, 2)).permute(1, 2, 0)
+    side = math.isqrt(out.shape[2])
+    return out.reshape(*out.shape[:2], side, side)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.layout import Axis
-from equitune.priors._group import GroupPrior, Shape
+from equitune.priors._group import GroupPrior, Shape, joined, moved, padded, sources
 
 
 def build(
@@ -29,14 +29,15 @@ def build(
 class OrbitConv(nn.Module):
     """out[o, r] = sum_i,d x[i, r + d mod 4] * psi[o, i, d], d < turns.
 
-    Where it lifts, x[i, r] is the image turned by -r quarters, and d = 0.
-
-    Maps (B, inputs, 4, H, W), or square images (B, inputs, H, W) -> maps (B, outputs, 4, H', W').
+    Maps (B, inputs, 4, H, W) -> maps (B, outputs, 4, H', W'). Where it lifts, of square images (B, inputs, H, W),
+    x[i, r] is the image turned by -r quarters, and d = 0.
 
     Attributes:
         psi: (outputs, inputs, turns, k, k).
         bias: (outputs,), or None.
     """
+
+    sources: Tensor | None
 
     def __init__(self, axis: Axis, shape: Shape, turns: int) -> None:
         super().__init__()
@@ -47,13 +48,16 @@ class OrbitConv(nn.Module):
         sizes = (shape.outputs, shape.inputs, self.turns, shape.kernel, shape.kernel)
         self.psi = nn.Parameter(torch.empty(sizes).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(shape.outputs).uniform_(-bound, bound)) if shape.bias else None
+        table = sources(axis, self.turns, shape.kernel) if self.turns == 4 else None
+        self.register_buffer("sources", table, persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.lifts:
             maps = torch.stack([maps.rot90(-turn, (2, 3)) for turn in range(4)], 2)
-        if self.turns > 1:
-            maps = torch.cat([maps, maps[:, :, : self.turns - 1]], 2)
-        border = self.border
-        if self.pad_mode != "constant" and border:
-            maps, border = functional.pad(maps, (border,) * 4 + (0, 0), mode=self.pad_mode), 0
+        if self.sources is not None:  # every entry reads every other: one conv2d, at up to twice the speed of a conv3d
+            images, border = padded(maps.flatten(1, 2), self.border, self.pad_mode)
+            bias = None if self.bias is None else self.bias[:, None].expand(-1, 4).flatten()
+            out = functional.conv2d(images, joined(moved(self.psi, self.sources)), bias, self.step, border)
+            return torch.unflatten(out, 1, (-1, 4))
+        maps, border = padded(torch.cat([maps, maps[:, :, : self.turns - 1]], 2), self.border, self.pad_mode)
         return functional.conv3d(maps, self.psi, self.bias, (1, self.step, self.step), (0, border, border))

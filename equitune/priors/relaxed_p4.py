@@ -52,8 +52,3 @@ class RelaxedConv(ExpandedConv):
             for psi, w_G in zip(self.psi, self.w.view(-1, self.entries), strict=True)
         ]
         return joined(torch.stack(parts).sum(0))
-
-    def amount(self) -> float:
-        """The norm of w's variation over g by that of w: 0 a group convolution, 1 nothing that orientations share."""
-        w_LG = self.w.detach().view(-1, self.entries)
-        return float((w_LG - w_LG.mean(1, keepdim=True)).norm() / w_LG.norm())

@@ -1,6 +1,8 @@
 """What a study would do, found out before anything runs: its trials, their networks, a guess at the time."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -23,6 +25,7 @@ class PlannedTrial:
     parameters: int | None  # None: infeasible
     seconds: float | None
     reason: str | None = None
+    broken_by: dict[str, str | None] = field(default_factory=dict)  # symmetry -> what breaks it; None: exact
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class Plan:
     def seconds(self) -> float:
         return sum(trial.seconds or 0.0 for trial in self.trials)
 
+    def exactness(self) -> Iterator[str]:
+        """Of each symmetry how many networks have it whatever their weights are, and what breaks it in the others."""
+        feasible = [trial.broken_by for trial in self.trials if trial.broken_by]
+        for symmetry in feasible[0] if feasible else ():
+            rules = Counter(broken_by[symmetry] for broken_by in feasible)
+            yield f"exact under {symmetry}: {rules.pop(None, 0)} of {len(feasible)} trials"
+            yield from (f"  {times} not: {rule}" for rule, times in rules.most_common())
+
 
 def plan(spec: StudySpec, splits: Splits) -> Plan:
     """Asks the sampler for every trial without telling it any result, and builds each network without weights.
@@ -44,6 +55,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
         UserError: no network of the study can exist.
     """
     from equitune.trial.cost import network_cost, train_seconds_per_image
+    from equitune.trial.exact import predict_exact
 
     shape, classes = splits.shape, len(splits.class_names)
     require_feasible(spec, shape, classes)
@@ -59,7 +71,9 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
             seconds_per_multiply_add = train_seconds_per_image(config, shape, classes) / cost.multiply_adds
         passes = MEASURE_PASSES / 3 * len(config.measures)  # a forward pass is a third of a training step
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
-        trials.append(PlannedTrial(config, cost.parameters, images * cost.multiply_adds * seconds_per_multiply_add))
+        seconds = images * cost.multiply_adds * seconds_per_multiply_add
+        broken_by = {name: found.broken_by for name, found in predict_exact(config, shape, classes).items()}
+        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by))
     return Plan(trials, num_exact(spec))
 
 

@@ -64,7 +64,7 @@ def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
     model = initial_model(config, data.shape, data.classes)
     model.normalise.use(torch.tensor(data.mean), torch.tensor(data.std))  # type: ignore[union-attr,operator]
     if config.device == "cuda":  # on the CPU this format is slower, and torch 2.13 corrupts memory in it
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_channels_last(model)
     return model.to(config.device)
 
 
@@ -94,6 +94,16 @@ def assembled(
         parts.append(catalog.entry("downsampler", downsampler.name)(**downsampler.args))
     built: nn.Module = catalog.entry("model", model.name)(shape, classes, *parts, **model.args)
     return built
+
+
+def lay_channels_last(model: nn.Module) -> None:
+    """Gives kernels of convolutions, in place, the memory format that a GPU is fast in.
+
+    Module.to would do so but for weights of five axes, such as those of group convolutions, which it refuses.
+    """
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.to(memory_format=torch.channels_last)
 
 
 def build_augmentation(config: TrialConfig) -> list[Augment]:

@@ -147,11 +147,20 @@ def learning_rate(training: TrainingConfig, step: int, steps_per_epoch: int) -> 
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Weight decay acts on matrices and kernels alone, not on biases and norms."""
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Weight decay acts on matrices and kernels alone, not on biases and norms.
+
+    A module that has a `decay_factor` decays its own matrices that many times as fast.
+    """
+    by_factor: dict[float, list[Tensor]] = {1.0: [], 0.0: []}
+    seen: set[Tensor] = set()
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if weight.requires_grad and weight not in seen:
+                seen.add(weight)
+                factor = float(getattr(module, "decay_factor", 1.0)) if weight.ndim >= 2 else 0.0
+                by_factor.setdefault(factor, []).append(weight)
     groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": training.weight_decay * factor} for factor, weights in by_factor.items()
     ]
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, nesterov=training.momentum > 0)

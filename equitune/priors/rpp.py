@@ -1,0 +1,90 @@
+"""Residual pathway priors: a convolution beside a free path that decays faster (2112.01388).
+
+y = conv(x) + a free(x). Each path has a Gaussian prior on its weights, that of the free path `decay_ratio` times as
+narrow in variance: its weight decay is that many times the study's. How far it leaves zero is what training learns;
+a = 0 is a convolution. `free: fc` is a full matrix, Cin * Cout * HW_in * HW_out weights, as in the paper and for small
+maps alone; `local` gives it the receptive fields of the convolution, HW_out times the weights of `conv`.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from equitune.groups.prior import out_side
+from equitune.priors._plain import PlainPrior
+from equitune.priors.conv import Conv
+from equitune.priors.local import PAD_MODE, LocalConv2d
+
+
+def build(
+    *,
+    a: Annotated[float, Field(ge=0)] = 0.1,
+    decay_ratio: Annotated[float, Field(ge=1)] = 100.0,
+    free: Literal["local", "fc"] = "local",
+    padding: Literal["zero", "circular", "reflect"] = "zero",
+) -> "RPP":
+    return RPP(a, decay_ratio, free, padding)
+
+
+class RPP(PlainPrior):
+    """The layers of a network that may leave the convolution where the data ask for it."""
+
+    def __init__(self, a: float, decay_ratio: float, free: str, padding: str) -> None:
+        self.a, self.decay_ratio, self.free, self.padding = a, decay_ratio, free, padding
+
+    def layer(
+        self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
+    ) -> nn.Module:
+        tied = Conv(self.padding).layer(inputs, outputs, kernel, side, stride, padding, bias)
+        free = (
+            LocalConv2d(inputs, outputs, kernel, side, stride, padding, True, PAD_MODE[self.padding])
+            if self.free == "local"
+            else FullyConnected(inputs, outputs, side, out_side(side, kernel, stride=stride, padding=padding))
+        )
+        return ResidualPathway(tied, free, self.a, self.decay_ratio)
+
+
+class ResidualPathway(nn.Module):
+    """conv(x) + a free(x): images (B, C, side, side) -> (B, C', side', side')."""
+
+    free: "LocalConv2d | FullyConnected"
+
+    def __init__(self, tied: nn.Module, free: "LocalConv2d | FullyConnected", a: float, decay_ratio: float) -> None:
+        super().__init__()
+        self.tied, self.free, self.a = tied, free, a
+        self.free.decay_factor = decay_ratio  # type: ignore[assignment]  # what `build_optimizer` multiplies weight decay by
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tied(images) + self.a * self.free(images)
+
+    @torch.no_grad()
+    def amount(self) -> float:
+        """The root mean square weight of the free path, a included, over that of both: 0 at a = 0, at most 1.
+
+        The weights are those of the whole linear map, in which a convolution's kernel stands once a position.
+        """
+        free = self.a**2 * float(self.free.weight.square().sum())
+        tied = float(self.tied.weight.square().sum()) * self.free.side**2  # type: ignore[operator]
+        return (free / (free + tied)) ** 0.5 if free + tied > 0 else 0.0
+
+
+class FullyConnected(nn.Module):
+    """A full matrix between maps: images (B, inputs, side, side) -> (B, outputs, out, out).
+
+    Attributes:
+        weight: (outputs * out * out, inputs * side * side).
+        bias: (outputs, out * out).
+    """
+
+    def __init__(self, inputs: int, outputs: int, side: int, out: int) -> None:
+        super().__init__()
+        self.side = out
+        bound = (inputs * side**2) ** -0.5  # as torch initialises a linear layer
+        self.weight = nn.Parameter(torch.empty(outputs * out**2, inputs * side**2).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(outputs, out**2).uniform_(-bound, bound))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = images.flatten(1) @ self.weight.T + self.bias.flatten()
+        return maps.reshape(-1, len(self.bias), self.side, self.side)

@@ -1,0 +1,78 @@
+"""Softly isotropic kernels: what of a plain kernel changes under quarter turns is damped, with no group axis.
+
+After 2603.26657. A kernel's parts are those on which rho(turn) - 1 has the singular values s = 0, sqrt 2 and 2; each is
+multiplied by exp(-s / softness). At `softness: 0` only isotropic kernels are left, exactly equivariant to quarter
+turns; at 1 the kernel is free: a jump, since below 1 the factors stay under .25 and .14. Weights and multiply-adds of
+`conv`.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from equitune.priors._plain import PlainPrior
+from equitune.priors.conv import TORCH_PADDING, PadMode, check_padding
+
+
+def build(
+    *,
+    softness: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    padding: Literal["zero", "circular", "reflect"] = "zero",
+) -> "SoftEq":
+    return SoftEq(softness, padding)
+
+
+class SoftEq(PlainPrior):
+    """The layers of a network with softly isotropic kernels."""
+
+    def __init__(self, softness: float, padding: str) -> None:
+        self.softness, self.padding = softness, padding
+
+    def layer(
+        self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
+    ) -> nn.Module:
+        check_padding(self.padding, padding, side)
+        return SoftConv2d(inputs, outputs, kernel, stride, padding, bias, TORCH_PADDING[self.padding], self.softness)
+
+
+class SoftConv2d(nn.Conv2d):
+    """A convolution by the damped kernel: images (B, inputs, H, W) -> (B, outputs, H', W')."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        padding: int,
+        bias: bool,
+        pad_mode: PadMode,
+        softness: float,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=pad_mode)
+        self.factors = damping(softness)
+
+    def kernel(self) -> Tensor:
+        """The weight's parts on which a quarter turn is 1, i or -i, and -1; each with its factor."""
+        half, other = self.weight + self.weight.rot90(2, (2, 3)), self.weight - self.weight.rot90(2, (2, 3))
+        turned = half.rot90(1, (2, 3))
+        middle, last = self.factors
+        return (half + turned) / 4 + middle * other / 2 + last * (half - turned) / 4
+
+    def amount(self) -> float:
+        """|K - Pi K| / |K|, Pi the mean over quarter turns: how much of the damped kernels is not isotropic."""
+        kernel = self.kernel().detach()
+        mean = sum(kernel.rot90(turn, (2, 3)) for turn in range(4)) / 4
+        return float((kernel - mean).norm() / kernel.norm())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._conv_forward(images, self.kernel(), self.bias)
+
+
+def damping(softness: float) -> tuple[float, float]:
+    """The factors of the parts with the singular values sqrt 2 and 2."""
+    if softness in (0, 1):
+        return float(softness), float(softness)
+    return math.exp(-math.sqrt(2) / softness), math.exp(-2 / softness)
