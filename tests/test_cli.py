@@ -29,7 +29,9 @@ def equitune(tmp_path: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["--version"], ["catalog"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["search", "--help"], ["measure", "--help"], ["--version"], ["catalog"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom equitune import cli\n"

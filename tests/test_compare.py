@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from equitune import catalog
@@ -103,7 +103,7 @@ def test_a_measure_goes_on_from_any_batch_and_passes_no_image_twice(name: str) -
     seen: list[int] = []
     whole = reported(name, Memory(), seen)
     in_batches = sum(count for count in seen if count > 1)
-    for interrupt_after in (1, 3, 4, 6, 8):  # four batches a stage: within the first, at its end, within another
+    for interrupt_after in (3, 4, 6):  # four batches a stage: within the first, at its end, within another
         memory, seen = Memory(interrupt_after), []
         with pytest.raises(Interrupted):
             reported(name, memory, seen)
@@ -188,7 +188,8 @@ def test_what_was_kept_for_other_options_or_other_weights_is_not_gone_on_from(
 
 def test_a_torn_journal_is_begun_again(measured: Measured, interrupted: Interrupt, tmp_path: Path) -> None:
     whole = strict_json(measured(**BEHAVIOUR))
-    for damaged in (lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100):
+    of_another_version = save({"sums": torch.ones(2)}, {"images": "8"})
+    for damaged in (lambda data: data[: len(data) // 2], lambda data: b"x" * 100, lambda data: of_another_version):
         clear(tmp_path / "out" / "journal")
         interrupted(3, **BEHAVIOUR)
         files = list((tmp_path / "out" / "journal").iterdir())

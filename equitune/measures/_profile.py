@@ -180,7 +180,10 @@ class Profile:
     def _problem(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> tuple[Status, str | None]:
         """The first reason why one of the (layer, set) pairs has no number, or `ok`."""
         if not quantity:
-            return "not_asked", "this set is measured with all_sets: true only (fractional shifts: under the protocol roll)"
+            return (
+                "not_asked",
+                "this set is measured with all_sets: true only (fractional shifts: under the protocol roll)",
+            )
         if not chosen:
             return "non_spatial", "no layer has a grid of 3 x 3 or more on which the elements can act"
         for layer, name in chosen:

@@ -32,8 +32,8 @@ class FileJournal:
             with safe_open(self._path(stage), framework="pt") as file:
                 said = file.metadata()
                 return int(said["done"]), {name: file.get_tensor(name) for name in json.loads(said["names"])}
-        except (OSError, SafetensorError):
-            return None  # there is none, or it is torn
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None  # there is none, it is torn, or another version wrote it
 
     def passed(self, done: int, total: int) -> None:
         self._on_progress(self._what, done, total)
