@@ -54,7 +54,13 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--batch", default=128, show_default=True, type=click.IntRange(1), help="Images in a forward pass.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float64"]))
-@click.option("--seed", default=0, show_default=True, help="Of the sample of images, of initial weights, of intervals.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**32 - 1),
+    help="Of the sample of images, of initial weights, of intervals.",
+)
 @click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images in [0, 1]. [default: as the model says]")
 @click.option("--std", callback=_numbers, metavar="R,G,B", help="By which images are divided. [default: likewise]")
 @click.option("--special-tokens", type=click.IntRange(0), help="Class tokens before a transformer's patches.")

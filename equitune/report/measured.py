@@ -65,7 +65,9 @@ def lines(record: MeasurementRecord) -> Iterator[str | Table]:
     """What the shell prints, in order."""
     data = record.data
     shape = " x ".join(map(str, data["shape"]))
-    yield f"{data['name']}: {data['n']:,} images of {shape}, {data['split']} split"
+    fewer = sorted({row["n"] for model in record.models for row in model.profile} - {data["n"]})
+    by_layer = f"; of these by layer {' and '.join(map(str, fewer))}" if fewer else ""
+    yield f"{data['name']}: {data['n']:,} images of {shape}, {data['split']} split{by_layer}"
     for name, model in _named(record):
         yield f"{name}: {', '.join(f'{key} {value}' for key, value in _described(model))}"
         yield from (f"  notice: {notice}" for notice in model.notices)

@@ -96,6 +96,8 @@ def load_subject(
         subject = _from_trial(text, *trial, shape, expected, root)
     elif _is_program(text):
         subject = _from_program(text, shape)
+        if not statistics:
+            subject.notices.append("it is given images in [0, 1] as they are: --mean and --std normalise them")
     else:
         subject = _from_architecture(text, shape, expected, seed)
     networks = [network.eval() for network in (subject.model, subject.untrained) if network is not None]
