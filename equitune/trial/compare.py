@@ -89,9 +89,6 @@ def measure_models(
     )
 
 
-# What is measured on what.
-
-
 def _images(request: Request, root: Path) -> Images:
     if request.data is not None:
         return load_images(request.data, request.split, request.size)
@@ -186,9 +183,6 @@ def _require_finite(subject: Subject, images: EvaluationSet) -> None:
         raise UserError(f"{subject.name}: features are not finite from layer {bad[0]} on: {because}")
 
 
-# Measuring.
-
-
 def _report(subject: Subject, images: EvaluationSet, call: Call) -> Report:
     measure = catalog.entry("measure", call.name)
     try:
@@ -235,8 +229,8 @@ def _measured(subject: Subject, calls: list[Call], reports: list[Report], seed: 
 
 def _row(row: dict[str, Any], estimates: dict[str, Estimate], seed: int) -> dict[str, Any]:
     """A row with an interval beside each quantity that has one; a number that is none has no place in JSON."""
-    is_lost = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-    found = {key: None if key in is_lost else value for key, value in row.items()}
+    lost = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    found = {key: None if key in lost else value for key, value in row.items()}
     for quantity in row:
         estimate = estimates.get(f"{row['layer']}/{row['set']}/{quantity}")
         if estimate is not None:
