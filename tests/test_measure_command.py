@@ -158,6 +158,13 @@ def test_long_names_of_layers_are_folded_and_numbers_are_not(measure: Measure, t
                 assert re.search(rf" {row[key]:.3f} +{row[f'{key}_low']:.3f}–{row[f'{key}_high']:.3f} ", text)
 
 
+def test_a_terminal_shows_how_far_it_has_come(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    _, err = measure("small/0", "--images", 20, "--batch", 10, "--output", "out")
+    said = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", err)
+    assert re.search("2 of 2: small/0, consistency of translation .* 20/20 ", said)  # the last one is always drawn
+
+
 def test_what_has_no_value_is_one_line_and_leaves_no_table(measure: Measure, tmp_path: Path) -> None:
     out, _ = measure("small/0", "--images", 20, "--measure", "equivariance:lattice_px=16", "--output", "out")
     said = [line for line in out.splitlines() if "no value" in line]

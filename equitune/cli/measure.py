@@ -47,7 +47,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "measures",
     multiple=True,
     metavar="NAME[:KEY=VALUE,...]",
-    help="[default: equivariance and consistency]",
+    help=f"{', '.join(catalog.names('measure'))}. [default: equivariance and consistency]",
 )
 @click.option("--layers", multiple=True, metavar="PATTERN", help="Only these layers, such as 'stages.*'.")
 @click.option("--images", type=click.IntRange(2), help="At most so many images. [default: 512 by layer, else all]")
