@@ -424,7 +424,8 @@ def test_double_precision_is_measured_against_its_own_floor(measured: Measured) 
 
 
 def test_a_lattice_that_no_image_holds_is_one_sentence(measured: Measured) -> None:
-    metrics = measured(models=("vit:patch=12,depth=1,width=8",), measures=("equivariance",)).models[0].metrics
+    models = ("resnet:depth=8,width=2", "vit:patch=3,depth=1,width=8")  # strides of 4 and 3 px: of both, 12
+    metrics = measured(models=models, measures=("equivariance",)).models[0].metrics
     reasons = {metric.reason for metric in metrics.values() if metric.status == "undefined"}
     assert reasons == {
         "no lattice element exists for a total stride of 12 px on images of 12 px: measure layers of smaller strides, "

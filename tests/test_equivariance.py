@@ -13,7 +13,7 @@ from equitune import catalog
 from equitune.groups.layout import Axis, Grid, Layout, Vector
 from equitune.measures._evaluation import Report
 from equitune.measures._floor import numeric_floor, verdict
-from equitune.measures.equivariance import measure
+from equitune.measures.equivariance import measure, total_stride
 
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
@@ -209,3 +209,11 @@ def test_scores_are_monotone_along_a_scrambling(shares: list[float]) -> None:
         found.append((row["error"], -row["correlation"], row["motion_error"]))
     assert found == sorted(found)
     assert all(a < b for quantity in zip(*found, strict=True) for a, b in pairwise(quantity))
+
+
+def test_layers_too_small_to_be_measured_do_not_lengthen_the_lattice() -> None:
+    layers = {"a": Grid(4), "b": Grid(16), "c": Grid(32), "output": Vector()}
+    assert total_stride(layers, 32) == 4  # maps of 8, 2 and 1
+    assert total_stride(layers, 48) == 16
+    assert total_stride(layers, 96) == 32
+    assert total_stride({"output": Vector()}, 32) == 1

@@ -21,7 +21,7 @@ from torch import nn
 
 from equitune.errors import UserError
 from equitune.groups.element import sets as sets_of
-from equitune.measures._compare import Key, Layers, Plan, compare, match
+from equitune.measures._compare import MIN_POSITIONS, Key, Layers, Plan, compare, match
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._profile import Profile
 
@@ -75,7 +75,7 @@ def measure(
         group: the symmetry.
         most_images: a seeded sample of this size is measured, or all images where there are fewer.
         multiples: of translations: the lattice set goes up to this multiple of its shortest shift.
-        lattice_px: of translations: the shortest shift of the lattice set; 0: the total stride of the measured layers.
+        lattice_px: of translations: the shortest shift of the lattice set; 0: their total stride.
             Models are compared under the same shifts: then it is a multiple of every model's stride.
         protocol: of translations, what enters at the border: `roll`, what left on the other side; `crop`, reflected
             pixels, and only the overlap of the two maps is compared.
@@ -94,7 +94,7 @@ def measure(
     layers: Layers = model.layers  # type: ignore[assignment]
     if action == "scalar":
         layers = {name: replace(layout, axis="none") for name, layout in layers.items()}  # type: ignore[type-var]
-    strides = [lattice_px] if lattice_px else [layout.stride for layout in layers.values() if layout.is_spatial]
+    strides = [lattice_px or total_stride(layers, images.pixels.shape[-1])]
     of_translations = {"multiples": multiples, "protocol": protocol} if group == "translation" else {}
     found = sets_of(group, strides, images.pixels.shape[-1], **of_translations)
     kept = found if all_sets else STANDARD_SETS.get(group, tuple(found)[:1])
@@ -117,4 +117,10 @@ def measure(
     else:
         statistics = {stage: compare(network, images, plan, stage=stage) for stage, network in networks.items()}
     names = [name.format(group=group) for name in METRICS] + list(GROUP_METRICS.get(group, {}))
-    return Profile(group, action, plan, images, statistics, fitted, math.lcm(*strides)).report(names)
+    return Profile(group, action, plan, images, statistics, fitted, *strides).report(names)
+
+
+def total_stride(layers: Layers, side_px: int) -> int:
+    """The least common stride of the layers with a grid that is large enough to be measured, in pixels."""
+    sides = ((layout.stride, math.ceil(side_px / layout.stride)) for layout in layers.values() if layout.is_spatial)
+    return math.lcm(*(stride for stride, side in sides if side * side >= MIN_POSITIONS))

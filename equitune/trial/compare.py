@@ -19,6 +19,7 @@ from equitune.groups.layout import Layout
 from equitune.measures._capture import capturing
 from equitune.measures._estimate import Estimate
 from equitune.measures._evaluation import EvaluationSet, Report
+from equitune.measures.equivariance import total_stride
 from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
 from equitune.spec.space import Call
 from equitune.spec.study import declared_metrics
@@ -58,7 +59,8 @@ def measure_models(
     evaluation = _evaluation_set(request, images)
     subjects = [_subject(text, request, images, root) for text in request.models]
     _choose_layers(subjects, request.layers)
-    calls = calls_of(request, math.lcm(*(_total_stride(subject.model) for subject in subjects)))
+    strides = (total_stride(_layers(subject.model), images.shape[-1]) for subject in subjects)
+    calls = calls_of(request, math.lcm(*strides))
     for group in dict.fromkeys(call.args["group"] for call in calls if "group" in call.args):
         _require_action(group, evaluation)
     for subject in subjects:
@@ -273,7 +275,3 @@ def _networks(subject: Subject) -> list[nn.Module]:
 
 def _layers(model: nn.Module) -> Layers:
     return cast(Layers, model.layers)
-
-
-def _total_stride(model: nn.Module) -> int:
-    return math.lcm(*(layout.stride for layout in _layers(model).values() if layout.is_spatial))
