@@ -227,8 +227,10 @@ def test_a_full_disk_is_a_sentence_and_the_journal_stays(
 def test_ctrl_c_keeps_what_was_measured_and_the_same_command_goes_on(
     measure: Measure, recorded: Path, tmp_path: Path
 ) -> None:
-    """The program itself is interrupted after the first of its four stages."""
-    words = ["small/1", "--batch", "2", "--output", "out"]
+    """The program itself is interrupted after the first of many stages."""
+    groups = [word for group in ("translation", "rotation", "flip", "d4", "scale") for word in ("--group", group)]
+    options = ["small/1", "--batch", "1", *groups]
+    words = [*options, "--output", "out"]
     command = [sys.executable, "-m", "equitune", "measure", *words, "--root", str(recorded)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("journal/[0-9a-f]*.safetensors")):
@@ -246,7 +248,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_command_goes_on(
     assert found[0][0] == 40  # images of the first stage that are not passed again: all of them
     assert found[-1] is None
     assert not (tmp_path / "out" / "journal").exists()
-    measure(*words[:3], "--output", "whole")
+    measure(*options, "--output", "whole")
     for name in ("measurement.json", "profile.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

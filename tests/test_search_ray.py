@@ -252,7 +252,9 @@ def test_a_trial_that_raises_is_a_failure_of_its_own(start: Callable[..., Progra
     program = start(*LONG)
     program.until(lambda: program.num_epochs() > 10)
     program.kill()
-    victim = next(path for path in program.folder.glob("trials/*") if (path / "checkpoint.pt").exists())
+    time.sleep(5)  # its workers outlive it by a moment, and may end a trial or write a checkpoint once more
+    unfinished = [path for path in program.folder.glob("trials/*") if not (path / "result.json").exists()]
+    victim = next(path for path in unfinished if (path / "checkpoint.pt").exists())
     (victim / "checkpoint.pt").write_bytes(b"no checkpoint")
     again = start(*LONG)
     assert again.wait() == 1, again.output
