@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-PART = 2**20  # numbers that are summed at once: 8 MiB in float64, few calls and no more memory than a cache has
+PART = 2**18  # numbers that are summed at once: 2 MiB in float64
 COLLAPSED = 1e-12  # a variance that is smaller, beside the mean square, is rounding
 
-_scratch_buffers: dict[torch.device, Tensor] = {}
+_scratch_buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Moments:
 
     @classmethod
     def of(cls, values_BCP: Tensor) -> "Moments":
-        return cls.joined([cls.of_part(scratch(values_BCP[part])) for part in parts(values_BCP)])
+        return cls.joined([cls.of_part(in_double(values_BCP[part])) for part in parts(values_BCP)])
 
     @classmethod
     def of_part(cls, values_BCP: Tensor) -> "Moments":
@@ -142,9 +142,15 @@ def parts(values: Tensor) -> Iterator[slice]:
     return (slice(start, start + images) for start in range(0, len(values), images))
 
 
-def scratch(values: Tensor) -> Tensor:
-    """The values in float64, in memory that is used again: fresh pages cost more than all the sums together."""
-    if values.device not in _scratch_buffers or _scratch_buffers[values.device].numel() < values.numel():
+def scratch(values: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Uninitialised values of the same shape, in memory that is used again: fresh pages cost more than the sums."""
+    key = (values.device, dtype)
+    if key not in _scratch_buffers or _scratch_buffers[key].numel() < values.numel():
         with torch.inference_mode(False):  # else it could not be used outside that mode
-            _scratch_buffers[values.device] = torch.empty(values.numel(), dtype=torch.float64, device=values.device)
-    return _scratch_buffers[values.device][: values.numel()].view(values.shape).copy_(values)
+            _scratch_buffers[key] = torch.empty(values.numel(), dtype=dtype, device=values.device)
+    return _scratch_buffers[key][: values.numel()].view(values.shape)
+
+
+def in_double(values: Tensor) -> Tensor:
+    """The values in float64, in memory that is used again."""
+    return values if values.dtype == torch.float64 else scratch(values).copy_(values)

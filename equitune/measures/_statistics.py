@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equitune.measures._estimate import CLUSTERS, Estimate
-from equitune.measures._moments import COLLAPSED, Moments, Side, Unrelated, inverse_length, parts, scratch
+from equitune.measures._moments import COLLAPSED, Moments, Side, Unrelated, in_double, inverse_length, parts, scratch
 from equitune.records.results import Status
 
 # The numbers of an image that are summed over each cluster of images, a column each.
@@ -84,17 +84,17 @@ class PairStatistics:
             a, b, y = view(moved[part]), act(plain[part]), view(plain[part])
             found["ab_across"].append(_dot(a, b_mean) + _dot(b, a_mean))
             found["ay_across"].append(_dot(a, y_mean) + _dot(y, a_mean))
-            difference = torch.sub(a, b)
+            difference = torch.sub(a, b, out=scratch(a, a.dtype))
             found["ab"].append(_squares(difference))
             found["ay"].append(_squares(torch.sub(a, y, out=difference)).sum(1))
             found["by"].append(_squares(torch.sub(b, y, out=difference)).sum(1))
             if wrong is not None:
                 found["wrong"].append(_squares(torch.sub(a, wrong(plain[part]), out=difference)).sum(1))
-            moments["a"].append(Moments.of_part(scratch(a)))
+            moments["a"].append(Moments.of_part(in_double(a)))
             if acted_moments is None:
-                moments["b"].append(Moments.of_part(scratch(b)))
+                moments["b"].append(Moments.of_part(in_double(b)))
             if plain_moments is None:
-                moments["y"].append(Moments.of_part(scratch(y)))
+                moments["y"].append(Moments.of_part(in_double(y)))
         if (missing := self._chance_images - self._done) > 0:
             unrelated = Unrelated.of(view(moved[:missing]), act(plain[:missing]))
             self._unrelated = self._unrelated + unrelated if self._unrelated else unrelated
