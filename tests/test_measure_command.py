@@ -232,7 +232,15 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_command_goes_on(
     options = ["small/1", "--batch", "1", *groups]
     words = [*options, "--output", "out"]
     command = [sys.executable, "-m", "equitune", "measure", *words, "--root", str(recorded)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as tests may run in, hands on an interrupt that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "out").glob("journal/[0-9a-f]*.safetensors")):
         assert process.poll() is None
         time.sleep(0.005)
