@@ -3,6 +3,8 @@
 Feature maps carry the group axis from the first layer on: (B, C, G, H, W), with G = 1 for plain networks.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
@@ -11,12 +13,28 @@ from equitune.errors import Infeasible
 from equitune.groups.layout import Axis
 
 
-class MapPrior(Protocol):
-    """A prior over feature maps: the layers of a convolutional network."""
+@dataclass(frozen=True)
+class Shape:
+    """What a model asks a layer to be."""
 
-    @property
-    def axis(self) -> Axis:
-        """What the group axis of its maps is, and so how a group permutes it."""
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    padding: int
+    bias: bool
+    lifts: bool  # images (B, C, H, W) to maps
+    pad_mode: str = "constant"  # torch's word for what the border is filled with: the prior's to say
+
+
+class MapPrior(ABC):
+    """A prior over feature maps: the layers of a convolutional network.
+
+    Attributes:
+        axis: what the group axis of its maps is, and so how a group permutes it.
+    """
+
+    axis: Axis
 
     def lift(
         self,
@@ -30,6 +48,7 @@ class MapPrior(Protocol):
         bias: bool = False,
     ) -> nn.Module:
         """Images (B, inputs, H, W) -> maps (B, outputs, G, H', W'). `side` is H = W, in pixels."""
+        return self.built(Shape(inputs, outputs, kernel, stride, padding, bias, lifts=True), side)
 
     def conv(
         self,
@@ -43,10 +62,17 @@ class MapPrior(Protocol):
         bias: bool = False,
     ) -> nn.Module:
         """Maps (B, inputs, G, H, W) -> maps (B, outputs, G, H', W')."""
+        return self.built(Shape(inputs, outputs, kernel, stride, padding, bias, lifts=False), side)
 
+    @abstractmethod
+    def built(self, shape: Shape, side: int) -> nn.Module:
+        """The layer of that shape, for maps of that side."""
+
+    @abstractmethod
     def norm(self, channels: int) -> nn.Module:
         """Batch normalisation of maps, its statistics shared over G."""
 
+    @abstractmethod
     def head(self, channels: int) -> tuple[nn.Module, int]:
         """Pooled maps (B, channels, G) -> features (B, D) that a classifier reads, and D."""
 

@@ -10,7 +10,7 @@ with one h where images are lifted to the group.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,66 +19,26 @@ from torch.nn import functional
 from equitune.groups._axis import ENTRIES
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis, Grid
-from equitune.priors.conv import check_padding
-from equitune.priors.local import PAD_MODE
+from equitune.groups.prior import MapPrior, Shape
+from equitune.priors._padding import PAD_MODE, check_padding, padded
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a model asks a layer to be."""
-
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-    padding: int
-    bias: bool
-    lifts: bool  # images (B, C, H, W) to maps
-    pad_mode: str = "constant"
-
-
-class GroupPrior:
+class GroupPrior(MapPrior):
     """A prior whose maps are regular features of a group: one kind of layer, used for lifting and for all others."""
 
     def __init__(self, axis: Axis, layer: Callable[[Axis, Shape], nn.Module], head: str, padding: str) -> None:
-        self.axis: Axis = axis
+        self.axis = axis
         self._layer, self._head, self._padding = layer, head, padding
 
-    def lift(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return self._built(Shape(inputs, outputs, kernel, stride, padding, bias, True, PAD_MODE[self._padding]), side)
-
-    def conv(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return self._built(Shape(inputs, outputs, kernel, stride, padding, bias, False, PAD_MODE[self._padding]), side)
+    def built(self, shape: Shape, side: int) -> nn.Module:
+        check_padding(self._padding, shape.padding, side)
+        return self._layer(self.axis, replace(shape, pad_mode=PAD_MODE[self._padding]))
 
     def norm(self, channels: int) -> nn.Module:
         return nn.BatchNorm3d(channels)
 
     def head(self, channels: int) -> tuple[nn.Module, int]:
         return CosetPool(self._head), channels * (ENTRIES[self.axis] if self._head == "flatten" else 1)
-
-    def _built(self, shape: Shape, side: int) -> nn.Module:
-        check_padding(self._padding, shape.padding, side)
-        return self._layer(self.axis, shape)
 
 
 class CosetPool(nn.Module):
@@ -206,14 +166,6 @@ def moved(psi: Tensor, sources: Tensor) -> Tensor:
     # By index_select: its backward pass is three times faster than that of an index of two axes.
     flat = psi.flatten(2).index_select(2, sources.flatten())
     return torch.unflatten(flat, 2, (len(sources), *psi.shape[2:])).transpose(1, 2)
-
-
-def padded(maps: Tensor, padding: int, mode: str) -> tuple[Tensor, int]:
-    """Rows and columns padded with what is not zero, and the zero padding that is left to a convolution."""
-    if mode == "constant" or not padding:
-        return maps, padding
-    sides = (padding,) * 4 + (0, 0) * (maps.ndim - 4)
-    return functional.pad(maps, sides, mode=mode), 0
 
 
 def joined(filters: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """What the priors without a group (|G| = 1) share: maps (B, C, 1, H, W) around layers of images (B, C, H, W)."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from equitune.groups.layout import Axis
+from equitune.groups.prior import MapPrior, Shape
 
 
 class OnMaps(nn.Module):
@@ -30,10 +30,10 @@ class Lifted(nn.Module):
         return self.layer(images).unsqueeze(2)
 
 
-class PlainPrior(ABC):
+class PlainPrior(MapPrior):
     """A prior with |G| = 1: one kind of layer on images, used for the first layer and for all others."""
 
-    axis: Axis = "none"
+    axis = "none"
 
     @abstractmethod
     def layer(
@@ -41,31 +41,9 @@ class PlainPrior(ABC):
     ) -> nn.Module:
         """Images (B, inputs, side, side) -> images (B, outputs, side', side')."""
 
-    def lift(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return Lifted(self.layer(inputs, outputs, kernel, side, stride, padding, bias))
-
-    def conv(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        return OnMaps(self.layer(inputs, outputs, kernel, side, stride, padding, bias))
+    def built(self, shape: Shape, side: int) -> nn.Module:
+        layer = self.layer(shape.inputs, shape.outputs, shape.kernel, side, shape.stride, shape.padding, shape.bias)
+        return Lifted(layer) if shape.lifts else OnMaps(layer)
 
     def norm(self, channels: int) -> nn.Module:
         return OnMaps(nn.BatchNorm2d(channels))

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.errors import Infeasible
-from equitune.groups.layout import Axis
-from equitune.priors.conv import check_padding
-from equitune.priors.local import PAD_MODE
+from equitune.groups.prior import MapPrior, Shape
+from equitune.priors._padding import PAD_MODE, check_padding
 
 HUES = 3
 
@@ -29,46 +28,30 @@ def build(
     return CEConv(separable, head, padding)
 
 
-class CEConv:
+class CEConv(MapPrior):
     """The layers of a network that commutes with turns of hue by 120 degrees; with `head: flatten`, not its scores."""
 
-    axis: Axis = "hue"
+    axis = "hue"
 
     def __init__(self, separable: bool, head: str, padding: str) -> None:
         self.separable, self.pooling, self.padding = separable, head, padding
 
-    def lift(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        if inputs != HUES:
-            raise Infeasible(f"ceconv turns the hue of images with 3 channels, but got {inputs}")
-        check_padding(self.padding, padding, side)
-        colours = HueConv2d(1, outputs, kernel, stride, padding, bias, PAD_MODE[self.padding], is_separable=False)
-        return nn.Sequential(nn.Unflatten(1, (1, HUES)), colours)  # the three colours are an axis of hues already
-
-    def conv(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = False,
-    ) -> nn.Module:
-        check_padding(self.padding, padding, side)
-        return HueConv2d(
-            inputs, outputs, kernel, stride, padding, bias, PAD_MODE[self.padding], is_separable=self.separable
+    def built(self, shape: Shape, side: int) -> nn.Module:
+        if shape.lifts and shape.inputs != HUES:
+            raise Infeasible(f"ceconv turns the hue of images with 3 channels, but got {shape.inputs}")
+        check_padding(self.padding, shape.padding, side)
+        layer = HueConv2d(
+            1 if shape.lifts else shape.inputs,
+            shape.outputs,
+            shape.kernel,
+            shape.stride,
+            shape.padding,
+            shape.bias,
+            PAD_MODE[self.padding],
+            is_separable=self.separable and not shape.lifts,
         )
+        # The three colours of an image are an axis of hues already.
+        return nn.Sequential(nn.Unflatten(1, (1, HUES)), layer) if shape.lifts else layer
 
     def norm(self, channels: int) -> nn.Module:
         return nn.BatchNorm3d(channels)

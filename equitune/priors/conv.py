@@ -7,11 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from equitune.errors import Infeasible
+from equitune.priors._padding import TORCH_PADDING, check_padding
 from equitune.priors._plain import PlainPrior
-
-PadMode = Literal["zeros", "circular", "reflect"]
-TORCH_PADDING: dict[str, PadMode] = {"zero": "zeros", "circular": "circular", "reflect": "reflect"}
 
 
 def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Conv":
@@ -30,13 +27,3 @@ class Conv(PlainPrior):
         check_padding(self.padding, padding, side)
         mode = TORCH_PADDING[self.padding]
         return nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=mode)
-
-
-def check_padding(kind: str, padding: int, side: int) -> None:
-    """Whether a map of this side has the pixels to pad with.
-
-    Raises:
-        Infeasible: it has not.
-    """
-    if kind == "reflect" and padding >= side:
-        raise Infeasible(f"reflect padding of {padding} needs a map larger than {side} x {side}")

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
-from equitune.priors._group import ExpandedConv, GroupPrior, Shape, regular_sources
+from equitune.groups.prior import Shape
+from equitune.priors._group import ExpandedConv, GroupPrior, regular_sources
 
 
 def build(

@@ -13,10 +13,8 @@ from torch.nn import functional
 
 from equitune.groups.grid import Symmetry
 from equitune.groups.prior import out_side
+from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior
-from equitune.priors.conv import check_padding
-
-PAD_MODE = {"zero": "constant", "circular": "circular", "reflect": "reflect"}
 
 
 def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Local":

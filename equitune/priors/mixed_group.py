@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis
-from equitune.priors._group import ExpandedConv, GroupPrior, Shape, elements, joined, moved, sources
+from equitune.groups.prior import Shape
+from equitune.priors._group import ExpandedConv, GroupPrior, elements, joined, moved, sources
 
 
 def build(

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.prior import out_side
+from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
-from equitune.priors.conv import check_padding
-from equitune.priors.local import PAD_MODE
 
 
 def build(

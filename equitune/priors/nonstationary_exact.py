@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.prior import out_side
+from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
-from equitune.priors.conv import check_padding
-from equitune.priors.local import PAD_MODE, convolve_locally
+from equitune.priors.local import convolve_locally
 
 FREQUENCIES = 16
 HIDDEN = 32

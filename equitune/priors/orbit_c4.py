@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.layout import Axis
-from equitune.priors._group import GroupPrior, Shape, joined, moved, padded, sources
+from equitune.groups.prior import Shape
+from equitune.priors._group import GroupPrior, joined, moved, sources
+from equitune.priors._padding import padded
 
 
 def build(

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
-from equitune.priors._group import CosetPool, GroupConv, GroupPrior, Shape
+from equitune.groups.prior import Shape
+from equitune.priors._group import CosetPool, GroupConv, GroupPrior
 
 TEMPERATURE = 0.5
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
-from equitune.priors._group import ExpandedConv, GroupPrior, Shape, joined, moved, sources
+from equitune.groups.prior import Shape
+from equitune.priors._group import ExpandedConv, GroupPrior, joined, moved, sources
 
 
 def build(

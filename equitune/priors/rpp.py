@@ -13,9 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.prior import out_side
+from equitune.priors._padding import PAD_MODE
 from equitune.priors._plain import PlainPrior
 from equitune.priors.conv import Conv
-from equitune.priors.local import PAD_MODE, LocalConv2d
+from equitune.priors.local import LocalConv2d
 
 
 def build(

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from equitune.groups.layout import Axis
-from equitune.priors._group import GroupConv, GroupPrior, Shape
+from equitune.groups.prior import Shape
+from equitune.priors._group import GroupConv, GroupPrior
 
 
 def build(

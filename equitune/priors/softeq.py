@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
 from equitune.priors._plain import PlainPrior
-from equitune.priors.conv import TORCH_PADDING, PadMode, check_padding
 
 
 def build(
