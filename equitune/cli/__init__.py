@@ -11,9 +11,8 @@ import click
 from equitune import __version__
 from equitune.cli import studies, tools
 from equitune.cli.measure import measure
+from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
 from equitune.errors import UserError
-
-DONE, USERS_MISTAKE, INTERRUPTED = 0, 2, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,6 +12,7 @@ import click
 
 from equitune import catalog
 from equitune.cli.options import (
+    INTERRUPTED,
     data_root_option,
     root_option,
     same_command,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from equitune.trial.journal import OnProgress
 
 GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["group"][0]))
-INTERRUPTED = 130
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:

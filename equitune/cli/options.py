@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
+
 root_option = click.option(
     "--root", type=click.Path(path_type=Path), help="Where studies lie. [default: EQUITUNE_ROOT or ./studies]"
 )

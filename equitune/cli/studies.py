@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from equitune.cli.options import (
+    DONE,
+    INTERRUPTED,
+    TRIALS_FAILED,
     data_root_option,
     root_option,
     same_command,
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
     from equitune.records.reader import StudyRecord
     from equitune.spec.study import StudySpec
-
-DONE, TRIALS_FAILED, INTERRUPTED = 0, 1, 130
 
 
 @click.command()

@@ -83,10 +83,16 @@ def load_splits(config: DataConfig) -> Splits:
     train, validation = _divide(whole.labels, rest, config.validation, config.split_seed)
     train_split, validation_split = (Split(whole.pixels[index], whole.labels[index]) for index in (train, validation))
     mean, std = _moments(train_split.pixels)
+    splits = (train_split, validation_split, test_split)
+    return Splits(*splits, whole.class_names, mean, std, fingerprint(*splits))
+
+
+def fingerprint(*splits: Split) -> str:
+    """A hash of the pixels and labels."""
     digest = hashlib.blake2b(digest_size=8)
-    for split in (train_split, validation_split, test_split):
+    for split in splits:
         digest.update(split.pixels.tobytes() + split.labels.tobytes())
-    return Splits(train_split, validation_split, test_split, whole.class_names, mean, std, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _divide(labels: Labels, index: npt.NDArray[np.int64], size: float, seed: int) -> tuple[Labels, Labels]:

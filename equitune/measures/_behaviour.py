@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable, UserError
-from equitune.measures._estimate import Estimate, measured
+from equitune.measures._estimate import Estimate, measured, unmeasured
 from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.records.results import Measurement
 
 Outcomes = Mapping[str, Estimate | Unmeasurable]  # by metric
 
@@ -48,13 +47,7 @@ def report(
     metrics, estimates = {}, {}
     for name, outcome in trained.items():
         if isinstance(outcome, Unmeasurable):
-            metrics[name] = Measurement(
-                value=None,
-                n=len(images),
-                split=images.split,
-                status=outcome.status,  # type: ignore[arg-type] # pydantic checks it
-                reason=str(outcome),
-            )
+            metrics[name] = unmeasured(images, outcome.status, str(outcome))
             continue
         control = untrained.get(name)
         measurement = measured(outcome, images, untrained=control if isinstance(control, Estimate) else None)

@@ -220,6 +220,12 @@ def _refusal(elements: list[Element], image: Tensor) -> Unmeasurable | None:
     return None
 
 
+def require_size(layout: Layout, height: int, width: int) -> None:
+    """Raises Unmeasurable where a layer's map is too small to be compared."""
+    if layout.is_spatial and height * width < MIN_POSITIONS:
+        raise Unmeasurable("too_small", f"{height * width} positions, at least {MIN_POSITIONS} are needed")
+
+
 def _place(g: Element, layout: Layout, features: Tensor) -> Place:
     """Where an element acts on a layer.
 
@@ -229,8 +235,7 @@ def _place(g: Element, layout: Layout, features: Tensor) -> Place:
     height, width = features.shape[-2:]
     if not layout.is_spatial:
         return Place(g, layout, None, permutes=True)
-    if height * width < MIN_POSITIONS:
-        raise Unmeasurable("too_small", f"{height * width} positions, at least {MIN_POSITIONS} are needed")
+    require_size(layout, height, width)
     visible = g.visible(layout, height, width)
     positions = None if visible is None else visible.flatten().nonzero()[:, 0].to(features.device)
     if positions is not None and len(positions) < MIN_POSITIONS:

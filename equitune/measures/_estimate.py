@@ -121,9 +121,7 @@ def measured(
     """An estimate as a trial records it."""
     value = estimate.value
     if not math.isfinite(value):
-        return Measurement(
-            value=None, n=len(images), split=images.split, status="undefined", reason=f"the statistic is {value}"
-        )
+        return unmeasured(images, "undefined", f"the statistic is {value}")
     control = untrained.value if untrained else math.nan
     return Measurement(
         value=value,
@@ -132,6 +130,13 @@ def measured(
         split=images.split,
         chance=chance,
         untrained=control if math.isfinite(control) else None,
+    )
+
+
+def unmeasured(images: EvaluationSet, status: str, reason: str | None) -> Measurement:
+    """A metric without a value, as a trial records it."""
+    return Measurement.model_validate(
+        {"value": None, "n": len(images), "split": images.split, "status": status, "reason": reason}
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from equitune.groups.element import Element
 from equitune.groups.layout import Grid
 from equitune.groups.translation import Shift
+from equitune.measures._compare import Plan, compare
 from equitune.measures._evaluation import EvaluationSet
 
 EXACT, INEXACT = 10, 100  # times the floor: up to the first a network is exact, from the second on it is not
@@ -20,8 +21,6 @@ def numeric_floor(device: torch.device, dtype: torch.dtype) -> float:
 
     Source: K1 and K12 of the project's reference; both are zero but for the arithmetic.
     """
-    from equitune.measures._compare import Plan, compare
-
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(16, 3, 32, 32, generator=generator).to(device, dtype)
     images = EvaluationSet(pixels, torch.zeros(16, dtype=torch.int64, device=device), "validation", dtype=dtype)

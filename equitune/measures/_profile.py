@@ -9,7 +9,7 @@ from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
 from equitune.groups.layout import Layout
 from equitune.measures._compare import Key, Plan
-from equitune.measures._estimate import Estimate, measured
+from equitune.measures._estimate import Estimate, measured, unmeasured
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._floor import numeric_floor, verdict
 from equitune.measures._statistics import PairStatistics, Summary
@@ -54,8 +54,7 @@ class Profile:
         quantity, chosen = self._chosen(name.removeprefix(f"{self.group}_"))
         status, reason = self._problem(quantity, chosen, "trained")
         if status != "ok":
-            n, split = len(self.images), self.images.split
-            return Measurement(value=None, n=n, split=split, status=status, reason=reason)
+            return unmeasured(self.images, status, reason)
         estimates[name] = estimate = self._estimate(quantity, chosen, "trained")
         chance = self._mean_chance(quantity, chosen)
         return measured(estimate, self.images, chance=chance, untrained=self._control(quantity, chosen))
@@ -82,8 +81,7 @@ class Profile:
             for layer, layout in self.plan.layers.items()
             if layout.is_spatial and (layer, name) not in self.plan.problems
         ]
-        picked = [spatial[math.ceil(depth * len(spatial)) - 1] for depth in RELATIVE_DEPTHS if spatial]
-        return list(dict.fromkeys(picked))
+        return at_depths(spatial)
 
     def _row(self, layer: str, name: str, estimates: dict[str, Estimate]) -> dict[str, Any]:
         """One layer under one set, with everything that makes its numbers readable."""
@@ -222,6 +220,11 @@ class Profile:
         values = [summary.chance(quantity) for summary in self._summaries(chosen, "trained")]
         known = [value for value in values if value is not None]
         return math.fsum(known) / len(known) if known else None
+
+
+def at_depths(layers: list[str]) -> list[str]:
+    """Of layers in the order of depth those at RELATIVE_DEPTHS, each once."""
+    return list(dict.fromkeys(layers[math.ceil(depth * len(layers)) - 1] for depth in RELATIVE_DEPTHS if layers))
 
 
 def _action(action: str, layout: Layout) -> str:

@@ -24,6 +24,7 @@ from equitune.groups.element import sets as sets_of
 from equitune.measures._compare import MIN_POSITIONS, Key, Layers, Plan, compare, match
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._profile import Profile
+from equitune.measures._statistics import PairStatistics
 
 METRICS = {
     "{group}_error": "minimize",
@@ -94,30 +95,42 @@ def measure(
     layers: Layers = model.layers  # type: ignore[assignment]
     if action == "scalar":
         layers = {name: replace(layout, axis="none") for name, layout in layers.items()}  # type: ignore[type-var]
-    strides = [lattice_px or total_stride(layers, images.pixels.shape[-1])]
+    side_px = images.pixels.shape[-1]
+    stride = lattice_px or total_stride(layers, side_px)
     of_translations = {"multiples": multiples, "protocol": protocol} if group == "translation" else {}
-    found = sets_of(group, strides, images.pixels.shape[-1], **of_translations)
+    found = sets_of(group, [stride], side_px, **of_translations)
     kept = found if all_sets else STANDARD_SETS.get(group, tuple(found)[:1])
     sets = {name: elements for name, elements in found.items() if name in kept}
     plan = Plan(model, layers, images, sets)
     networks = {"trained": model} | ({"untrained": untrained} if untrained else {})
     fitted: dict[Key, float] = {}
     if action == "matched":
-        index = torch.arange(len(images))
-        fitting, images = images.subset(index[::2]), images.subset(index[1::2])
-        scored, output = plan.with_control("unmatched"), list(layers)[-1]  # classes are what they are
-        statistics = {}
-        for stage, network in networks.items():
-            matchings = match(network, fitting, plan)
-            if stage == "trained":
-                fitted = {key: matching.correlation() for key, matching in matchings.items()}
-            orders = {key: each.permutation() for key, each in matchings.items() if key[0] != output}
-            statistics[stage] = compare(network, images, scored, orders, stage=stage)
-        plan = scored
+        images, plan, statistics, fitted = _matched(networks, images, plan)
     else:
         statistics = {stage: compare(network, images, plan, stage=stage) for stage, network in networks.items()}
     names = [name.format(group=group) for name in METRICS] + list(GROUP_METRICS.get(group, {}))
-    return Profile(group, action, plan, images, statistics, fitted, *strides).report(names)
+    return Profile(group, action, plan, images, statistics, fitted, stride).report(names)
+
+
+def _matched(
+    networks: dict[str, nn.Module], images: EvaluationSet, plan: Plan
+) -> tuple[EvaluationSet, Plan, dict[str, dict[Key, PairStatistics]], dict[Key, float]]:
+    """Channels matched on every second image and scored on the others, beside the same without matching.
+
+    Returns:
+        The scored images, what was compared on them, its statistics, and the correlations on the other half.
+    """
+    index = torch.arange(len(images))
+    fitting, scored = images.subset(index[::2]), images.subset(index[1::2])
+    output = list(plan.layers)[-1]  # its classes are what they are
+    both, statistics, fitted = plan.with_control("unmatched"), {}, {}
+    for stage, network in networks.items():
+        matchings = match(network, fitting, plan)
+        if stage == "trained":
+            fitted = {key: matching.correlation() for key, matching in matchings.items()}
+        orders = {key: each.permutation() for key, each in matchings.items() if key[0] != output}
+        statistics[stage] = compare(network, scored, both, orders, stage=stage)
+    return scored, both, statistics, fitted
 
 
 def total_stride(layers: Layers, side_px: int) -> int:

@@ -17,7 +17,6 @@ shear, which compare the central disc of a map. Only what is connected to the id
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
@@ -30,12 +29,12 @@ from equitune.errors import Unmeasurable
 from equitune.groups.flow import Flow, flows
 from equitune.groups.layout import Layout
 from equitune.measures._capture import capturing
-from equitune.measures._compare import MIN_POSITIONS
-from equitune.measures._estimate import Estimate, measured
+from equitune.measures._compare import require_size
+from equitune.measures._estimate import Estimate, measured, unmeasured
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures._lie_sums import MOTIONLESS, LieSums, Problem
 from equitune.measures._motion import Difference, Differentiation, Jvp
-from equitune.measures._profile import DEFINITIONS, RELATIVE_DEPTHS
+from equitune.measures._profile import DEFINITIONS, at_depths
 from equitune.records.results import Measurement, Status
 
 METRICS = {"{group}_lie_error": "minimize", "{group}_output_lie_derivative": "minimize"}
@@ -160,8 +159,7 @@ class Derivatives:
         """f(x), its motion and the one that is prescribed, (B, C * G, P) each, at the positions that are compared."""
         plain, motion = self.how.read(features)
         height, width = plain.shape[-2:]
-        if layout.is_spatial and height * width < MIN_POSITIONS:
-            raise Unmeasurable("too_small", f"{height * width} positions, at least {MIN_POSITIONS} are needed")
+        require_size(layout, height, width)
         visible = flow.visible(layout, height, width)
 
         def view(maps_BCGHW: Tensor) -> Tensor:
@@ -200,16 +198,16 @@ def differentiate(
 
 def _image_problem(images: EvaluationSet, flow: Flow) -> Problem | None:
     """Why nothing can be measured on these images, whatever the model."""
-    motion = energy = 0.0
+    energy = sum(float(batch.double().square().sum()) for batch, _ in images.batches())
+    motion = 0.0
     try:
         for batch, _ in images.batches():
             motion += float(flow.on_images(batch).double().square().sum())
-            energy += float(batch.double().square().sum())
+            if motion > MOTIONLESS * energy:  # mostly the first batch tells
+                return None
     except Unmeasurable as error:
         return cast(Status, error.status), str(error)
-    if motion <= MOTIONLESS * energy:
-        return "undefined", f"{flow.label} does not move these images"
-    return None
+    return "undefined", f"{flow.label} does not move these images"
 
 
 @dataclass(frozen=True)
@@ -244,16 +242,13 @@ class _Comparison:
         spatial = [layer for layer, layout in self.layers.items() if layout.is_spatial]
         first = self.directions[0].label
         able = [layer for layer in spatial if (layer, first) in self.trained.sums]
-        if not able:
-            return spatial[-1:]  # which will say why
-        return list(dict.fromkeys(able[math.ceil(depth * len(able)) - 1] for depth in RELATIVE_DEPTHS))
+        return at_depths(able) or spatial[-1:]  # which will say why
 
     def _metric(self, statistic: Statistic, keys: list[Key]) -> Measurement:
         """The mean of a statistic over layers and flows; without a value where one of them has none."""
-        n, split = len(self.images), self.images.split
         problem = _problem(self.trained, statistic, keys)
         if problem:
-            return Measurement(value=None, n=n, split=split, status=problem[0], reason=problem[1])
+            return unmeasured(self.images, *problem)
         control = None
         if self.untrained and not _problem(self.untrained, statistic, keys):
             control = _mean(self.untrained, statistic, keys)

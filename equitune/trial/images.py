@@ -1,14 +1,11 @@
 """The images that models are measured on: a split of a data set, or all of a folder."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from equitune import catalog
-from equitune.datasets._splits import Split, load_splits
+from equitune.datasets._splits import Split, fingerprint, load_splits
 from equitune.datasets.imagefolder import load_folder
 from equitune.errors import UserError
 from equitune.spec.call import checked_call, parsed
@@ -58,7 +55,7 @@ def load_images(text: str, split: SplitName, size: int | None) -> Images:
         raise UserError(f"--split is for data sets: the folder {text} is taken whole")
     folder = load_folder(Path(text), size or 224)
     whole = Split(folder.pixels, folder.labels)
-    return Images(text, "test", whole, len(folder.class_names) or None, _digest(whole))
+    return Images(text, "test", whole, len(folder.class_names) or None, fingerprint(whole))
 
 
 def split_of(config: DataConfig, split: SplitName) -> Images:
@@ -66,10 +63,4 @@ def split_of(config: DataConfig, split: SplitName) -> Images:
     splits = load_splits(config)
     chosen: Split = getattr(splits, split)
     anywhere = config.model_copy(update={"root": None})
-    return Images(config.name, split, chosen, len(splits.class_names), _digest(chosen), anywhere)
-
-
-def _digest(split: Split) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(np.ascontiguousarray(split.pixels).tobytes() + split.labels.tobytes())
-    return digest.hexdigest()
+    return Images(config.name, split, chosen, len(splits.class_names), fingerprint(chosen), anywhere)
