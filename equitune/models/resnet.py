@@ -16,25 +16,8 @@ from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 
-PRIORS = [
-    "conv",
-    "local",
-    "p4",
-    "p4m",
-    "separable_p4",
-    "orbit_c4",
-    "relaxed_p4",
-    "partial_p4",
-    "lambda_sym",
-    "mixed_group",
-    "softeq",
-    "fc",
-    "nonstationary",
-    "nonstationary_exact",
-    "rpp",
-    "ceconv",
-]
-DOWNSAMPLERS = ["stride", "pool2", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
+PRIOR = "conv"
+DOWNSAMPLER = "stride"
 
 
 def build(
@@ -48,7 +31,7 @@ def build(
 ) -> "ResNet":
     if (depth - 2) % 6:
         raise Infeasible(f"a resnet's depth is 6n + 2 (8, 14, 20, ...), but got {depth}")
-    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLER)()
     return ResNet(shape, classes, prior, down, (depth - 2) // 6, width)
 
 

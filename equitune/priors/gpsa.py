@@ -17,6 +17,8 @@ from equitune.errors import Infeasible
 from equitune.groups.relaxable import Relaxable
 from equitune.priors.attention import Attention
 
+FEATURES = "tokens"
+
 
 def build(
     *,

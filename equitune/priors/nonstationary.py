@@ -19,6 +19,8 @@ from equitune.groups.relaxable import Relaxable
 from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
 
+FEATURES = "maps"
+
 
 def build(
     *,

@@ -19,6 +19,7 @@ from equitune.groups.prior import Shape
 from equitune.groups.relaxable import Relaxable
 from equitune.priors._group import CosetPool, GroupConv, GroupPrior
 
+FEATURES = "maps"
 TEMPERATURE = 0.5
 
 

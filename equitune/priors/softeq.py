@@ -18,6 +18,8 @@ from equitune.groups.relaxable import Relaxable, share
 from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
 from equitune.priors._plain import PlainPrior
 
+FEATURES = "maps"
+
 
 def build(
     *,
