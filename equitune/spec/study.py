@@ -166,6 +166,9 @@ class StudySpec(Strict):
     augmentation: Annotated[
         Section, BeforeValidator(lambda data: component_map_section("augmentation", "augmentation", data))
     ] = Section(path="augmentation", branches={"": ()}, holds_many=True)
+    averaging: Annotated[
+        Section | None, BeforeValidator(lambda data: data and component_section("averaging", "averaging", data))
+    ] = None
     training: Annotated[Section, BeforeValidator(lambda data: settings_section(TrainingConfig, "training", data))] = (
         Section(path="training", branches={"": (Call(name="training"),)})
     )
@@ -204,6 +207,7 @@ class StudySpec(Strict):
         prior = self.prior.suggest(noted)[0] if self.prior else _default("prior", model.name)
         downsampler = self.downsampler.suggest(noted)[0] if self.downsampler else _default("downsampler", model.name)
         augmentation = self.augmentation.suggest(noted)
+        averaging = self.averaging.suggest(noted)[0] if self.averaging else None
         training = self.training.suggest(noted)[0]
         return TrialConfig(
             study=self.study,
@@ -215,6 +219,7 @@ class StudySpec(Strict):
             prior=filled("prior", prior) if prior else None,
             downsampler=filled("downsampler", downsampler) if downsampler else None,
             augmentation=tuple(filled("augmentation", call) for call in augmentation),
+            averaging=filled("averaging", averaging) if averaging else None,
             training=checked(TrainingConfig, training.args),
             measures=self.measures,
             device="cuda" if self.resources.gpu else "cpu",
@@ -228,7 +233,7 @@ class StudySpec(Strict):
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
                 if filled_value(call, strength) == 0:
                     found.append(f"augmentation.{call.name} does nothing at {strength}: 0")
-        if self._penalises():
+        if self._penalises() and not self.averaging:
             for name, part in self._without_amounts():
                 found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
         if not self.parameters():
@@ -267,6 +272,8 @@ class StudySpec(Strict):
         yield self.model
         yield from (part for part in (self.prior, self.downsampler) if part)
         yield self.augmentation
+        if self.averaging:
+            yield self.averaging
         yield self.training
 
 

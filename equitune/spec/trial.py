@@ -58,6 +58,7 @@ class TrialConfig(Strict):
     prior: Call | None
     downsampler: Call | None = None  # None: the model's own
     augmentation: tuple[Call, ...]
+    averaging: Call | None = None  # around the model; None: the model alone
     training: TrainingConfig
     measures: tuple[Call, ...]
     device: str = "cpu"

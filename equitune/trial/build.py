@@ -71,7 +71,11 @@ def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
 def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The configured model before it has seen data, on the current default device."""
     torch.manual_seed(config.seed)
-    return assembled(config.model, config.prior, config.downsampler, shape, classes)
+    model = assembled(config.model, config.prior, config.downsampler, shape, classes)
+    if config.averaging is None:
+        return model
+    averaged: nn.Module = catalog.entry("averaging", config.averaging.name)(model, **config.averaging.args)
+    return averaged
 
 
 def assembled(

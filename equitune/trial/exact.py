@@ -62,6 +62,9 @@ def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -
     if not catalog.parts(config.model.name, "downsampler"):  # a network of maps does nothing else between its modules
         rule = f"nothing is known of model {config.model.name}"
         return dict.fromkeys((*SYMMETRIES, SUBSTRIDE), Exactness({"network": rule}))
+    if config.averaging:
+        rule = f"nothing is known of averaging {config.averaging.name}"
+        return dict.fromkeys((*SYMMETRIES, SUBSTRIDE), Exactness({"network": rule}))
     model = initial_model(config, shape, classes).eval()
     layers: list[str] = list(model.layers)  # type: ignore[arg-type]
     broken: dict[str, str | None] = dict.fromkeys((*SYMMETRIES, SUBSTRIDE))

@@ -164,7 +164,7 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
         "seed": str(config.seed),
         **_file("weights", folder.weights),
     }
-    parts = {"prior": config.prior, "downsampler": config.downsampler}
+    parts = {"prior": config.prior, "downsampler": config.downsampler, "averaging": config.averaging}
     provenance |= {kind: _described(part) for kind, part in parts.items() if part}
     return Subject(text, model, build(classes), classes, provenance, [])
 
