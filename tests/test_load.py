@@ -20,7 +20,7 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.records.results import TrialResult
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData, build_model
-from equitune.trial.load import Subject, data_of, load_subject
+from equitune.trial.load import Subject, config_of, load_subject
 from equitune.trial.weights import read_weights
 
 SHAPE = (3, 32, 32)
@@ -83,7 +83,7 @@ def test_a_recorded_trial_comes_with_its_weights_its_untrained_copy_and_its_data
         assert subject.untrained.state_dict()[name].equal(weight)
         is_trained = name in dict(initial.named_parameters())
         assert subject.model.state_dict()[name].equal(weight + 0.1 if is_trained else weight)
-    assert data_of("small/0", study) == small_config.data
+    assert config_of("small/0", study).data == small_config.data
     assert subject.provenance["trial"] == "small/0"
     assert subject.provenance["architecture"] == "resnet:depth=8,width=2"
     assert len(subject.provenance["weights_sha256"]) == 64
@@ -106,7 +106,7 @@ def test_a_trial_without_weights_says_how_it_stands(text: str, sentence: str, st
 
 def test_only_a_trial_knows_its_data() -> None:
     for text in ("resnet18", "timm/resnet18", "resnet:depth=8@a/b/3", "some/program.pt2"):
-        assert data_of(text, Path("nowhere")) is None
+        assert config_of(text, Path("nowhere")) is None
 
 
 # Known architectures and their weights.

@@ -145,7 +145,7 @@ speed: high
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
         "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
-        "15:1 speed: unknown name 'speed': known: study, data, model, prior, downsampler, augmentation, "
+        "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, augmentation, "
         "training, measures, objectives, search, resources",
     ]
 

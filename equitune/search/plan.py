@@ -109,17 +109,17 @@ def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int)
     """
     from equitune.trial.cost import require_network
 
-    reasons = []
+    reasons: list[tuple[str, str]] = []
     for draw in range(TRIES):
         try:
-            require_network(spec.suggest(draw, _random_pick(draw)), shape, classes)
+            config = spec.suggest(draw, _random_pick(draw))
+            require_network(config, shape, classes)
         except Infeasible as error:
-            reasons.append(str(error))
+            reasons.append((" x ".join(map(str, config.input.shape_of(shape)[1:])), str(error)))
         else:
             return
-    raise UserError(
-        f"no network of study {spec.study} can be built for images of {shape[1]} x {shape[2]}: {reasons[0]}"
-    )
+    sides, reason = reasons[0]
+    raise UserError(f"no network of study {spec.study} can be built for images of {sides}: {reason}")
 
 
 def _random_pick(draw: int) -> Pick:

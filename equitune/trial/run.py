@@ -16,6 +16,7 @@ from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData, build_augmentation, build_model
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
+from equitune.trial.resize import at_size
 
 
 def run_trial(
@@ -29,7 +30,7 @@ def run_trial(
 
     Args:
         config: every value filled in.
-        data: training and validation images, on `config.device`.
+        data: training and validation images, on `config.device`, of the trial's size or of the data set's.
         folder: takes the trial's epochs, checkpoint, weights and result; without it nothing is written.
         on_epoch: called after each epoch with its record.
 
@@ -41,6 +42,7 @@ def run_trial(
     clock = _Clock()
     result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
     try:
+        data = at_size(data, config.input)
         model = build_model(config, data)
         clock.lap("build")
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
