@@ -26,6 +26,7 @@ class PlannedTrial:
     seconds: float | None
     reason: str | None = None
     broken_by: dict[str, str | None] = field(default_factory=dict)  # symmetry -> what breaks it; None: exact
+    width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         seconds = images * cost.multiply_adds * seconds_per_multiply_add
         broken_by = {name: found.broken_by for name, found in predict_exact(config, shape, classes).items()}
-        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by))
+        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by, width=cost.width))
     return Plan(trials, num_exact(spec))
 
 

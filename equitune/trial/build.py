@@ -121,6 +121,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
+    """The width of a network whose rule has chosen another one than the configuration names."""
+    width: int | None = getattr(model, "width", None)
+    return None if width == config.model.args.get("width") else width
+
+
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceSplit, build_augmentation, count_parameters, initial_model
+from equitune.trial.build import DeviceSplit, build_augmentation, chosen_width, count_parameters, initial_model
 from equitune.trial.fit import build_optimizer, train_epoch
 from equitune.trial.run import make_deterministic
 
@@ -17,6 +17,7 @@ class Cost:
 
     parameters: int
     multiply_adds: int  # of one image's forward pass
+    width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
 def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:
@@ -67,4 +68,4 @@ def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, dev
         model = initial_model(config, shape, classes).eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *config.input.shape_of(shape)))
-    return Cost(count_parameters(model), counter.get_total_flops() // 2)
+    return Cost(count_parameters(model), counter.get_total_flops() // 2, chosen_width(config, model))

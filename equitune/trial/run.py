@@ -13,7 +13,7 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import TrialResult
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData, build_augmentation, build_model
+from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
 from equitune.trial.resize import at_size
@@ -44,6 +44,8 @@ def run_trial(
     try:
         data = at_size(data, config.input)
         model = build_model(config, data)
+        if width := chosen_width(config, model):
+            result = result.model_copy(update={"provenance": result.provenance | {"width": str(width)}})
         clock.lap("build")
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         augmentation = build_augmentation(config)
