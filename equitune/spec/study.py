@@ -24,7 +24,7 @@ from equitune.spec.space import (
     settings_section,
 )
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, Resources, TrainingConfig, TrialConfig
+from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
 
 Direction = Literal["maximize", "minimize"]
 
@@ -70,6 +70,10 @@ def _measures(data: Any) -> tuple[Call, ...]:
                 mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
     mistakes.raise_any()
     return found
+
+
+def _input(data: Any) -> Section | None:
+    return None if data is None else settings_section(InputConfig, "input", data)
 
 
 def _part(kind: str) -> Callable[[Any, ValidationInfo], Section | None]:
@@ -160,6 +164,7 @@ class StudySpec(Strict):
 
     study: str
     data: Annotated[DataConfig, BeforeValidator(_data_config)] = Field(default_factory=lambda: _data_config({}))
+    input: Annotated[Section | None, BeforeValidator(_input)] = None
     model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
     prior: Annotated[Section | None, BeforeValidator(_part("prior"))] = None
     downsampler: Annotated[Section | None, BeforeValidator(_part("downsampler"))] = None
@@ -200,6 +205,7 @@ class StudySpec(Strict):
             params[name] = pick(name, distribution)
             return params[name]
 
+        given = self.input.suggest(noted)[0].args if self.input else {}
         model = self.model.suggest(noted)[0]
         prior = self.prior.suggest(noted)[0] if self.prior else _default("prior", model.name)
         downsampler = self.downsampler.suggest(noted)[0] if self.downsampler else _default("downsampler", model.name)
@@ -211,6 +217,7 @@ class StudySpec(Strict):
             seed=derived_seed(self.search.seed, number),
             params=params,
             data=self.data,
+            input=checked(InputConfig, given),
             model=filled("model", model),
             prior=filled("prior", prior) if prior else None,
             downsampler=filled("downsampler", downsampler) if downsampler else None,
@@ -247,6 +254,8 @@ class StudySpec(Strict):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
     def _sections(self) -> Iterator[Section]:
+        if self.input:
+            yield self.input
         yield self.model
         yield from (part for part in (self.prior, self.downsampler) if part)
         yield self.augmentation

@@ -25,6 +25,16 @@ class TrainingConfig(Arguments):
     compile: bool = False
 
 
+class InputConfig(Arguments):
+    """How large the images are that a network sees."""
+
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in px that they are resized to; None: as they are
+
+    def shape_of(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a trial's images, from that of the data's: all that needs it asks here."""
+        return shape if self.size is None else (shape[0], self.size, self.size)
+
+
 class DataConfig(Strict):
     """Which images, and how they are split. `args` are those of the data set's own file."""
 
@@ -53,6 +63,7 @@ class TrialConfig(Strict):
     seed: Annotated[int, Field(ge=0)]
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
+    input: InputConfig = InputConfig()
     model: Call
     prior: Call | None
     downsampler: Call | None = None  # None: the model's own
