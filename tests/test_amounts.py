@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,20 @@ from rich.console import Console
 from torch import nn
 
 from equitune import catalog
-from equitune.groups.relaxable import relaxable_layers
+from equitune.groups.relaxable import relaxable_layers, symmetry_penalty
 from equitune.records.folder import write_json
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.records.results import Amount, TrialResult
+from equitune.records.results import Amount, Measurement, TrialResult
 from equitune.report.front import write_page
 from equitune.report.machine import as_json
 from equitune.report.profile import write_profile
 from equitune.report.terminal import front_table
+from equitune.spec.load import load_study
 from equitune.spec.space import Call
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrainingConfig, TrialConfig
 from equitune.tracking.projector import _final_points
+from equitune.trial import fit
 from equitune.trial.amounts import relaxation
 from equitune.trial.build import DeviceData, DeviceSplit, assembled, count_parameters
 from equitune.trial.fit import build_optimizer
@@ -215,3 +218,90 @@ def test_amounts_are_metrics_with_two_values(relaxed: StudyRecord) -> None:
     points = [point for point in _final_points(relaxed.trials[1], 5.0) if point.name == "amount/<layer>4"]
     assert [(point.value, point.step) for point in points] == [(0.125, 0), (0.2, 2)]
     assert not any(point.name.startswith("amount/") for point in _final_points(relaxed.trials[0], 5.0))
+
+
+# The penalty.
+
+
+BETWEEN = {
+    "gpsa": {"gate": 0.5},
+    "lambda_sym": {"free": 0.3},
+    "mixed_group": {"others": -1.0},
+    "nonstationary": {"w2": 0.1},
+    "nonstationary_exact": {"w2": 0.1},
+    "nonstationary_p4": {"w2": 0.1},
+    "partial_p4": {"keep": 0.7},
+    "relaxed_p4": {"spread": 0.5, "filters": 2},
+    "rpp": {"a": 0.5},
+    "softeq": {"softness": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_penalty_is_the_mean_squared_amount_and_its_gradient_that_of_finite_differences(name: str) -> None:
+    model = network(name, learned=True, **BETWEEN[name]).double()
+    amounts = [layer.amount() for layer in relaxable_layers(model).values()]
+    penalty = symmetry_penalty(model)
+    assert penalty.item() == pytest.approx(sum(amount**2 for amount in amounts) / len(amounts), rel=1e-12)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = torch.autograd.grad(penalty, weights, allow_unused=True)
+    directions = [torch.randn_like(weight) for weight in weights]
+    slope = sum(
+        float((gradient * direction).sum())
+        for gradient, direction in zip(gradients, directions, strict=True)
+        if gradient is not None
+    )
+    step, ends = 1e-7, []
+    for sign in (1, -2):  # one step forth from where it is, then two back
+        with torch.no_grad():
+            for weight, direction in zip(weights, directions, strict=True):
+                weight += sign * step * direction
+            ends.append(symmetry_penalty(model).item())
+    assert abs(slope) > 1e-4
+    # Rounding leaves 1e-16 / step; larger steps cross the kinks of ReLUs in `nonstationary_exact`.
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_on_a_symmetric_task_the_penalty_leads_back_to_the_symmetry(small_config: TrialConfig) -> None:
+    data = stripes(by_direction=False)
+    free, penalised = (
+        trial(small_config, "relaxed_p4", data, {"symmetry_penalty": penalty}, spread=0.5) for penalty in (0.0, 3.0)
+    )
+    before, after = free.metrics["relaxation"], penalised.metrics["relaxation"]
+    assert before.untrained == after.untrained
+    assert (before.value or 0) > 0.4  # measured: .43 before training, .46 after, .15 with the penalty
+    assert (after.value or 1) < 0.2
+    assert penalised.metrics["accuracy"].value == 1
+
+
+def test_no_penalty_costs_nothing(small_config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not even computed; a tiny one is, and changes the numbers."""
+    data = stripes(by_direction=False, n=64)
+
+    def found(**training: object) -> dict[str, Measurement]:
+        return trial(small_config, "relaxed_p4", data, {"epochs": 1} | training, spread=0.5).metrics
+
+    default = found()
+    assert found(symmetry_penalty=0.01) != default
+
+    def forbidden(model: nn.Module) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(fit, "symmetry_penalty", forbidden)
+    assert found(symmetry_penalty=0.0) == default
+    with pytest.raises(AssertionError, match="AssertionError"):
+        found(symmetry_penalty=0.01)
+
+
+def test_a_penalty_without_anything_to_penalise_is_noticed(study_file: Callable[..., Path]) -> None:
+    def notices(text: str) -> list[str]:
+        return load_study(study_file(text)).notices()
+
+    small = study_file().read_text()
+    penalised = small.replace("epochs: 2", "epochs: 2, symmetry_penalty: 0.1")
+    said = "training.symmetry_penalty does nothing with prior conv, whose layers have no amount"
+    assert notices(small) == []
+    assert notices(penalised) == [said]
+    assert notices(penalised.replace("0.1", "{float: [0, 1]}")) == [said]
+    assert notices(penalised + "prior: {choose: {conv: {}, rpp: {}}}\n") == [said]
+    assert notices(penalised + "prior: relaxed_p4\n") == []

@@ -29,6 +29,12 @@ def relaxable_layers(model: nn.Module) -> dict[str, Relaxable]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Relaxable)}
 
 
+def symmetry_penalty(model: nn.Module) -> Tensor:
+    """The mean of the squared amounts of a model's layers, through which gradients flow; 0 where it has none."""
+    squares = [layer.squared_amount() for layer in relaxable_layers(model).values()]
+    return torch.stack(squares).mean() if squares else torch.zeros(())
+
+
 def share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole of two sums of squares; 0 of nothing is 0."""
     return part / whole.clamp(min=torch.finfo(whole.dtype).tiny)

@@ -114,12 +114,12 @@ class NonStationaryGroupConv(ExpandedConv, Relaxable):
         return uneven(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
 
     def squared_amount(self) -> Tensor:
-        """How far the filters of all positions and orientations, each in its own frame, are from one filter, squared.
+        """How far the filters of all positions and orientations, each in its own frame, are from one filter.
 
-        0 a group convolution, at most 1 (`position_dependence`).
+        0 a group convolution (`position_dependence`).
         """
-        terms = self.psi.flatten(1)
-        return position_dependence(self.waves().flatten(1).T, terms @ terms.T)
+        filters = self.psi.flatten(1)
+        return position_dependence(self.waves().flatten(1).T, filters @ filters.T)
 
 
 def relaxed_points(axis: Axis, side: int, relaxes: str) -> Tensor:

@@ -235,6 +235,9 @@ class StudySpec(Strict):
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
                 if filled_value(call, strength) == 0:
                     found.append(f"augmentation.{call.name} does nothing at {strength}: 0")
+        if self._penalises():
+            for name, part in self._without_amounts():
+                found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
         return found
@@ -252,6 +255,20 @@ class StudySpec(Strict):
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _penalises(self) -> bool:
+        """Whether a trial may add a penalty to its loss."""
+        return any(calls[0].args.get("symmetry_penalty", 0) != 0 for calls in self.training.branches.values())
+
+    def _without_amounts(self) -> Iterator[tuple[str, str]]:
+        """The priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
+        for model in _components(self.model):
+            default = _default("prior", model)
+            names = _components(self.prior) if self.prior else [default.name] if default else []
+            yield from (("model", model) for _ in range(not names))
+            for name in names:
+                if "learned" not in catalog.describe("prior", name).parameters:
+                    yield "prior", name
 
     def _sections(self) -> Iterator[Section]:
         if self.input:

@@ -20,6 +20,7 @@ class TrainingConfig(Arguments):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    symmetry_penalty: Annotated[float, Field(ge=0)] = 0.0  # times the mean squared amount of the layers
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
