@@ -62,6 +62,7 @@ class TrialConfig(Strict):
     study: str
     number: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
+    replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
     input: InputConfig = InputConfig()
