@@ -60,10 +60,8 @@ def components() -> Iterator[str]:
             component = catalog.describe(kind, name)
             yield f"### `{name}`\n\n{component.summary}\n"
             constants = component.constants
-            if "PRIORS" in constants:
-                yield f"Priors: {', '.join(f'`{prior}`' for prior in constants['PRIORS']) or 'its own layers'}.\n"
-            if "DOWNSAMPLERS" in constants:
-                yield f"Downsamplers: {', '.join(f'`{each}`' for each in constants['DOWNSAMPLERS'])}.\n"
+            if kind == "model":
+                yield from parts(name)
             if "METRICS" in constants:
                 metrics = (f"`{metric}` ({direction})" for metric, direction in constants["METRICS"].items())
                 yield f"Metrics: {', '.join(metrics)}.\n"
@@ -77,6 +75,14 @@ def components() -> Iterator[str]:
                 )
     yield "## Metrics of every trial\n"
     yield ", ".join(f"`{metric}` ({direction})" for metric, direction in TRIAL_METRICS.items()) + "."
+
+
+def parts(model: str) -> Iterator[str]:
+    """What a model may be built of, its default first."""
+    for kind in ("prior", "downsampler"):
+        fitting = [f"`{name}`" for name in catalog.parts(model, kind)]
+        if fitting or kind == "prior":
+            yield f"{kind.capitalize()}s: {', '.join(fitting) or 'its own layers'}.\n"
 
 
 def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:

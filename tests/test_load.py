@@ -222,7 +222,7 @@ def test_given_statistics_take_the_place_of_the_declared_ones() -> None:
         ("resnet:depth=9", "the depth of a resnet in 3 stages is 6n"),
         ("vit:downsampler=aps", "vit takes no downsampler, but got downsampler 'aps'"),
         ("resnet:downsampler=aps,downsampler.blur=2", "blur: must be one of 1, 3 or 5, but got 2"),
-        ("resnet:prior=attention", "resnet takes conv, local, .*, but got prior 'attention'"),
+        ("resnet:prior=attention", "resnet takes conv, ceconv, .*, but got prior 'attention'"),
         ("torchvision/inception_v3", "inception_v3 cannot take images of 32 x 32"),
         ("resnet18@nowhere.pth", "nowhere.pth: no such file: name a file of weights"),
         ("nowhere.pt2", "nowhere.pt2: no such file"),

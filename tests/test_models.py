@@ -18,11 +18,7 @@ from equitune.priors.attention import sincos
 from equitune.priors.local import LocalConv2d
 
 REQUIRED = {"timm": {"architecture": "resnet10t"}, "torchvision": {"architecture": "resnet18"}}
-PAIRS = [
-    (model, prior)
-    for model in catalog.names("model")
-    for prior in catalog.describe("model", model).constants["PRIORS"] or [None]
-]
+PAIRS = [(model, prior) for model in catalog.names("model") for prior in catalog.parts(model, "prior") or [None]]
 SIDES = [16, 28]
 COLOUR = {"ceconv"}  # priors for images with three channels alone
 

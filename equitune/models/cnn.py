@@ -17,25 +17,8 @@ from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 from equitune.models._width import equal_width
 
-PRIORS = [
-    "conv",
-    "local",
-    "p4",
-    "p4m",
-    "separable_p4",
-    "orbit_c4",
-    "relaxed_p4",
-    "partial_p4",
-    "lambda_sym",
-    "mixed_group",
-    "softeq",
-    "fc",
-    "nonstationary",
-    "nonstationary_exact",
-    "rpp",
-    "ceconv",
-]
-DOWNSAMPLERS = ["pool2", "stride", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
+PRIOR = "conv"
+DOWNSAMPLER = "pool2"
 
 
 def build(
@@ -48,7 +31,7 @@ def build(
     width_rule: Literal["as_given", "equal_parameters"] = "as_given",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> "CNN":
-    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLER)()
 
     def network(prior: MapPrior, width: int) -> CNN:
         return CNN(shape, classes, prior, down, width, dropout)

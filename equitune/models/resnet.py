@@ -19,25 +19,8 @@ from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
 from equitune.models._width import equal_width
 
-PRIORS = [
-    "conv",
-    "local",
-    "p4",
-    "p4m",
-    "separable_p4",
-    "orbit_c4",
-    "relaxed_p4",
-    "partial_p4",
-    "lambda_sym",
-    "mixed_group",
-    "softeq",
-    "fc",
-    "nonstationary",
-    "nonstationary_exact",
-    "rpp",
-    "ceconv",
-]
-DOWNSAMPLERS = ["stride", "pool2", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
+PRIOR = "conv"
+DOWNSAMPLER = "stride"
 
 
 def build(
@@ -57,7 +40,7 @@ def build(
         known = f"{step + 2}, {2 * step + 2}, {3 * step + 2}, ..."
         many = "stages" if stages > 1 else "stage"
         raise Infeasible(f"the depth of a resnet in {stages} {many} is {step}n + 2 ({known}), but got {depth}")
-    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLER)()
 
     def network(prior: MapPrior, width: int) -> ResNet:
         return ResNet(shape, classes, prior, down, blocks, stages, width)

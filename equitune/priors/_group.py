@@ -26,7 +26,7 @@ from equitune.priors._padding import PAD_MODE, check_padding, padded
 class GroupPrior(MapPrior):
     """A prior whose maps are regular features of a group: one kind of layer, used for lifting and for all others."""
 
-    def __init__(self, axis: Axis, layer: Callable[[Axis, Shape], nn.Module], head: str, padding: str) -> None:
+    def __init__(self, axis: Axis, layer: Callable[..., nn.Module], head: str, padding: str) -> None:
         self.axis = axis
         self._layer, self._head, self._padding = layer, head, padding
 

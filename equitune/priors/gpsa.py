@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from equitune.errors import Infeasible
 from equitune.priors.attention import Attention
 
+FEATURES = "tokens"
+
 
 def build(
     *,

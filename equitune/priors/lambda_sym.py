@@ -16,6 +16,8 @@ from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
 from equitune.priors._group import ExpandedConv, GroupPrior, regular_sources
 
+FEATURES = "maps"
+
 
 def build(
     *,

@@ -18,6 +18,8 @@ from equitune.groups.prior import out_side
 from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
 
+FEATURES = "maps"
+
 
 def build(
     *,

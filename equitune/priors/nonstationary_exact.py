@@ -19,6 +19,7 @@ from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
 from equitune.priors.local import convolve_locally
 
+FEATURES = "maps"
 FREQUENCIES = 16
 HIDDEN = 32
 

@@ -18,6 +18,7 @@ from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
 from equitune.priors._group import CosetPool, GroupConv, GroupPrior
 
+FEATURES = "maps"
 TEMPERATURE = 0.5
 
 

@@ -18,6 +18,8 @@ from equitune.priors._plain import PlainPrior
 from equitune.priors.conv import Conv
 from equitune.priors.local import LocalConv2d
 
+FEATURES = "maps"
+
 
 def build(
     *,

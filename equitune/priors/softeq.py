@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
 from equitune.priors._plain import PlainPrior
 
+FEATURES = "maps"
+
 
 def build(
     *,
