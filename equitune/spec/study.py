@@ -276,7 +276,9 @@ class StudySpec(Strict):
     def identity(self) -> dict[str, Any]:
         """What makes two studies the same search: all but the budget, the resources and where the data lie."""
         return {
-            "data": self.data.model_dump(mode="json", exclude={"root"}),
+            "data": self.data.model_dump(
+                mode="json", exclude={"root"} | ({"task"} if self.data.task == "class" else set())
+            ),
             **{section.path: section.plain() for section in self._sections()},
             "measures": [call.model_dump(mode="json") for call in self.measures],
             "objectives": self.objectives,

@@ -40,6 +40,7 @@ class DataConfig(Strict):
     """Which images, and how they are split. `args` are those of the data set's own file."""
 
     name: str = "digits"
+    task: Literal["class", "turned", "half_turn", "axis", "six_nine", "quadrant", "placed"] = "class"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
     split_seed: Annotated[int, Field(ge=0)] = 0
