@@ -162,6 +162,7 @@ def _print_plan(spec: "StudySpec") -> None:
             click.echo("  those that follow depend on results; without any they would be:")
         values = ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
         size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
+        size += f" at width {trial.width}" if trial.width else ""
         click.echo(f"  trial {trial.config.number}: {values}: {size}")
     for line in planned.exactness():
         click.echo(line)

@@ -115,14 +115,18 @@ def front_table(study: StudyRecord, most: int | None = None) -> Table:
     """
     members = front(study)
     params = sorted({name for trial in members for name in trial.config.params})
+    has_amounts = any("relaxation" in trial.metrics for trial in members)  # how far layers left their symmetry
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("trial", justify="right", no_wrap=True)
     for name, direction in study.objectives.items():
         table.add_column(f"{name} {ARROW[direction]}".replace("_", "\n"), justify="right", no_wrap=True)
+    if has_amounts:
+        table.add_column("relax-\nation", justify="right", no_wrap=True)
     for name in params:
         table.add_column(name.replace(".", "\n"), justify="right")
     for trial in members[:most]:
         values = [shown(trial.metrics.get(name)) for name in study.objectives]
+        values += [shown(trial.metrics.get("relaxation"))] * has_amounts
         table.add_row(str(trial.number), *values, *(short(trial.config.params.get(name, "–")) for name in params))
         if trial.test:
             on_test = [trial.test.get(name) for name in study.objectives]
