@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from equitune import catalog
 from equitune.cli import cli
 from equitune.spec.study import TRIAL_METRICS, SearchSpec
-from equitune.spec.trial import DataConfig, Resources, TrainingConfig
+from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig
 
 DOCS = Path(__file__).parent
 ORIGIN = "<!-- written by docs/generate.py: edit the program, not this file -->\n"
@@ -46,6 +46,7 @@ def components() -> Iterator[str]:
     yield "`search` and `resources`, which take constants.\n"
     for section, settings in (
         ("training", TrainingConfig),
+        ("input", InputConfig),
         ("data", DataConfig),
         ("search", SearchSpec),
         ("resources", Resources),

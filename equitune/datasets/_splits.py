@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune import catalog
+from equitune.datasets._tasks import with_task
 from equitune.errors import UserError
 from equitune.spec.trial import DataConfig
 
@@ -71,18 +72,18 @@ def load_splits(config: DataConfig) -> Splits:
     root = data_root(config)
     if root.exists() and not root.is_dir():
         raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
-    whole = catalog.entry("dataset", config.name)(root, **config.args)
+    whole = with_task(config.task, catalog.entry("dataset", config.name)(root, **config.args), config.split_seed)
     everything = np.arange(len(whole.labels))
     if config.limit is not None and config.limit < len(everything):
         everything = _divide(whole.labels, everything, config.limit, config.split_seed)[1]
-    if whole.test_pixels is None:
+    if whole.test_pixels is None or whole.test_labels is None:
         rest, test = _divide(whole.labels, everything, config.test, config.split_seed)
         test_split = Split(whole.pixels[test], whole.labels[test])
     else:
         rest, test_split = everything, Split(whole.test_pixels, whole.test_labels)
     train, validation = _divide(whole.labels, rest, config.validation, config.split_seed)
     train_split, validation_split = (Split(whole.pixels[index], whole.labels[index]) for index in (train, validation))
-    mean, std = _moments(train_split.pixels)
+    mean, std = moments(train_split.pixels)
     splits = (train_split, validation_split, test_split)
     return Splits(*splits, whole.class_names, mean, std, fingerprint(*splits))
 
@@ -108,7 +109,7 @@ def _divide(labels: Labels, index: npt.NDArray[np.int64], size: float, seed: int
     return np.sort(first), np.sort(second)
 
 
-def _moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, of values in [0, 1]; exact, from the histogram of the 256 values."""
     values = np.arange(256) / 255
     mean, std = [], []

@@ -26,10 +26,21 @@ class TrainingConfig(Arguments):
     compile: bool = False
 
 
+class InputConfig(Arguments):
+    """How large the images are that a network sees."""
+
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in px that they are resized to; None: as they are
+
+    def shape_of(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a trial's images, from that of the data's: all that needs it asks here."""
+        return shape if self.size is None else (shape[0], self.size, self.size)
+
+
 class DataConfig(Strict):
     """Which images, and how they are split. `args` are those of the data set's own file."""
 
     name: str = "digits"
+    task: Literal["class", "turned", "half_turn", "axis", "six_nine", "quadrant", "placed"] = "class"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
     split_seed: Annotated[int, Field(ge=0)] = 0
@@ -52,8 +63,10 @@ class TrialConfig(Strict):
     study: str
     number: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
+    replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
+    input: InputConfig = InputConfig()
     model: Call
     prior: Call | None
     downsampler: Call | None = None  # None: the model's own
