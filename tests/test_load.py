@@ -180,13 +180,13 @@ def test_weights_of_a_catalogue_model_bring_their_normalisation(tmp_path: Path) 
 
 
 def test_the_stem_of_a_transformer_can_be_named(tmp_path: Path) -> None:
-    plain = load("vit:depth=1,width=8,heads=2,patch=3")
+    plain = load("vit:depth=1,width=8,heads=2,patch=4")
     assert plain.provenance["stem"] == "conv:padding=zero"
     file = as_safetensors(plain.model.state_dict(), tmp_path / "w")
-    turned = load("vit:depth=1,width=8,heads=2,patch=3,stem=p4,stem.head=mean")
+    turned = load("vit:depth=1,width=8,heads=2,patch=4,stem=p4,stem.head=mean")
     assert turned.provenance["stem"] == "p4:head=mean,padding=zero"
     with pytest.raises(UserError, match="these weights are of another network: 1 missing .patches.psi"):
-        load(f"vit:depth=1,width=8,heads=2,patch=3,stem=p4@{file}")
+        load(f"vit:depth=1,width=8,heads=2,patch=4,stem=p4@{file}")
     with pytest.raises(UserError, match="resnet takes no stem, but got stem 'p4'"):
         load("resnet:stem=p4")
 

@@ -22,6 +22,7 @@ from equitune.groups._axis import ENTRIES
 from equitune.groups.grid import Symmetry, uneven
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape, out_side
+from equitune.groups.relaxable import Relaxable
 from equitune.priors._group import ExpandedConv, GroupPrior, joined, moved, sources
 from equitune.priors._padding import PAD_MODE, check_padding, padded
 from equitune.priors._plain import places, position_dependence
@@ -50,7 +51,7 @@ class NonStationaryP4(GroupPrior):
         return self._layer(self.axis, replace(shape, pad_mode=PAD_MODE[self._padding]), side=side)
 
 
-class NonStationaryGroupConv(ExpandedConv):
+class NonStationaryGroupConv(ExpandedConv, Relaxable):
     """sum_r a_r(x, g) (L_g psi_r * f)(x).
 
     Attributes:
@@ -112,13 +113,13 @@ class NonStationaryGroupConv(ExpandedConv):
         wraps = self.pad_mode == "circular"
         return uneven(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
 
-    def amount(self) -> float:
+    def squared_amount(self) -> Tensor:
         """How far the filters of all positions and orientations, each in its own frame, are from one filter.
 
-        0 a group convolution, at most 1 (`position_dependence`).
+        0 a group convolution (`position_dependence`).
         """
-        root = torch.linalg.qr(self.psi.detach().flatten(1).T).R  # psi but for a rotation, which keeps lengths
-        return position_dependence(self.waves().flatten(1).T @ root.T)
+        filters = self.psi.flatten(1)
+        return position_dependence(self.waves().flatten(1).T, filters @ filters.T)
 
 
 def relaxed_points(axis: Axis, side: int, relaxes: str) -> Tensor:

@@ -13,6 +13,7 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import TrialResult
 from equitune.spec.trial import TrialConfig
+from equitune.trial.amounts import learned_amounts, relaxation
 from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
@@ -60,12 +61,21 @@ def run_trial(
             on_epoch=on_epoch,
         )
         clock.lap("fit")
-        metrics, profile = measure(config, model, build_model(config, data), validation)
+        untrained = build_model(config, data)
+        metrics, profile = measure(config, model, untrained, validation)
+        amounts = learned_amounts(model, untrained)
         clock.lap("measure")
         if folder:
             weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
             write_whole(folder.weights, save(weights))
-        result = result.model_copy(update={"metrics": metrics, "profile": profile, "seconds": clock.laps})
+        result = result.model_copy(
+            update={
+                "metrics": metrics | relaxation(amounts),
+                "profile": profile,
+                "amounts": amounts,
+                "seconds": clock.laps,
+            }
+        )
     except OSError:
         raise  # the disk's fault, not the trial's
     except Exception as error:
