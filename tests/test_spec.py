@@ -141,7 +141,7 @@ speed: high
         "10:25 training.lr: takes one value, but got a list: to search over values write {choice: [1, 2]}",
         "11:33 measures.0.group: must be one of 'translation', 'rotation', 'flip', 'd4', 'scale', 'shear' or 'hue', but got 'rotations'",
         "12:14 objectives.accuracy: must be maximize or minimize, but got 'up'",
-        "13:10 search.sampler: must be one of 'tpe', 'random' or 'nsga2', but got 'tpee'",
+        "13:10 search.sampler: must be one of 'tpe', 'random', 'nsga2' or 'grid', but got 'tpee'",
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
         "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
@@ -176,6 +176,10 @@ speed: high
         ("model: resnet\ndownsampler: asp", "downsampler: unknown downsampler 'asp': did you mean 'aps'?"),
         ("model: resnet\ndownsampler: {name: aps, blur: 2}", "downsampler.blur: must be one of 1, 3 or 5, but got 2"),
         ("model: resnet\ndata: {name: digits, size: 4}", "data.size: must be >= 8"),
+        (
+            "model: resnet\ndata: {name: digits, task: truned}",
+            "data.task: must be one of 'class', 'turned', 'half_turn'",
+        ),
         ("model: resnet\ndata: {name: imagefolder}", "data.path: is required"),
         ("model: resnet\ndata: {name: digits, validation: 1.5}", "data.validation: must be < 1"),
         ("model: resnet\naugmentation: [translate]", "augmentations must be a mapping, but got ['translate']"),
@@ -315,12 +319,14 @@ def test_benign_aliases_work(study_file: Write) -> None:
 def test_the_fingerprint_ignores_budget_and_place_but_no_more(study_file: Write) -> None:
     path = study_file(HEAD + "model: {name: resnet, width: {int: [2, 4]}}")
     same = load_study(path).fingerprint()
+    assert "task" not in load_study(path).identity()["data"]  # studies from before there were tasks go on
     for override in ("search.trials=99", "resources.cpu=2", "data.root=/x", "resources.concurrent=1"):
         assert load_study(path, (override,)).fingerprint() == same
     for override in (
         "search.seed=1",
         "model.width={int: [2, 5]}",
         "data.split_seed=1",
+        "data.task=turned",
         "training.lr=1",
         "prior=local",
         "downsampler=aps",

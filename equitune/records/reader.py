@@ -61,6 +61,11 @@ class StudyRecord:
             return "complete"
         return "running" if self.is_driven else "interrupted"
 
+    @property
+    def replicates(self) -> int:
+        """How often each combination of parameters is trained."""
+        return int(self.info.get("replicates", 1))
+
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]
 

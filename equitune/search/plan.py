@@ -89,7 +89,7 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     study = optuna.create_study(directions=list(spec.objectives.values()))
     configs = []
     for number in range(spec.search.trials):
-        study.sampler = make_sampler(spec.search, number)
+        study.sampler = make_sampler(spec, number)
         configs.append(spec.suggest(number, partial(suggested, study.ask())))
     return configs
 
@@ -98,7 +98,7 @@ def num_exact(spec: StudySpec) -> int:
     """How many proposals do not depend on results: TPE begins with ten random ones, NSGA-II with a population."""
     from equitune.search.samplers import nsga2_population
 
-    first = {"tpe": 10, "nsga2": nsga2_population(spec.search), "random": spec.search.trials}[spec.search.sampler]
+    first = {"tpe": 10, "nsga2": nsga2_population(spec.search)}.get(spec.search.sampler, spec.search.trials)
     return min(first, spec.search.trials)
 
 

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
+from equitune.spec.design import Cell, counted_trials, factorial
 from equitune.spec.space import (
     Call,
     Choice,
@@ -37,8 +38,9 @@ _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file sys
 class SearchSpec(Strict):
     """Who proposes the trials, and when the study has had enough of them."""
 
-    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20
+    sampler: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
+    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
+    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -189,6 +191,32 @@ class StudySpec(Strict):
             )
         return name
 
+    @model_validator(mode="after")
+    def _designed(self) -> "StudySpec":
+        """A grid's trials are counted from its parameters; what is said of their number must agree."""
+        search, mistakes = self.search, Mistakes()
+        if search.sampler != "grid":
+            if search.replicates > 1:
+                sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
+                mistakes.add(("search", "replicates"), sentence)
+            mistakes.raise_any()
+            return self
+        trials, counted = counted_trials(list(self._sections()), search.replicates)
+        if "trials" in search.model_fields_set and search.trials != trials:
+            mistakes.add(("search", "trials"), f"{counted} are {trials} trials, but got {search.trials}: leave it out")
+        mistakes.raise_any()
+        return self.model_copy(update={"search": search.model_copy(update={"trials": trials})})
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Of a grid: the combinations of values, each of which is trained once a replicate."""
+        return factorial(self._sections())
+
+    def planned(self, number: int) -> tuple[int, Cell]:
+        """Of a grid: the replicate and the cell of the trial of that number, replicate by replicate."""
+        replicate, cell = divmod(number, len(self.cells))
+        return replicate, self.cells[cell]
+
     def metrics(self) -> dict[str, Direction]:
         """Every metric that a trial of this study reports, with the direction that is better."""
         return TRIAL_METRICS | declared_metrics(self.measures)
@@ -200,6 +228,8 @@ class StudySpec(Strict):
     def suggest(self, number: int, pick: Pick) -> TrialConfig:
         """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs."""
         params = {}
+        is_grid = self.search.sampler == "grid"
+        replicate = self.planned(number)[0] if is_grid else 0
 
         def noted(name: str, distribution: Distribution) -> Any:
             params[name] = pick(name, distribution)
@@ -214,7 +244,8 @@ class StudySpec(Strict):
         return TrialConfig(
             study=self.study,
             number=number,
-            seed=derived_seed(self.search.seed, number),
+            replicate=replicate,
+            seed=derived_seed(self.search.seed, 0 if is_grid else number, replicate),
             params=params,
             data=self.data,
             input=checked(InputConfig, given),
@@ -245,7 +276,9 @@ class StudySpec(Strict):
     def identity(self) -> dict[str, Any]:
         """What makes two studies the same search: all but the budget, the resources and where the data lie."""
         return {
-            "data": self.data.model_dump(mode="json", exclude={"root"}),
+            "data": self.data.model_dump(
+                mode="json", exclude={"root"} | ({"task"} if self.data.task == "class" else set())
+            ),
             **{section.path: section.plain() for section in self._sections()},
             "measures": [call.model_dump(mode="json") for call in self.measures],
             "objectives": self.objectives,

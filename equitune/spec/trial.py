@@ -40,6 +40,7 @@ class DataConfig(Strict):
     """Which images, and how they are split. `args` are those of the data set's own file."""
 
     name: str = "digits"
+    task: Literal["class", "turned", "half_turn", "axis", "six_nine", "quadrant", "placed"] = "class"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
     split_seed: Annotated[int, Field(ge=0)] = 0
@@ -62,6 +63,7 @@ class TrialConfig(Strict):
     study: str
     number: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
+    replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
     input: InputConfig = InputConfig()
