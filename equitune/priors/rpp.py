@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.groups.grid import Symmetry, of_free_kernels
 from equitune.groups.prior import out_side
 from equitune.priors._padding import PAD_MODE
 from equitune.priors._plain import PlainPrior
@@ -52,10 +53,18 @@ class ResidualPathway(nn.Module):
 
     free: "LocalConv2d | FullyConnected"
 
-    def __init__(self, tied: nn.Module, free: "LocalConv2d | FullyConnected", a: float, decay_ratio: float) -> None:
+    def __init__(self, tied: nn.Conv2d, free: "LocalConv2d | FullyConnected", a: float, decay_ratio: float) -> None:
         super().__init__()
         self.tied, self.free, self.a = tied, free, a
         self.free.decay_factor = decay_ratio  # type: ignore[assignment]  # what `build_optimizer` multiplies weight decay by
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        if self.a:
+            return f"its free path has weights of its own at each position (a {self.a:g})"
+        (kernel, _), (stride, _), wraps = self.tied.kernel_size, self.tied.stride, self.tied.padding_mode == "circular"
+        padding = int(self.tied.padding[0])
+        return of_free_kernels(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tied(images) + self.a * self.free(images)
@@ -67,7 +76,7 @@ class ResidualPathway(nn.Module):
         The weights are those of the whole linear map, in which a convolution's kernel stands once a position.
         """
         free = self.a**2 * float(self.free.weight.square().sum())
-        tied = float(self.tied.weight.square().sum()) * self.free.side**2  # type: ignore[operator]
+        tied = float(self.tied.weight.square().sum()) * self.free.side**2
         return (free / (free + tied)) ** 0.5 if free + tied > 0 else 0.0
 
 

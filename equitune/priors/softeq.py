@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.groups.grid import COLOURS, TURNS, Symmetry, uneven
 from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
 from equitune.priors._plain import PlainPrior
 
@@ -52,7 +53,19 @@ class SoftConv2d(nn.Conv2d):
         softness: float,
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=pad_mode)
-        self.factors = damping(softness)
+        self.softness, self.factors = softness, damping(softness)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        (kernel, _), (stride, _), padding = self.kernel_size, self.stride, int(self.padding[0])
+        if symmetry == "hue":
+            return COLOURS
+        if symmetry in TURNS and kernel > 1 and any(self.factors):
+            return f"its kernels keep parts that are not isotropic (softness {self.softness:g})"
+        if symmetry == "d4" and kernel > 3:  # up to 3 x 3, what a quarter turn keeps a flip keeps, too
+            return f"its kernels of {kernel} x {kernel} are isotropic under quarter turns alone"
+        wraps = self.padding_mode == "circular"
+        return uneven(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
 
     def kernel(self) -> Tensor:
         """The weight's parts on which a quarter turn is 1, i or -i, and -1; each with its factor."""
