@@ -56,6 +56,8 @@ KNOBS: dict[str, list[dict[str, Any]]] = {
     "rpp": [{"a": 0.0}, {"a": 0.1}, {"a": 0.1, "free": "fc"}],
     "nonstationary": [{"w2": w2} for w2 in (0.0, 0.1)],
     "nonstationary_exact": [{"w1": w1, "w2": w2} for w1 in (0.0, 1.0) for w2 in (0.0, 0.1)],
+    "nonstationary_p4": [{"w2": 0.0}]
+    + [{"w2": 0.1, "relaxes": relaxes} for relaxes in ("both", "position", "orientation")],
     "ceconv": [{}, {"separable": True}],
     "attention": [{"position": position} for position in ("none", "learned", "sincos")],
     "gpsa": [{"position": "none", "gate": gate} for gate in (-200.0, 1.0)] + [{"position": "learned"}],
@@ -269,7 +271,7 @@ def test_a_false_rule_is_caught(twin: str, monkeypatch: pytest.MonkeyPatch) -> N
         (config("cnn", "partial_p4", "zero", "pool2"), 16, "c4", "convs.1.0: the probability"),
         (config("resnet", "nonstationary", "circular", "stride", w2=0.0), 16, "translation", None),
         (
-            config("resnet", "nonstationary", "circular", "stride", w2=0.0, learn=True),
+            config("resnet", "nonstationary", "circular", "stride", w2=0.0, learned=True),
             16,
             "translation",
             "stem.layer: w2, how fast its filters change",
@@ -290,12 +292,13 @@ def test_it_names_what_training_may_break(trial: TrialConfig, side: int, symmetr
 
 # Every prior at its strict corner, its knob learned wherever it can be.
 CORNERS: dict[str, dict[str, Any]] = {
-    "rpp": {"a": 0.0},
+    "rpp": {"a": 0.0, "learned": True},
+    "nonstationary_p4": {"w2": 0.0, "learned": True, "relaxes": "position"},
     "softeq": {"softness": 0.0},
     "mixed_group": {"others": -200.0},
     "partial_p4": {"keep": 0.52},
-    "nonstationary": {"w2": 0.0, "learn": True},
-    "nonstationary_exact": {"w1": 0.0, "w2": 0.0, "learn": True},
+    "nonstationary": {"w2": 0.0, "learned": True},
+    "nonstationary_exact": {"w1": 0.0, "w2": 0.0, "learned": True},
 }
 
 

@@ -13,7 +13,10 @@ from equitune.spec.study import declared_metrics
 from equitune.trial.build import DeviceData
 
 NAMES = catalog.names("measure")
-EVERYTHING = {"equivariance": {"all_sets": True}}  # a metric that is measured on request only is measured here
+EVERYTHING = {
+    "equivariance": {"all_sets": True},
+    "turned_accuracy": {"angles": 6},
+}  # a metric that is measured on request only is measured here
 
 
 @pytest.fixture

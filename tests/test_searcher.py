@@ -208,6 +208,69 @@ def test_drivers_that_die_anywhere_change_nothing(
         assert len({json.dumps(each) for each in params[0]}) == 16
 
 
+GRID = ("model={choose: {cnn: {width: {int: [2, 4], step: 1}}, resnet: {depth: 8, width: {choice: [2, 4]}}}}",
+        "augmentation={}", "training={epochs: 2}", "search={sampler: grid, replicates: 3}")  # fmt: skip
+
+
+@pytest.fixture
+def grid(tmp_path: Path, study_file: Callable[..., Path]) -> tuple[StudySpec, StudyFolder]:
+    spec = load_study(study_file(), GRID)
+    folder = StudyFolder(tmp_path / "grid" / "small")
+    folder.path.mkdir(parents=True)
+    begin(folder, spec, None, ())
+    return spec, folder
+
+
+def test_a_grid_runs_its_cells_replicate_by_replicate_with_paired_seeds(
+    grid: tuple[StudySpec, StudyFolder],
+) -> None:
+    spec, folder = grid
+    cells = [{"model": "cnn", "model.cnn.width": width} for width in (2, 3, 4)]
+    cells += [{"model": "resnet", "model.resnet.width": width} for width in (2, 4)]
+    planned = proposals(spec)
+    assert [config.params for config in planned] == cells * 3
+    assert num_exact(spec) == len(planned) == 15
+    assert play(folder, spec, lambda call: False) == cells * 3
+    recorded = [trial.config for trial in StudyReader(folder).read().trials]
+    assert recorded == planned
+    assert [config.replicate for config in recorded] == [0] * 5 + [1] * 5 + [2] * 5
+    seeds = [config.seed for config in recorded]
+    assert seeds == [seeds[0]] * 5 + [seeds[5]] * 5 + [seeds[10]] * 5
+    assert len(set(seeds)) == 3
+
+
+@pytest.mark.parametrize("deaths", [{1}, {3}, {4, 20, 33}, set(range(2, 60, 5))])
+def test_a_grid_whose_drivers_die_is_the_same_grid(deaths: set[int], grid: tuple[StudySpec, StudyFolder]) -> None:
+    spec, folder = grid
+    assert play(folder, spec, deaths.__contains__) == spec.cells * 3
+    assert states(folder, spec) == [COMPLETE] * 15
+
+
+def test_every_trial_of_a_study_with_replicates_is_tested(grid: tuple[StudySpec, StudyFolder]) -> None:
+    spec, folder = grid
+    play(folder, spec, lambda call: False)
+    searcher = open_searcher(folder, spec)
+    asked = [searcher.suggest(str(index)) for index in range(15)]
+    assert sorted(config["number"] for config in asked) == list(range(15))
+    assert all(config["test"] for config in asked)
+    assert searcher.suggest("16") == Searcher.FINISHED
+    assert not searcher.is_done()
+    metric = Measurement(value=0.4, n=9, split="test").model_dump(mode="json")
+    for index in range(15):
+        searcher.on_trial_result(str(index), {"test": json.dumps({"accuracy": metric})})
+    assert searcher.is_done()
+
+
+def test_more_replicates_extend_a_grid(grid: tuple[StudySpec, StudyFolder], study_file: Callable[..., Path]) -> None:
+    spec, folder = grid
+    play(folder, spec, lambda call: False)
+    more = load_study(study_file(), (*GRID, "search.replicates=4"))
+    require_same_search(folder, more)
+    begin(folder, more, None, ())
+    assert StudyReader(folder).read().replicates == 4
+    assert play(folder, more, lambda call: False) == spec.cells * 4
+
+
 def test_a_torn_journal_keeps_what_was_whole(folder: StudyFolder, small_spec: StudySpec) -> None:
     searcher = open_searcher(folder, small_spec)
     searcher.suggest("a")
@@ -256,7 +319,7 @@ def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..
     path = study_file()
     require_feasible(load_study(path, ("model.depth={choice: [8, 9]}",)), (1, 16, 16), 10)
     with pytest.raises(
-        UserError, match="no network of study small can be built for images of 16 x 16: a resnet's depth"
+        UserError, match="no network of study small can be built for images of 16 x 16: the depth of a resnet"
     ):
         require_feasible(load_study(path, ("model.depth=9",)), (1, 16, 16), 10)
 

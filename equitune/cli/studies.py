@@ -87,8 +87,10 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
 @click.argument("study")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
-def show(study: str, root: Path | None, as_json: bool) -> None:
-    """Show STUDY: how its trials ended, and its front."""
+@click.option("--metric", "metrics", multiple=True, help="Show this metric, too. May be repeated.")
+@click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
+def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
+    """Show STUDY: how its trials ended, and its front; its arms, where it has replicates."""
     from equitune.records.folder import open_study, studies_root
 
     folder = open_study(studies_root(root), study)
@@ -96,9 +98,9 @@ def show(study: str, root: Path | None, as_json: bool) -> None:
         from equitune.records.reader import StudyReader
         from equitune.report import machine
 
-        click.echo(json.dumps(machine.as_json(StudyReader(folder).read()), indent=1))
+        click.echo(json.dumps(machine.as_json(StudyReader(folder).read(), against), indent=1))
     else:
-        _print_answer(folder, root, draw=False)
+        _print_answer(folder, root, metrics, against, draw=False)
 
 
 def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
@@ -115,37 +117,41 @@ def _run(
 ) -> Any:
     from rich.console import Console
 
-    from equitune.report.front import write_front
+    from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
     from equitune.report.terminal import StudyView
     from equitune.search.study import run_study
     from equitune.tracking.projector import projecting
 
     view = StudyView(folder, Console())
-    with view.showing(), projecting(folder, uri, write_front, write_profile, view.say):
+    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
         return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
 
 
-def _print_answer(folder: "StudyFolder", root: Path | None, draw: bool = True) -> "StudyRecord":
-    """The front as a table, where everything lies, and the next command to type."""
+def _print_answer(
+    folder: "StudyFolder", root: Path | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
+) -> "StudyRecord":
+    """The front or the arms as a table, where everything lies, and the next command to type."""
     from rich.console import Console
 
     from equitune.records.reader import StudyReader
-    from equitune.report.front import write_front
-    from equitune.report.terminal import front_table, summary
+    from equitune.report.arms import write_answer
+    from equitune.report.terminal import answer, summary
 
     study = StudyReader(folder).read()
     console = Console()
     for line in summary(study):
         console.print(line, markup=False, soft_wrap=True)
     if any(trial.state == "COMPLETE" for trial in study.trials):
-        console.print(front_table(study))
+        console.print(answer(study, metrics, against))
         if draw:
-            write_front(study, folder.path)
+            write_answer(study, folder.path)
     at_root = f" --root {root}" if root else ""
     click.echo(f"Folder:  {folder.path}")
     if (folder.path / "front.png").exists():
         click.echo(f"Picture: {folder.path / 'front.png'} (interactive: front.html, table: front.csv)")
+    if (folder.path / "arms.csv").exists():
+        click.echo(f"Arms:    {folder.path / 'arms.csv'}")
     click.echo(f"Next:    equitune ui{at_root}")
     return study
 
@@ -162,7 +168,9 @@ def _print_plan(spec: "StudySpec") -> None:
             click.echo("  those that follow depend on results; without any they would be:")
         values = ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
         size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
-        click.echo(f"  trial {trial.config.number}: {values}: {size}")
+        size += f" at width {trial.width}" if trial.width else ""
+        of = f" (replicate {trial.config.replicate})" if spec.search.replicates > 1 else ""
+        click.echo(f"  trial {trial.config.number}{of}: {values}: {size}")
     for line in planned.exactness():
         click.echo(line)
     first = planned.trials[0].parameters or 0

@@ -64,13 +64,13 @@ def mlflow() -> None:
 def sync(study: str, root: Path | None, tracking_uri: str | None) -> None:
     """Project STUDY into MLflow again, from its folder."""
     from equitune.records.folder import open_study, studies_root
-    from equitune.report.front import write_front
+    from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
     from equitune.tracking.projector import sync as project
 
     folder = open_study(studies_root(root), study)
     uri = tracking_store(tracking_uri, folder.path.parent)
-    project(folder, uri, write_front, write_profile)
+    project(folder, uri, write_answer, write_profile)
     click.echo(f"{study} is in {uri}")
 
 

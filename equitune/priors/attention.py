@@ -13,6 +13,8 @@ from torch.nn import functional
 from equitune.errors import Infeasible
 from equitune.groups.grid import Symmetry
 
+FEATURES = "tokens"
+
 
 def build(*, position: Literal["learned", "sincos", "none"] = "learned") -> "Attention":
     return Attention(position)

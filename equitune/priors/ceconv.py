@@ -18,6 +18,7 @@ from equitune.groups.prior import MapPrior, Shape
 from equitune.priors._group import CosetPool
 from equitune.priors._padding import PAD_MODE, check_padding
 
+FEATURES = "maps"
 HUES = 3
 
 

@@ -11,6 +11,8 @@ from equitune.groups.grid import Symmetry
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior
 
+FEATURES = "maps"
+
 
 def build() -> "FC":
     return FC()

@@ -6,7 +6,7 @@
   driver.lock driver.json         who searches now
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
                                   weights.safetensors log.txt
-  front.png front.html front.csv  the answer
+  front.png front.html front.csv  the answer; arms.csv, where there are replicates
   study.log                       what the libraries had to say
   attempts/                       Ray Tune's own files, one folder an attempt; disposable
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
-from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.records.results import Amount, Epoch, Measurement, TrialResult
 from equitune.spec.trial import TrialConfig
 
 HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
@@ -37,6 +37,10 @@ class TrialRecord:
     def metrics(self) -> dict[str, Measurement]:
         return self.result.metrics if self.result else {}
 
+    @property
+    def amounts(self) -> dict[str, Amount]:
+        return self.result.amounts if self.result else {}
+
 
 @dataclass(frozen=True)
 class StudyRecord:
@@ -56,6 +60,11 @@ class StudyRecord:
         if ended >= self.num_planned:
             return "complete"
         return "running" if self.is_driven else "interrupted"
+
+    @property
+    def replicates(self) -> int:
+        """How often each combination of parameters is trained."""
+        return int(self.info.get("replicates", 1))
 
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]

@@ -4,10 +4,15 @@ from typing import Any
 
 from equitune.analysis.pareto import front
 from equitune.records.reader import StudyRecord
+from equitune.report import arms
 
 
-def as_json(study: StudyRecord) -> dict[str, Any]:
-    """What `equitune show --json` prints: a stable interface, to which keys may be added."""
+def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
+    """What `equitune show --json` prints: a stable interface, to which keys may be added.
+
+    Raises:
+        UserError: there is no arm `against` which to take differences.
+    """
     members = {trial.number for trial in front(study)}
     return {
         "study": study.name,
@@ -23,8 +28,13 @@ def as_json(study: StudyRecord) -> dict[str, Any]:
                     name: {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
                     for name, metric in trial.metrics.items()
                 },
+                "amounts": {
+                    layer: {"before": amount.before, "after": amount.after, "unit": amount.unit}
+                    for layer, amount in trial.amounts.items()
+                },
                 "front": trial.number in members,
             }
             for trial in study.trials
         ],
+        "arms": arms.as_json(study, against) if study.replicates > 1 else [],
     }

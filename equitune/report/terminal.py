@@ -15,11 +15,11 @@ from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
+from equitune.report.arms import arms_table, heading, metric_columns
 from equitune.report.front import short, shown
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
-ARROW = {"maximize": "↑", "minimize": "↓"}
 
 
 class StudyView:
@@ -85,8 +85,8 @@ class StudyView:
         )
         parts: list[RenderableType] = [head, Text(self._doing, style="dim")]
         parts += [_running(trial) for trial in study.trials if trial.result is None and study.is_driven]
-        if front(study):
-            parts.append(front_table(study, MOST_ROWS))
+        if any(trial.state == "COMPLETE" for trial in study.trials):
+            parts.append(answer(study, most=MOST_ROWS))
         return Group(*parts)
 
     def _print_news(self) -> None:
@@ -108,24 +108,41 @@ class StudyView:
         return f"about {duration(per_trial_s * (study.num_planned - len(study.ended())))} left"
 
 
-def front_table(study: StudyRecord, most: int | None = None) -> Table:
+def answer(study: StudyRecord, metrics: tuple[str, ...] = (), against: int = 0, most: int | None = None) -> Table:
+    """What a study found: its arms where it has replicates, else its front.
+
+    Raises:
+        UserError: there is no arm `against` which to take differences.
+    """
+    return arms_table(study, metrics, against, most) if study.replicates > 1 else front_table(study, most, metrics)
+
+
+def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str, ...] = ()) -> Table:
     """The Pareto front: objectives with standard errors, and what the search chose. Arrows say what is better.
 
     Once the test split has been read, each objective has a second line: its value there.
+
+    Raises:
+        UserError: no trial reports one of the further `metrics`.
     """
+    columns = metric_columns(study, metrics)
     members = front(study)
     params = sorted({name for trial in members for name in trial.config.params})
+    has_amounts = any("relaxation" in trial.metrics for trial in members)  # how far layers left their symmetry
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("trial", justify="right", no_wrap=True)
-    for name, direction in study.objectives.items():
-        table.add_column(f"{name} {ARROW[direction]}".replace("_", "\n"), justify="right", no_wrap=True)
+    for name in columns:
+        table.add_column(heading(study, name), justify="right", no_wrap=True)
+    if has_amounts:
+        table.add_column("relax-\nation", justify="right", no_wrap=True)
     for name in params:
         table.add_column(name.replace(".", "\n"), justify="right")
     for trial in members[:most]:
-        values = [shown(trial.metrics.get(name)) for name in study.objectives]
+        values = [shown(trial.metrics.get(name)) for name in columns]
+        values += [shown(trial.metrics.get("relaxation"))] * has_amounts
         table.add_row(str(trial.number), *values, *(short(trial.config.params.get(name, "–")) for name in params))
         if trial.test:
-            on_test = [trial.test.get(name) for name in study.objectives]
+            on_test = [trial.test.get(name) for name in columns]
             values = [shown(metric) if metric and metric.split == "test" else "" for metric in on_test]
             table.add_row("test", *values, style="dim")
     if most is not None and len(members) > most:

@@ -27,6 +27,7 @@ class PlannedTrial:
     reason: str | None = None
     broken_by: dict[str, str | None] = field(default_factory=dict)  # symmetry -> what breaks it; None: exact
     loosened_by: dict[str, str | None] = field(default_factory=dict)  # and what may break it once it is trained
+    width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         seconds = images * cost.multiply_adds * seconds_per_multiply_add
         said = predict_exact(config, shape, classes)
-        broken_by = {symmetry: found.broken_by for symmetry, found in said.items()}
-        loosened_by = {symmetry: found.loosened_by for symmetry, found in said.items()}
-        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by, loosened_by=loosened_by))
+        planned = PlannedTrial(
+            config,
+            cost.parameters,
+            seconds,
+            broken_by={symmetry: found.broken_by for symmetry, found in said.items()},
+            loosened_by={symmetry: found.loosened_by for symmetry, found in said.items()},
+            width=cost.width,
+        )
+        trials.append(planned)
     return Plan(trials, num_exact(spec))
 
 
@@ -93,7 +100,7 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     study = optuna.create_study(directions=list(spec.objectives.values()))
     configs = []
     for number in range(spec.search.trials):
-        study.sampler = make_sampler(spec.search, number)
+        study.sampler = make_sampler(spec, number)
         configs.append(spec.suggest(number, partial(suggested, study.ask())))
     return configs
 
@@ -102,7 +109,7 @@ def num_exact(spec: StudySpec) -> int:
     """How many proposals do not depend on results: TPE begins with ten random ones, NSGA-II with a population."""
     from equitune.search.samplers import nsga2_population
 
-    first = {"tpe": 10, "nsga2": nsga2_population(spec.search), "random": spec.search.trials}[spec.search.sampler]
+    first = {"tpe": 10, "nsga2": nsga2_population(spec.search)}.get(spec.search.sampler, spec.search.trials)
     return min(first, spec.search.trials)
 
 
@@ -114,17 +121,17 @@ def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int)
     """
     from equitune.trial.cost import require_network
 
-    reasons = []
+    reasons: list[tuple[str, str]] = []
     for draw in range(TRIES):
         try:
-            require_network(spec.suggest(draw, _random_pick(draw)), shape, classes)
+            config = spec.suggest(draw, _random_pick(draw))
+            require_network(config, shape, classes)
         except Infeasible as error:
-            reasons.append(str(error))
+            reasons.append((" x ".join(map(str, config.input.shape_of(shape)[1:])), str(error)))
         else:
             return
-    raise UserError(
-        f"no network of study {spec.study} can be built for images of {shape[1]} x {shape[2]}: {reasons[0]}"
-    )
+    sides, reason = reasons[0]
+    raise UserError(f"no network of study {spec.study} can be built for images of {sides}: {reason}")
 
 
 def _random_pick(draw: int) -> Pick:

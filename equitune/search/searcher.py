@@ -14,7 +14,7 @@ import optuna
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from equitune.analysis.pareto import front
+from equitune.analysis.arms import to_test
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import TrialResult
@@ -32,7 +32,8 @@ _OPTUNA_STATES = {
 
 
 class StudySearcher(Searcher):
-    """Proposes trials from Optuna and tells it how they ended; at last has the test split read for the final front.
+    """Proposes trials from Optuna and tells it how they ended; at last has the test split read for
+    the final front, or for every trial of a study that compares arms.
 
     Trials that a dead driver left unfinished go first, under their own number.
     """
@@ -47,8 +48,8 @@ class StudySearcher(Searcher):
         super().__init__()  # neither metric nor mode: Tune then demands no metric in a report
         self._spec, self._folder, self._study, self._say = spec, folder, study, say
         self._live: dict[str, optuna.Trial] = {}  # Tune's trial id -> Optuna's trial
-        self._testing: dict[str, TrialFolder] = {}  # Tune's trial id -> a trial of the front
-        self._untested: list[TrialFolder] | None = None  # the front that is left to test; None: it is not final yet
+        self._testing: dict[str, TrialFolder] = {}  # Tune's trial id -> a finished trial
+        self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
@@ -58,8 +59,8 @@ class StudySearcher(Searcher):
         return bool(self._orphans) or self._num_started() < self._spec.search.trials
 
     def is_done(self) -> bool:
-        """Whether every trial has ended and the front has been tested."""
-        return not (self.has_trials_left() or self._live or self._untested_front())
+        """Whether every trial has ended and those that count have been tested."""
+        return not (self.has_trials_left() or self._live or self._left_to_test())
 
     def suggest(self, trial_id: str) -> Any:
         if self.draining:
@@ -69,8 +70,9 @@ class StudySearcher(Searcher):
         if self._live:
             return None  # they may still change the front
         if self._untested is None:
-            self._untested = self._untested_front()
-            self._say(f"measuring the {len(self._untested)} trials of the front on the test split")
+            self._untested = self._left_to_test()
+            which = "trials" if self._spec.search.replicates > 1 else "trials of the front"
+            self._say(f"measuring the {len(self._untested)} {which} on the test split")
         if not self._untested:
             return Searcher.FINISHED
         folder = self._testing[trial_id] = self._untested.pop(0)
@@ -111,7 +113,7 @@ class StudySearcher(Searcher):
         if self._orphans:
             trial = self._reopened(self._orphans.pop(0))
         else:
-            self._study.sampler = make_sampler(self._spec.search, self._num_started())
+            self._study.sampler = make_sampler(self._spec, self._num_started())
             trial = self._study.ask()
         config = self._spec.suggest(trial.number, partial(suggested, trial))
         folder = self._folder.trial(trial.number)
@@ -119,8 +121,8 @@ class StudySearcher(Searcher):
         self._live[trial_id] = trial
         return {"number": trial.number, "folder": str(folder.path), "trial": config.model_dump_json()}
 
-    def _untested_front(self) -> list[TrialFolder]:
-        members = front(StudyReader(self._folder).read())
+    def _left_to_test(self) -> list[TrialFolder]:
+        members = to_test(StudyReader(self._folder).read())
         return [self._folder.trial(trial.number) for trial in members if not trial.test]
 
     def _num_started(self) -> int:
@@ -140,7 +142,7 @@ class StudySearcher(Searcher):
 
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
-        self._study.sampler = make_sampler(self._spec.search, number)
+        self._study.sampler = make_sampler(self._spec, number)
         storage, study_id = self._study._storage, self._study._study_id
         return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 

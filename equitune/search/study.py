@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equitune import __version__
-from equitune.analysis.pareto import front
+from equitune.analysis.arms import to_test
 from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
@@ -118,7 +118,8 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
 def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
     """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
     if folder.study.exists():
-        write_json(folder.study, read_json(folder.study) | {"trials": spec.search.trials})
+        budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
+        write_json(folder.study, read_json(folder.study) | budget)
         return
     write_json(
         folder.study,
@@ -127,6 +128,7 @@ def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: 
             "study": spec.study,
             "objectives": spec.objectives,
             "trials": spec.search.trials,
+            "replicates": spec.search.replicates,
             "fingerprint": spec.fingerprint(),
             "identity": spec.identity(),
             "overrides": list(overrides),
@@ -232,7 +234,7 @@ def _signals(searcher: "StudySearcher", say: Callable[[str], None]) -> Iterator[
 def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
     enough = len(study.ended()) >= spec.search.trials
-    return study.state == "complete" and enough and all(trial.test for trial in front(study))
+    return study.state == "complete" and enough and all(trial.test for trial in to_test(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:

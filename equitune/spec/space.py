@@ -116,12 +116,16 @@ class Section(Strict):
         """Every parameter of the section, whatever branch it belongs to."""
         if self.is_choice:
             yield self.path, Choice(choice=tuple(self.branches))
-        for label, calls in self.branches.items():
-            prefix = f"{self.path}.{label}" if self.is_choice else self.path
-            for call in calls:
-                for key, value in call.args.items():
-                    if isinstance(value, Distribution):
-                        yield _join(prefix, call.name if self.holds_many else None, key), value
+        for label in self.branches:
+            yield from self.parameters_of(label)
+
+    def parameters_of(self, label: str) -> Iterator[tuple[str, Distribution]]:
+        """The parameters that a branch has of its own."""
+        prefix = f"{self.path}.{label}" if self.is_choice else self.path
+        for call in self.branches[label]:
+            for key, value in call.args.items():
+                if isinstance(value, Distribution):
+                    yield _join(prefix, call.name if self.holds_many else None, key), value
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON: branch -> component -> what was said of its arguments."""

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
+from equitune.spec.design import Cell, counted_trials, factorial
 from equitune.spec.space import (
     Call,
     Choice,
@@ -24,7 +25,7 @@ from equitune.spec.space import (
     settings_section,
 )
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, Resources, TrainingConfig, TrialConfig
+from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
 
 Direction = Literal["maximize", "minimize"]
 
@@ -37,8 +38,9 @@ _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file sys
 class SearchSpec(Strict):
     """Who proposes the trials, and when the study has had enough of them."""
 
-    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20
+    sampler: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
+    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
+    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -70,6 +72,10 @@ def _measures(data: Any) -> tuple[Call, ...]:
                 mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
     mistakes.raise_any()
     return found
+
+
+def _input(data: Any) -> Section | None:
+    return None if data is None else settings_section(InputConfig, "input", data)
 
 
 def _part(kind: str) -> Callable[[Any, ValidationInfo], Section | None]:
@@ -160,6 +166,7 @@ class StudySpec(Strict):
 
     study: str
     data: Annotated[DataConfig, BeforeValidator(_data_config)] = Field(default_factory=lambda: _data_config({}))
+    input: Annotated[Section | None, BeforeValidator(_input)] = None
     model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
     prior: Annotated[Section | None, BeforeValidator(_part("prior"))] = None
     downsampler: Annotated[Section | None, BeforeValidator(_part("downsampler"))] = None
@@ -184,6 +191,32 @@ class StudySpec(Strict):
             )
         return name
 
+    @model_validator(mode="after")
+    def _designed(self) -> "StudySpec":
+        """A grid's trials are counted from its parameters; what is said of their number must agree."""
+        search, mistakes = self.search, Mistakes()
+        if search.sampler != "grid":
+            if search.replicates > 1:
+                sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
+                mistakes.add(("search", "replicates"), sentence)
+            mistakes.raise_any()
+            return self
+        trials, counted = counted_trials(list(self._sections()), search.replicates)
+        if "trials" in search.model_fields_set and search.trials != trials:
+            mistakes.add(("search", "trials"), f"{counted} are {trials} trials, but got {search.trials}: leave it out")
+        mistakes.raise_any()
+        return self.model_copy(update={"search": search.model_copy(update={"trials": trials})})
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Of a grid: the combinations of values, each of which is trained once a replicate."""
+        return factorial(self._sections())
+
+    def planned(self, number: int) -> tuple[int, Cell]:
+        """Of a grid: the replicate and the cell of the trial of that number, replicate by replicate."""
+        replicate, cell = divmod(number, len(self.cells))
+        return replicate, self.cells[cell]
+
     def metrics(self) -> dict[str, Direction]:
         """Every metric that a trial of this study reports, with the direction that is better."""
         return TRIAL_METRICS | declared_metrics(self.measures)
@@ -195,11 +228,14 @@ class StudySpec(Strict):
     def suggest(self, number: int, pick: Pick) -> TrialConfig:
         """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs."""
         params = {}
+        is_grid = self.search.sampler == "grid"
+        replicate = self.planned(number)[0] if is_grid else 0
 
         def noted(name: str, distribution: Distribution) -> Any:
             params[name] = pick(name, distribution)
             return params[name]
 
+        given = self.input.suggest(noted)[0].args if self.input else {}
         model = self.model.suggest(noted)[0]
         prior = self.prior.suggest(noted)[0] if self.prior else _default("prior", model.name)
         downsampler = self.downsampler.suggest(noted)[0] if self.downsampler else _default("downsampler", model.name)
@@ -208,9 +244,11 @@ class StudySpec(Strict):
         return TrialConfig(
             study=self.study,
             number=number,
-            seed=derived_seed(self.search.seed, number),
+            replicate=replicate,
+            seed=derived_seed(self.search.seed, 0 if is_grid else number, replicate),
             params=params,
             data=self.data,
+            input=checked(InputConfig, given),
             model=filled("model", model),
             prior=filled("prior", prior) if prior else None,
             downsampler=filled("downsampler", downsampler) if downsampler else None,
@@ -228,6 +266,9 @@ class StudySpec(Strict):
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
                 if filled_value(call, strength) == 0:
                     found.append(f"augmentation.{call.name} does nothing at {strength}: 0")
+        if self._penalises():
+            for name, part in self._without_amounts():
+                found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
         return found
@@ -246,7 +287,23 @@ class StudySpec(Strict):
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def _penalises(self) -> bool:
+        """Whether a trial may add a penalty to its loss."""
+        return any(calls[0].args.get("symmetry_penalty", 0) != 0 for calls in self.training.branches.values())
+
+    def _without_amounts(self) -> Iterator[tuple[str, str]]:
+        """The priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
+        for model in _components(self.model):
+            default = _default("prior", model)
+            names = _components(self.prior) if self.prior else [default.name] if default else []
+            yield from (("model", model) for _ in range(not names))
+            for name in names:
+                if "learned" not in catalog.describe("prior", name).parameters:
+                    yield "prior", name
+
     def _sections(self) -> Iterator[Section]:
+        if self.input:
+            yield self.input
         yield self.model
         yield from (part for part in (self.prior, self.downsampler) if part)
         yield self.augmentation

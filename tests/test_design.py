@@ -1,0 +1,269 @@
+"""Designs, and what they conclude: cells against brute force, intervals and paired differences against scipy."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from equitune.analysis.arms import Interval, arms, to_test
+from equitune.errors import UserError
+from equitune.records.folder import StudyFolder, write_json
+from equitune.records.reader import StudyReader, StudyRecord
+from equitune.records.results import Measurement, TrialResult
+from equitune.report.arms import arms_table, write_answer
+from equitune.report.machine import as_json
+from equitune.report.terminal import StudyView, answer
+from equitune.search.study import begin
+from equitune.spec.design import factorial, levels
+from equitune.spec.load import load_study
+from equitune.spec.space import Choice, FloatRange, IntRange
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+Write = Callable[..., Path]
+
+GRID = """\
+study: grid
+model: {name: resnet, depth: 8, width: {choice: [2, 4]}}
+prior: {choose: {conv: {padding: {choice: [zero, circular]}}, p4: {}}}
+augmentation: {choose: {none: {}, shifts: {translate: {max_px: {float: [1, 2], step: 0.5}}}}}
+objectives: {accuracy: maximize, parameters: minimize}
+search: {sampler: grid, replicates: 4, seed: 3}
+"""
+
+
+def mistakes(write: Write, text: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_study(write(text))
+    return [line.split("study.yaml:")[-1] for line in str(caught.value).splitlines()]
+
+
+def test_a_factorial_has_every_combination_once_and_asks_within_its_branch(study_file: Write) -> None:
+    spec = load_study(study_file(GRID))
+    priors = [
+        {"prior": "conv", "prior.conv.padding": "zero"},
+        {"prior": "conv", "prior.conv.padding": "circular"},
+        {"prior": "p4"},
+    ]
+    at = "augmentation.shifts.translate.max_px"
+    shifts = [{"augmentation": "none"}, *({"augmentation": "shifts", at: px} for px in (1.0, 1.5, 2.0))]
+    expected = [{"model.width": width} | prior | shift for width in (2, 4) for prior in priors for shift in shifts]
+    assert spec.cells == factorial(spec._sections()) == expected
+    assert spec.search.trials == 4 * len(expected) == 96
+    for number, cell in enumerate(expected):  # the walk that makes a trial asks for just these
+        assert spec.suggest(number, lambda name, _, cell=cell: cell[name]).params == cell  # type: ignore[misc]
+
+
+def test_the_levels_of_each_distribution() -> None:
+    assert levels(Choice(choice=("a", None, True))) == ("a", None, True)
+    assert levels(IntRange.model_validate({"int": [1, 4], "step": 1})) == (1, 2, 3, 4)
+    assert levels(IntRange.model_validate({"int": [2, 8], "step": 3})) == (2, 5, 8)
+    assert levels(FloatRange.model_validate({"float": [0, 0.3], "step": 0.1})) == (0.0, 0.1, 0.2, 0.3)
+    assert levels(IntRange.model_validate({"int": [1, 4]})) is None
+    assert levels(FloatRange.model_validate({"float": [0, 1]})) is None
+    assert levels(FloatRange.model_validate({"float": [1, 1]})) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "model: {name: resnet, width: {int: [2, 4]}}",
+            "3:23 model.width: a grid needs every value: give the range a step, or list values as {choice: [...]}",
+        ),
+        (
+            "model: resnet\ntraining: {choose: {a: {lr: {float: [1e-3, 1], log: true}}}}",
+            "4:25 training.choose.a.lr: a grid needs every value",
+        ),
+        (
+            "model: {name: resnet, width: {choice: [2, 4]}}\nsearch: {sampler: grid, replicates: 2, trials: 5}",
+            "4:40 search.trials: 2 cells and 2 replicates are 4 trials, but got 5: leave it out",
+        ),
+        (
+            "model: {name: resnet, width: {int: [1, 1000], step: 1}}\n"
+            "training: {epochs: {int: [1, 1000], step: 1}}\nsearch: {sampler: grid, replicates: 3}",
+            "5:10 search.sampler: 1,000,000 cells and 3 replicates are 3,000,000 trials, but a grid has at most 10,000",
+        ),
+        (
+            "model: resnet\nsearch: {replicates: 3}",
+            "4:10 search.replicates: only a grid has replicates, but the sampler is tpe: set sampler: grid",
+        ),
+    ],
+)
+def test_each_mistake_of_a_design_has_its_sentence(line: str, sentence: str, study_file: Write) -> None:
+    search = "" if "search" in line else "\nsearch: {sampler: grid}"
+    (found,) = mistakes(study_file, f"study: s\nobjectives: {{accuracy: maximize}}\n{line}{search}")
+    assert found.startswith(sentence)
+
+
+def test_a_recorded_trial_without_a_replicate_is_readable(small_config: TrialConfig) -> None:
+    old = small_config.to_json()
+    assert old.pop("replicate") == 0
+    assert TrialConfig.from_json_text(json.dumps(old)) == small_config
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_the_interval_is_students(n: int) -> None:
+    values = np.random.default_rng(n).normal(3, 2, n)
+    interval = Interval.of(values)
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (interval.n, interval.mean, interval.sd) == (
+        n,
+        pytest.approx(values.mean()),
+        pytest.approx(values.std(ddof=1)),
+    )
+    assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
+    assert interval.half == pytest.approx((high - low) / 2)
+
+
+def test_the_interval_in_closed_form_and_where_there_is_none() -> None:
+    pair = Interval.of([0.0, 2.0])  # t(1) at 97.5 % is tan(0.475 pi), the standard error 1
+    assert pair.high - 1 == pytest.approx(math.tan(0.475 * math.pi))
+    assert (Interval.of([5.0, 5.0, 5.0]).low, Interval.of([5.0, 5.0, 5.0]).high) == (5.0, 5.0)
+    assert Interval.of([7.0]).mean == 7.0
+    assert math.isnan(Interval.of([7.0]).low)
+    assert Interval.of([]).n == 0
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).normal(1, 1, (2000, 5))
+    covered = np.mean([(interval := Interval.of(row)).low <= 1 <= interval.high for row in draws])
+    assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 2000))
+    naive = np.mean([abs(row.mean() - 1) <= 1.96 * row.std() / math.sqrt(5) for row in draws])  # the broken twin
+    assert naive < 0.9
+
+
+# Accuracies by (width, replicate); the replicate moves all arms alike, as paired seeds do.
+EFFECT = {2: 0.0, 4: 0.02}
+LUCK = [0.1, -0.05, 0.03, -0.08]
+
+
+def accuracy(width: int, replicate: int) -> float:
+    return 0.7 + EFFECT[width] + LUCK[replicate] + 0.001 * (replicate - 1.5) * (width - 3)
+
+
+def play(
+    path: Path, spec: StudySpec, change: dict[int, dict[str, Any]] | None = None, tested: bool = False
+) -> StudyRecord:
+    folder = StudyFolder(path)
+    begin(folder, spec, None, ())
+    for number in range(spec.search.trials):
+        replicate, cell = spec.planned(number)
+        config = spec.suggest(number, lambda name, _, cell=cell: cell[name])  # type: ignore[misc]
+        write_json(folder.trial(number).config, config.to_json())
+        width = config.model.args["width"]
+        value = accuracy(width, replicate)
+        metrics = {
+            "accuracy": Measurement(value=value, stderr=0.01, n=90, split="validation"),
+            "parameters": Measurement(value=100.0 * width, n=0, split="none"),
+        }
+        result = TrialResult(number=number, state="COMPLETE", metrics=metrics)
+        result = result.model_copy(update=(change or {}).get(number, {}))
+        write_json(folder.trial(number).result, result.model_dump(mode="json"))
+        if tested:
+            on_test = {"accuracy": Measurement(value=value - 0.1, n=90, split="test").model_dump(mode="json")}
+            write_json(folder.trial(number).test, on_test)
+    return StudyReader(folder).read()
+
+
+@pytest.fixture
+def spec(study_file: Write) -> StudySpec:
+    return load_study(study_file(GRID), ("prior=conv", "augmentation={}"))
+
+
+def test_arms_are_summarised_and_compared_in_pairs(tmp_path: Path, spec: StudySpec) -> None:
+    first, second = arms(play(tmp_path / "grid", spec))
+    assert [arm.params for arm in (first, second)] == [{"model.width": 2}, {"model.width": 4}]
+    assert [trial.number for trial in second.trials] == [1, 3, 5, 7]
+    values = {width: np.array([accuracy(width, replicate) for replicate in range(4)]) for width in (2, 4)}
+    summary, difference = second.summary("accuracy"), second.difference(first, "accuracy")
+    assert summary.mean == pytest.approx(values[4].mean())
+    assert summary.sd == pytest.approx(values[4].std(ddof=1))
+    paired = stats.ttest_rel(values[4], values[2])
+    interval = paired.confidence_interval(0.95)
+    assert (difference.low, difference.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert difference.low > 0
+    unpaired = stats.ttest_ind(values[4], values[2]).confidence_interval(0.95)  # the broken twin sees nothing
+    assert unpaired.low < 0 < unpaired.high
+    counted = second.difference(first, "parameters")
+    assert (counted.mean, counted.low, counted.high) == (200, 200, 200)
+
+
+def test_trials_without_a_value_count_in_no_interval(tmp_path: Path, spec: StudySpec) -> None:
+    collapsed = {"accuracy": Measurement(value=None, n=90, split="validation", status="collapsed")}
+    failed = {"state": "FAILED", "reason": "x", "metrics": {}}
+    study = play(tmp_path / "grid", spec, {0: failed, 3: {"metrics": collapsed}})
+    first, second = arms(study)
+    assert sorted(first.by_replicate("accuracy")) == [1, 2, 3]
+    assert sorted(second.by_replicate("accuracy")) == [0, 2, 3]
+    assert second.difference(first, "accuracy").n == 2
+    assert second.difference(first, "unheard_of").n == 0
+    assert "3 of 4" in text_of(arms_table(study))
+    assert [trial.number for trial in to_test(study)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def text_of(table: object, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_table_shows_arms_and_the_test_split_once_all_are_tested(tmp_path: Path, spec: StudySpec) -> None:
+    before = text_of(answer(play(tmp_path / "a", spec)))
+    mean = np.mean([accuracy(2, replicate) for replicate in range(4)])
+    assert f"{mean:.4f} ± " in before
+    assert "validation split" in before
+    assert "+0.0200 ± 0.00" in before
+    after = play(tmp_path / "b", spec, tested=True)
+    assert f"{mean - 0.1:.4f} ± " in text_of(answer(after))
+    assert "test split" in text_of(answer(after))
+    assert "-0.0200 ± 0.00" in text_of(arms_table(after, against=1))
+    assert "parameters" in text_of(answer(after, ("parameters",)))
+    with pytest.raises(UserError, match="--against 2: the study has arms 0 to 1"):
+        arms_table(after, against=2)
+    with pytest.raises(UserError, match="--metric acuracy: unknown metric 'acuracy': did you mean 'accuracy'"):
+        arms_table(after, ("acuracy",))
+
+
+def test_arms_are_written_as_csv_and_json(tmp_path: Path, spec: StudySpec) -> None:
+    study = play(tmp_path / "grid", spec, tested=True)
+    paths = write_answer(study, tmp_path)
+    assert [path.name for path in paths] == ["front.png", "front.html", "front.csv", "arms.csv"]
+    rows = list(csv.DictReader(paths[-1].open()))
+    assert [(row["arm"], row["split"], row["metric"]) for row in rows] == [
+        (arm, split, metric)
+        for arm in "01"
+        for split, metric in (("validation", "accuracy"), ("validation", "parameters"), ("test", "accuracy"))
+    ]
+    first, second = arms(study)
+    assert float(rows[5]["mean"]) == second.summary("accuracy", "test").mean
+    assert float(rows[5]["difference_low"]) == second.difference(first, "accuracy", "test").low
+    assert (rows[5]["n"], rows[5]["model.width"], rows[5]["complete"]) == ("4", "4", "4")
+    found = as_json(study)["arms"]
+    assert found[1]["params"] == {"model.width": 4}
+    assert found[1]["trials"] == [1, 3, 5, 7]
+    assert found[1]["metrics"]["test"]["accuracy"]["mean"] == second.summary("accuracy", "test").mean
+    assert found[1]["metrics"]["validation"]["accuracy"]["difference"]["n"] == 4
+    assert json.dumps(found, allow_nan=False)
+
+
+def test_a_study_without_replicates_has_its_front(tmp_path: Path, study_file: Write) -> None:
+    spec = load_study(study_file(GRID), ("prior=conv", "augmentation={}", "search.replicates=1"))
+    study = play(tmp_path / "grid", spec)
+    assert "trial" in text_of(answer(study))
+    assert as_json(study)["arms"] == []
+    assert [path.name for path in write_answer(study, tmp_path)] == ["front.png", "front.html", "front.csv"]
+    assert [trial.number for trial in to_test(study)] == [1, 0]
+
+
+def test_the_live_view_shows_arms(tmp_path: Path, spec: StudySpec) -> None:
+    play(tmp_path / "grid", spec)
+    assert "difference from arm 0" in text_of(StudyView(StudyFolder(tmp_path / "grid"), Console())._live())
