@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from equitune import catalog
 from equitune.cli import cli
 from equitune.spec.study import TRIAL_METRICS, SearchSpec
-from equitune.spec.trial import DataConfig, Resources, TrainingConfig
+from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig
 
 DOCS = Path(__file__).parent
 ORIGIN = "<!-- written by docs/generate.py: edit the program, not this file -->\n"
@@ -46,6 +46,7 @@ def components() -> Iterator[str]:
     yield "`search` and `resources`, which take constants.\n"
     for section, settings in (
         ("training", TrainingConfig),
+        ("input", InputConfig),
         ("data", DataConfig),
         ("search", SearchSpec),
         ("resources", Resources),
@@ -59,10 +60,8 @@ def components() -> Iterator[str]:
             component = catalog.describe(kind, name)
             yield f"### `{name}`\n\n{component.summary}\n"
             constants = component.constants
-            if "PRIORS" in constants:
-                yield f"Priors: {', '.join(f'`{prior}`' for prior in constants['PRIORS']) or 'its own layers'}.\n"
-            if "DOWNSAMPLERS" in constants:
-                yield f"Downsamplers: {', '.join(f'`{each}`' for each in constants['DOWNSAMPLERS'])}.\n"
+            if kind == "model":
+                yield from parts(name)
             if "METRICS" in constants:
                 metrics = (f"`{metric}` ({direction})" for metric, direction in constants["METRICS"].items())
                 yield f"Metrics: {', '.join(metrics)}.\n"
@@ -76,6 +75,14 @@ def components() -> Iterator[str]:
                 )
     yield "## Metrics of every trial\n"
     yield ", ".join(f"`{metric}` ({direction})" for metric, direction in TRIAL_METRICS.items()) + "."
+
+
+def parts(model: str) -> Iterator[str]:
+    """What a model may be built of, its default first."""
+    for kind in ("prior", "downsampler"):
+        fitting = [f"`{name}`" for name in catalog.parts(model, kind)]
+        if fitting or kind == "prior":
+            yield f"{kind.capitalize()}s: {', '.join(fitting) or 'its own layers'}.\n"
 
 
 def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:

@@ -92,9 +92,15 @@ def arguments(kind: str, name: str) -> type[Arguments]:
 
 
 def parts(model: str, kind: str) -> list[str]:
-    """The priors, or the downsamplers, that a model takes, its default first: its constant `PRIORS`, `DOWNSAMPLERS`."""
-    fitting: list[str] = describe("model", model).constants.get(f"{kind.upper()}S", [])
-    return fitting
+    """The priors, or the downsamplers, that a model takes, its default first.
+
+    A model names its default, `PRIOR = "conv"`, and takes all that are for the same features: `FEATURES = "maps"`.
+    """
+    default = describe("model", model).constants.get(kind.upper())
+    if default is None:
+        return []
+    same = _features(kind, default)
+    return [default, *(name for name in names(kind) if name != default and _features(kind, name) == same)]
 
 
 def entry(kind: str, name: str) -> Callable[..., Any]:
@@ -118,6 +124,11 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     guess = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"unknown {what} '{name}': {guess}known: {', '.join(known) or 'none'}"
+
+
+def _features(kind: str, name: str) -> Any:
+    """What a prior is a prior of; None of a component that does not say."""
+    return describe(kind, name).constants.get("FEATURES")
 
 
 def _folder(kind: str) -> Path:

@@ -48,6 +48,26 @@ def test_arguments_refuse_wrong_types_and_bounds() -> None:
             model(**wrong)
 
 
+def test_a_model_takes_every_part_for_the_features_of_its_default() -> None:
+    maps, tokens = catalog.parts("cnn", "prior"), catalog.parts("vit", "prior")
+    assert maps[0] == "conv"
+    assert maps[1:] == sorted(maps[1:])
+    assert tokens == ["attention", "gpsa"]
+    assert {*maps} | {*tokens} == {*catalog.names("prior")}
+    assert not {*maps} & {*tokens}
+    assert catalog.parts("timm", "prior") == catalog.parts("vit", "downsampler") == []
+    for model, default in (("cnn", "pool2"), ("resnet", "stride")):
+        assert catalog.parts(model, "prior") == maps
+        assert catalog.parts(model, "downsampler")[0] == default
+        assert sorted(catalog.parts(model, "downsampler")) == catalog.names("downsampler")
+
+
+@pytest.mark.parametrize("name", catalog.names("prior"))
+def test_a_prior_is_of_the_features_that_it_says(name: str) -> None:
+    has_map_layers = hasattr(catalog.entry("prior", name)(), "lift")
+    assert catalog.describe("prior", name).constants["FEATURES"] == ("maps" if has_map_layers else "tokens")
+
+
 def test_reading_the_catalogue_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from equitune import catalog\n"

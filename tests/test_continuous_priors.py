@@ -256,8 +256,8 @@ def test_the_free_path_decays_by_its_ratio() -> None:
 
 @pytest.mark.parametrize(("prior", "names"), [("nonstationary", ["w2"]), ("nonstationary_exact", ["w1", "w2"])])
 def test_amounts_are_learned_where_asked_for_and_never_decay(prior: str, names: list[str]) -> None:
-    for learn in (True, False):
-        layer = layer_of(prior, 6, w2=0.0, learn=learn)  # at rest, too, the loss has a slope in w2
+    for learned in (True, False):
+        layer = layer_of(prior, 6, w2=0.0, learned=learned)  # at rest, too, the loss has a slope in w2
         weights = dict(layer.named_parameters())
         before = {name: weights[name].item() for name in names}
         optimizer = build_optimizer(layer, TrainingConfig(lr=0.01))
@@ -268,20 +268,20 @@ def test_amounts_are_learned_where_asked_for_and_never_decay(prior: str, names: 
             loss.backward()
             optimizer.step()
         for name in names:
-            assert (weights[name].item() != before[name]) is learn
+            assert (weights[name].item() != before[name]) is learned
             decays = [
                 group["weight_decay"]
                 for group in optimizer.param_groups
                 if any(each is weights[name] for each in group["params"])
             ]
-            assert decays == ([0.0] if learn else [])
+            assert decays == ([0.0] if learned else [])
 
 
 @pytest.mark.parametrize(
     ("prior", "args"),
     [
-        ("nonstationary", {"w2": 0.1, "learn": True}),
-        ("nonstationary_exact", {"w2": 0.1, "learn": True}),
+        ("nonstationary", {"w2": 0.1, "learned": True}),
+        ("nonstationary_exact", {"w2": 0.1, "learned": True}),
         ("rpp", {"a": 1.0}),
     ],
 )

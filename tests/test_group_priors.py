@@ -157,10 +157,16 @@ def test_every_padding_keeps_the_turns(name: str, padding: str) -> None:
         ("resnet", "p4", 16, "flatten", 2_633_946),
         ("resnet", "p4m", 12, "max", 2_959_366),
         ("resnet", "p4m", 12, "flatten", 2_962_726),
+        ("resnet18", "p4", 32, "max", 11_165_738),
+        ("resnet18", "p4", 32, "mean", 11_165_738),
+        ("resnet18", "p4", 32, "flatten", 11_173_418),
+        ("resnet18", "p4m", 23, "max", 11_533_889),
+        ("resnet18", "p4m", 23, "flatten", 11_546_769),
     ],
 )
 def test_parameter_counts_are_the_published_ones(model: str, name: str, width: int, head: str, count: int) -> None:
-    size = {"width": width} | ({"depth": 44} if model == "resnet" else {})
+    more = {"resnet": {"depth": 44}, "resnet18": {"depth": 18, "stages": 4}, "cnn": {}}[model]
+    size, model = {"width": width, **more}, model.removesuffix("18")
     net = catalog.entry("model", model)((3, 28, 28), 10, prior(name, head=head), **size)
     assert sum(weight.numel() for weight in net.parameters()) == count
 
@@ -175,15 +181,16 @@ def test_a_separable_network_has_the_published_size() -> None:
 @pytest.mark.parametrize(
     ("name", "head", "widths", "classes", "has_shortcut_norm", "count"),
     [
+        ("conv", None, (8, 14, 28), 2, True, 129_538),  # 2308.11316's ResNet44 of PatchCamelyon
         ("p4m", "flatten", (11, 23, 45), 10, False, 2_621_693),  # Cohen and Welling's ResNet44
-        ("p4", "max", (4, 7, 14), 2, True, 128_652),  # 2308.11316's ResNet44 of PatchCamelyon
+        ("p4", "max", (4, 7, 14), 2, True, 128_652),  # and its twin of p4
         ("p4m", "flatten", (11, 23, 45), 10, True, 2_621_693 + 2 * (23 + 45)),
     ],
 )
 def test_layers_have_the_sizes_of_networks_of_other_widths(
-    name: str, head: str, widths: tuple[int, ...], classes: int, has_shortcut_norm: bool, count: int
+    name: str, head: str | None, widths: tuple[int, ...], classes: int, has_shortcut_norm: bool, count: int
 ) -> None:
-    made = catalog.entry("prior", name)(head=head)
+    made = catalog.entry("prior", name)(**({"head": head} if head else {}))
     layers, inputs = [made.lift(3, widths[0], 3, side=9, padding=1)], widths[0]
     for outputs in widths:
         if outputs != inputs:

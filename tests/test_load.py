@@ -20,7 +20,7 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.records.results import TrialResult
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData, build_model
-from equitune.trial.load import Subject, data_of, load_subject
+from equitune.trial.load import Subject, config_of, load_subject
 from equitune.trial.weights import read_weights
 
 SHAPE = (3, 32, 32)
@@ -83,9 +83,9 @@ def test_a_recorded_trial_comes_with_its_weights_its_untrained_copy_and_its_data
         assert subject.untrained.state_dict()[name].equal(weight)
         is_trained = name in dict(initial.named_parameters())
         assert subject.model.state_dict()[name].equal(weight + 0.1 if is_trained else weight)
-    assert data_of("small/0", study) == small_config.data
+    assert config_of("small/0", study).data == small_config.data
     assert subject.provenance["trial"] == "small/0"
-    assert subject.provenance["architecture"] == "resnet:depth=8,width=2"
+    assert subject.provenance["architecture"] == "resnet:depth=8,width=2,width_rule=as_given,stages=3"
     assert len(subject.provenance["weights_sha256"]) == 64
     assert subject.notices == []
 
@@ -106,7 +106,7 @@ def test_a_trial_without_weights_says_how_it_stands(text: str, sentence: str, st
 
 def test_only_a_trial_knows_its_data() -> None:
     for text in ("resnet18", "timm/resnet18", "resnet:depth=8@a/b/3", "some/program.pt2"):
-        assert data_of(text, Path("nowhere")) is None
+        assert config_of(text, Path("nowhere")) is None
 
 
 # Known architectures and their weights.
@@ -181,7 +181,7 @@ def test_weights_of_a_catalogue_model_bring_their_normalisation(tmp_path: Path) 
 
 def test_names_are_looked_up_in_the_catalogue_then_timm_then_torchvision() -> None:
     for text, expected in [
-        ("resnet:depth=8,width=2", "resnet:depth=8,width=2"),
+        ("resnet:depth=8,width=2", "resnet:depth=8,width=2,width_rule=as_given,stages=3"),
         ("resnet10t", "timm:architecture=resnet10t"),
         ("timm:architecture=resnet10t", "timm:architecture=resnet10t"),
         ("squeezenet1_1", "torchvision:architecture=squeezenet1_1"),
@@ -219,10 +219,10 @@ def test_given_statistics_take_the_place_of_the_declared_ones() -> None:
         ("resnet:widht=4", "widht: unknown name 'widht': did you mean 'width'"),
         ("resnet:depth=deep", "depth: must be a whole number, but got 'deep'"),
         ("resnet:depth", "arguments are KEY=VALUE, separated by commas, but got 'depth'"),
-        ("resnet:depth=9", "a resnet's depth is 6n"),
+        ("resnet:depth=9", "the depth of a resnet in 3 stages is 6n"),
         ("vit:downsampler=aps", "vit takes no downsampler, but got downsampler 'aps'"),
         ("resnet:downsampler=aps,downsampler.blur=2", "blur: must be one of 1, 3 or 5, but got 2"),
-        ("resnet:prior=attention", "resnet takes conv, local, .*, but got prior 'attention'"),
+        ("resnet:prior=attention", "resnet takes conv, ceconv, .*, but got prior 'attention'"),
         ("torchvision/inception_v3", "inception_v3 cannot take images of 32 x 32"),
         ("resnet18@nowhere.pth", "nowhere.pth: no such file: name a file of weights"),
         ("nowhere.pt2", "nowhere.pt2: no such file"),

@@ -319,7 +319,7 @@ def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..
     path = study_file()
     require_feasible(load_study(path, ("model.depth={choice: [8, 9]}",)), (1, 16, 16), 10)
     with pytest.raises(
-        UserError, match="no network of study small can be built for images of 16 x 16: a resnet's depth"
+        UserError, match="no network of study small can be built for images of 16 x 16: the depth of a resnet"
     ):
         require_feasible(load_study(path, ("model.depth=9",)), (1, 16, 16), 10)
 

@@ -36,7 +36,7 @@ def mistakes(write: Write, text: str, *overrides: str) -> list[str]:
 def test_a_study_fills_every_default(small_spec: StudySpec) -> None:
     config = small_spec.suggest(3, first)
     assert config.params == {"model.width": 2, "augmentation.translate.max_px": 0.0, "training.lr": 1e-3}
-    assert config.model.args == {"depth": 8, "width": 2}
+    assert config.model.args == {"depth": 8, "width": 2, "width_rule": "as_given", "stages": 3}
     assert config.prior is not None
     assert config.prior.name == "conv"
     assert config.prior.args == {"padding": "zero"}
@@ -133,7 +133,7 @@ speed: high
     found = mistakes(study_file, text)
     assert found == [
         "4:3 model.width: low <= high must hold, but got low=64, high=8",
-        "5:3 model.widht: unknown name 'widht': did you mean 'width'? known: depth, width",
+        "5:3 model.widht: unknown name 'widht': did you mean 'width'? known: depth, width, width_rule, stages",
         f"6:28 prior.choose.p5: unknown prior 'p5': did you mean 'p4'? known: {', '.join(catalog.names('prior'))}",
         "8:35 augmentation.translate.max_px.float.1: must be a finite number, but got nan",
         "9:33 augmentation.rotate.max_deg.float.1: must be <= 180.0, but got 720.0",
@@ -145,7 +145,7 @@ speed: high
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
         "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
-        "15:1 speed: unknown name 'speed': known: study, data, model, prior, downsampler, augmentation, "
+        "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, augmentation, "
         "training, measures, objectives, search, resources",
     ]
 

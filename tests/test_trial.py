@@ -119,7 +119,8 @@ def test_a_network_that_cannot_exist_is_infeasible(small_config: TrialConfig, sm
         update={"model": small_config.model.model_copy(update={"args": {"depth": 9, "width": 2}})}
     )
     result = run_trial(config, small_data)
-    assert (result.state, result.reason) == ("INFEASIBLE", "a resnet's depth is 6n + 2 (8, 14, 20, ...), but got 9")
+    sentence = "the depth of a resnet in 3 stages is 6n + 2 (8, 14, 20, ...), but got 9"
+    assert (result.state, result.reason) == ("INFEASIBLE", sentence)
 
 
 @pytest.mark.parametrize(

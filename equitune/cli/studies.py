@@ -168,6 +168,7 @@ def _print_plan(spec: "StudySpec") -> None:
             click.echo("  those that follow depend on results; without any they would be:")
         values = ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
         size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
+        size += f" at width {trial.width}" if trial.width else ""
         of = f" (replicate {trial.config.replicate})" if spec.search.replicates > 1 else ""
         click.echo(f"  trial {trial.config.number}{of}: {values}: {size}")
     for line in planned.exactness():

@@ -83,7 +83,7 @@ def load_splits(config: DataConfig) -> Splits:
         rest, test_split = everything, Split(whole.test_pixels, whole.test_labels)
     train, validation = _divide(whole.labels, rest, config.validation, config.split_seed)
     train_split, validation_split = (Split(whole.pixels[index], whole.labels[index]) for index in (train, validation))
-    mean, std = _moments(train_split.pixels)
+    mean, std = moments(train_split.pixels)
     splits = (train_split, validation_split, test_split)
     return Splits(*splits, whole.class_names, mean, std, fingerprint(*splits))
 
@@ -109,7 +109,7 @@ def _divide(labels: Labels, index: npt.NDArray[np.int64], size: float, seed: int
     return np.sort(first), np.sort(second)
 
 
-def _moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, of values in [0, 1]; exact, from the histogram of the 256 values."""
     values = np.arange(256) / 255
     mean, std = [], []

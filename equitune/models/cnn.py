@@ -1,10 +1,11 @@
 """Cohen and Welling's Z2CNN in the padded form of 2308.11316: six 3 x 3 layers, one pooling, a 4 x 4 top layer.
 
 Each layer is followed by normalisation and ReLU; a downsampler follows the second, a 2 x 2 max-pooling where none is
-named. 25,570 parameters at width 20 on three channels.
+named. 25,570 parameters at width 20 on three channels. With `width_rule: equal_parameters` the width is the one that
+comes nearest to the parameters of plain convolutions at `width`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,26 +15,10 @@ from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
+from equitune.models._width import equal_width
 
-PRIORS = [
-    "conv",
-    "local",
-    "p4",
-    "p4m",
-    "separable_p4",
-    "orbit_c4",
-    "relaxed_p4",
-    "partial_p4",
-    "lambda_sym",
-    "mixed_group",
-    "softeq",
-    "fc",
-    "nonstationary",
-    "nonstationary_exact",
-    "rpp",
-    "ceconv",
-]
-DOWNSAMPLERS = ["pool2", "stride", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
+PRIOR = "conv"
+DOWNSAMPLER = "pool2"
 
 
 def build(
@@ -43,10 +28,15 @@ def build(
     downsampler: Downsampler | None = None,
     *,
     width: Annotated[int, Field(ge=1)] = 20,
+    width_rule: Literal["as_given", "equal_parameters"] = "as_given",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> "CNN":
-    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
-    return CNN(shape, classes, prior, down, width, dropout)
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLER)()
+
+    def network(prior: MapPrior, width: int) -> CNN:
+        return CNN(shape, classes, prior, down, width, dropout)
+
+    return network(prior, equal_width(network, prior, width) if width_rule == "equal_parameters" else width)
 
 
 class CNN(nn.Module):
@@ -63,6 +53,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         channels, side, _ = shape
+        self.width = width
         self.layers: dict[str, Layout] = {}
         self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.convs = nn.ModuleList()

@@ -1,10 +1,12 @@
-"""CIFAR ResNet with pre-activation blocks: depth 6n + 2, three stages of width w, 2w and 4w.
+"""CIFAR ResNet with pre-activation blocks: depth 6n + 2 in three stages of width w, 2w and 4w, or as many as asked for.
 
-A 3 x 3 stem; the second and third stages begin with a downsampler, a convolution in strides of two where none is named;
-1 x 1 shortcuts with normalisation where the shape changes (He et al., 1512.03385 and 1603.05027).
+A 3 x 3 stem; all stages but the first begin with a downsampler, a convolution in strides of two where none is named;
+1 x 1 shortcuts with normalisation where the shape changes (He et al., 1512.03385 and 1603.05027). In four stages, depth
+18 and width 64 are ResNet-18. With `width_rule: equal_parameters` the width is the one that comes nearest to the
+parameters of plain convolutions at `width`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,26 +17,10 @@ from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
+from equitune.models._width import equal_width
 
-PRIORS = [
-    "conv",
-    "local",
-    "p4",
-    "p4m",
-    "separable_p4",
-    "orbit_c4",
-    "relaxed_p4",
-    "partial_p4",
-    "lambda_sym",
-    "mixed_group",
-    "softeq",
-    "fc",
-    "nonstationary",
-    "nonstationary_exact",
-    "rpp",
-    "ceconv",
-]
-DOWNSAMPLERS = ["stride", "pool2", "blur2", "blur3", "blur4", "blur5", "aps", "lps", "gsub"]
+PRIOR = "conv"
+DOWNSAMPLER = "stride"
 
 
 def build(
@@ -43,13 +29,23 @@ def build(
     prior: MapPrior,
     downsampler: Downsampler | None = None,
     *,
-    depth: Annotated[int, Field(ge=8)] = 20,
+    depth: Annotated[int, Field(ge=4)] = 20,
     width: Annotated[int, Field(ge=1)] = 16,
+    width_rule: Literal["as_given", "equal_parameters"] = "as_given",
+    stages: Annotated[int, Field(ge=1, le=4)] = 3,
 ) -> "ResNet":
-    if (depth - 2) % 6:
-        raise Infeasible(f"a resnet's depth is 6n + 2 (8, 14, 20, ...), but got {depth}")
-    down = downsampler or catalog.entry("downsampler", DOWNSAMPLERS[0])()
-    return ResNet(shape, classes, prior, down, (depth - 2) // 6, width)
+    blocks, rest = divmod(depth - 2, 2 * stages)  # of two layers each, in a stage
+    if rest or not blocks:
+        step = 2 * stages
+        known = f"{step + 2}, {2 * step + 2}, {3 * step + 2}, ..."
+        many = "stages" if stages > 1 else "stage"
+        raise Infeasible(f"the depth of a resnet in {stages} {many} is {step}n + 2 ({known}), but got {depth}")
+    down = downsampler or catalog.entry("downsampler", DOWNSAMPLER)()
+
+    def network(prior: MapPrior, width: int) -> ResNet:
+        return ResNet(shape, classes, prior, down, blocks, stages, width)
+
+    return network(prior, equal_width(network, prior, width) if width_rule == "equal_parameters" else width)
 
 
 class ResNet(nn.Module):
@@ -62,16 +58,18 @@ class ResNet(nn.Module):
         prior: MapPrior,
         down: Downsampler,
         blocks: int,
+        num_stages: int,
         width: int,
     ) -> None:
         super().__init__()
         channels, side, _ = shape
+        self.width = width
         self.layers: dict[str, Layout] = {"stem": Grid(1, axis=prior.axis)}
         self.normalise = Normalise(channels, is_shared=prior.axis == "hue")
         self.stem = prior.lift(channels, width, 3, side=side, padding=1)
         stages: list[nn.Sequential] = []
         inputs, total_stride = width, 1
-        for stage in range(3):
+        for stage in range(num_stages):
             outputs = width * 2**stage
             stages.append(nn.Sequential())
             for index in range(blocks):

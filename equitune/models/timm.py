@@ -16,8 +16,6 @@ from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.models._normalise import Normalise
 from equitune.models._probe import held, outputs, strides
 
-PRIORS: list[str] = []
-
 
 def build(shape: tuple[int, int, int], classes: int, prior: None, *, architecture: str) -> "TimmModel":
     import timm  # a second to import

@@ -15,8 +15,6 @@ from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.models._normalise import Normalise
 from equitune.models._probe import held, outputs, strides
 
-PRIORS: list[str] = []
-
 # What the blocks of torchvision's networks give, by the name of their class.
 MAPS = re.compile(
     "BasicBlock|BasicConv2d|Bottleneck|CNBlock|Conv2dNormActivation|Fire|(Fused)?MBConv|Inception[A-E]?|MaxPool2d"

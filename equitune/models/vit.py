@@ -13,7 +13,7 @@ from equitune.groups.layout import Layout, Tokens, Vector
 from equitune.groups.prior import TokenPrior
 from equitune.models._normalise import Normalise
 
-PRIORS = ["attention", "gpsa"]
+PRIOR = "attention"
 
 
 def build(

@@ -20,13 +20,14 @@ from equitune.groups._axis import ENTRIES
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis, Grid
 from equitune.groups.prior import MapPrior, Shape
+from equitune.groups.relaxable import Relaxable, share
 from equitune.priors._padding import PAD_MODE, check_padding, padded
 
 
 class GroupPrior(MapPrior):
     """A prior whose maps are regular features of a group: one kind of layer, used for lifting and for all others."""
 
-    def __init__(self, axis: Axis, layer: Callable[[Axis, Shape], nn.Module], head: str, padding: str) -> None:
+    def __init__(self, axis: Axis, layer: Callable[..., nn.Module], head: str, padding: str) -> None:
         self.axis = axis
         self._layer, self._head, self._padding = layer, head, padding
 
@@ -92,17 +93,6 @@ class ExpandedConv(nn.Module, ABC):
                 self._kept = state, self.expand()
         return self._kept[1]
 
-    def amount(self) -> float:
-        """|W - Pi W| / |W|, Pi the mean of g W over the group: how much of the filters breaks the symmetry.
-
-        0 a group convolution; sqrt(1 - 1 / |G|) expected of independent weights; 1 nothing but what breaks it.
-        """
-        with torch.no_grad():
-            filters = self.expand().view(-1, self.entries, self.inputs, self.entries_in, *[self.kernel_size] * 2)
-            W = filters.transpose(1, 2).flatten(2)  # (outputs, inputs, G * G_in * k * k)
-            broken = W - torch.stack([W[..., source] for source in regular_sources(self)]).mean(0)
-            return float(broken.norm() / W.norm())
-
     def train(self, mode: bool = True) -> "ExpandedConv":
         self._kept = None
         return super().train(mode)
@@ -112,6 +102,30 @@ class ExpandedConv(nn.Module, ABC):
         bias = None if self.bias is None else self.bias[:, None].expand(-1, self.entries).flatten()
         out = functional.conv2d(maps, self.filters(), bias, self.stride, padding, groups=self.groups)
         return torch.unflatten(out, 1, (-1, self.entries))
+
+
+class RelaxableConv(ExpandedConv, Relaxable):
+    """A convolution whose filters may be those of a group convolution, or not.
+
+    Attributes:
+        orbits: `regular_sources`, (G, G * G_in * k * k).
+    """
+
+    orbits: Tensor
+
+    def __init__(self, axis: Axis, shape: Shape) -> None:
+        super().__init__(axis, shape)
+        self.register_buffer("orbits", regular_sources(self), persistent=False)
+
+    def squared_amount(self) -> Tensor:
+        """|W - Pi W|^2 / |W|^2, Pi the mean of g W over the group.
+
+        0 a group convolution; 1 - 1 / |G| expected of independent weights; 1 nothing but what breaks the symmetry.
+        """
+        filters = self.expand().view(-1, self.entries, self.inputs, self.entries_in, *[self.kernel_size] * 2)
+        W = filters.transpose(1, 2).flatten(2)  # (outputs, inputs, G * G_in * k * k)
+        broken = W - torch.stack([W.index_select(2, source) for source in self.orbits]).mean(0)
+        return share(broken.square().sum(), W.square().sum())
 
 
 class GroupConv(ExpandedConv):
@@ -147,8 +161,7 @@ def sources(axis: Axis, entries_in: int, kernel: int) -> Tensor:
 def regular_sources(layer: ExpandedConv) -> Tensor:
     """The same for whole filters, (g W)[h', h, u] = W[g^-1 h', g^-1 h, g^-1 u]: (G, G * G_in * k * k)."""
     entries, entries_in, kernel = layer.entries, layer.entries_in, layer.kernel_size
-    device = next(layer.parameters()).device
-    places = torch.arange(entries * entries_in * kernel**2, device=device).view(1, entries, entries_in, kernel, kernel)
+    places = torch.arange(entries * entries_in * kernel**2).view(1, entries, entries_in, kernel, kernel)
     within, across = Grid(1, axis=layer.axis if entries_in > 1 else "none"), Grid(1, axis=layer.axis)
     return torch.stack(
         [

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.groups.prior import MapPrior, Shape
+from equitune.groups.relaxable import share
 
 
 class OnMaps(nn.Module):
@@ -58,12 +59,18 @@ def places(side: int) -> Tensor:
     return torch.stack(torch.meshgrid(along, along, indexing="ij"), 2)
 
 
-@torch.no_grad()
-def position_dependence(kernels_PF: Tensor) -> float:
+def position_dependence(kernels_PF: Tensor, products_FF: Tensor | None = None) -> Tensor:
     """How far the kernels of P positions are from one kernel: 0 where all are the same, at most 1.
 
-    The root mean square of their distance to their mean, over that of the kernels themselves.
+    The mean square of their distance to their mean, over that of the kernels themselves.
+
+    Args:
+        kernels_PF: the kernels' weights, or their coordinates.
+        products_FF: the inner products of what the coordinates are of.
     """
-    distance = (kernels_PF - kernels_PF.mean(0)).square().sum().sqrt()
-    size = kernels_PF.square().sum().sqrt()
-    return float(distance / size) if size > 0 else 0.0
+
+    def squares(kernels_PF: Tensor) -> Tensor:
+        moved = kernels_PF if products_FF is None else kernels_PF @ products_FF
+        return (moved * kernels_PF).sum()
+
+    return share(squares(kernels_PF - kernels_PF.mean(0)), squares(kernels_PF))

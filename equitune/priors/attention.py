@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 
+FEATURES = "tokens"
+
 
 def build(*, position: Literal["learned", "sincos", "none"] = "learned") -> "Attention":
     return Attention(position)

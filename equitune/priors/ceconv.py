@@ -16,6 +16,7 @@ from equitune.errors import Infeasible
 from equitune.groups.prior import MapPrior, Shape
 from equitune.priors._padding import PAD_MODE, check_padding
 
+FEATURES = "maps"
 HUES = 3
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from equitune.priors._padding import TORCH_PADDING, check_padding
 from equitune.priors._plain import PlainPrior
 
+FEATURES = "maps"
+
 
 def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Conv":
     return Conv(padding)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior
 
+FEATURES = "maps"
+
 
 def build() -> "FC":
     return FC()

@@ -2,8 +2,8 @@
 
 A_h = (1 - sigmoid(l_h)) softmax(q k^T / sqrt d) + sigmoid(l_h) softmax(v_h . r), r = (dx, dy, dx^2 + dy^2). Head h
 starts with v_h = alpha (2 Dx_h, 2 Dy_h, -1): it looks at offset D_h of a square stencil, the more sharply the larger
-`locality` (alpha) is. l_h starts at `gate`, and both are learned: large ones are a convolution with a kernel of
-sqrt(heads) x sqrt(heads), a gate far below zero is plain attention.
+`locality` (alpha) is. l_h starts at `gate`; both are learned, or with `learned: false` stay as they are. Large ones
+are a convolution with a kernel of sqrt(heads) x sqrt(heads), a gate far below zero is plain attention.
 """
 
 import math
@@ -14,24 +14,29 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Infeasible
+from equitune.groups.relaxable import Relaxable
 from equitune.priors.attention import Attention
+
+FEATURES = "tokens"
 
 
 def build(
     *,
     locality: Annotated[float, Field(gt=0)] = 1.0,
     gate: float = 1.0,
+    learned: bool = True,
     layers: Annotated[int, Field(ge=1)] = 10,
     position: Literal["learned", "sincos", "none"] = "learned",
 ) -> "GPSA":
-    return GPSA(locality, gate, layers, position)
+    return GPSA(locality, gate, learned, layers, position)
 
 
 class GPSA:
     """The token layers of a ConViT: gated ones in the first `layers` blocks, plain attention in those after them."""
 
-    def __init__(self, locality: float, gate: float, layers: int, position: str) -> None:
-        self.locality, self.gate, self.layers, self.plain = locality, gate, layers, Attention(position)
+    def __init__(self, locality: float, gate: float, learned: bool, layers: int, position: str) -> None:
+        self.locality, self.gate, self.learned = locality, gate, learned
+        self.layers, self.plain = layers, Attention(position)
 
     def position(self, width: int, grid: int) -> nn.Module:
         return self.plain.position(width, grid)
@@ -39,10 +44,13 @@ class GPSA:
     def mix(self, width: int, heads: int, grid: int, *, block: int) -> nn.Module:
         if block >= self.layers:
             return self.plain.mix(width, heads, grid, block=block)
-        return GatedSelfAttention(width, heads, grid, self.locality, self.gate)
+        layer = GatedSelfAttention(width, heads, grid, self.locality, self.gate)
+        layer.gate.requires_grad_(self.learned)
+        layer.direction.requires_grad_(self.learned)
+        return layer
 
 
-class GatedSelfAttention(nn.Module):
+class GatedSelfAttention(nn.Module, Relaxable):
     """(B, T, D) -> (B, T, D), on a square grid of T = grid * grid patches.
 
     Attributes:
@@ -82,9 +90,9 @@ class GatedSelfAttention(nn.Module):
         """The positional attention, (heads, T, T): how much each token takes from each."""
         return torch.einsum("hr,tur->htu", self.direction, self.offsets).softmax(2)
 
-    def amount(self) -> float:
-        """The share of attention that goes by content, not by place, the mean over heads: 0 at a gate of infinity."""
-        return float((-self.gate.detach()).sigmoid().mean())
+    def squared_amount(self) -> Tensor:
+        """The square of the mean share of attention that goes by content, not by place: 0 at a gate of infinity."""
+        return (-self.gate).sigmoid().mean().square()
 
 
 def stencil(heads: int) -> Tensor:

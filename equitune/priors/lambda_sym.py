@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
-from equitune.priors._group import ExpandedConv, GroupPrior, regular_sources
+from equitune.priors._group import GroupPrior, RelaxableConv
+
+FEATURES = "maps"
 
 
 def build(
@@ -29,7 +31,7 @@ def build(
     return GroupPrior("d4" if mirrors else "c4", layer, head, padding)
 
 
-class SymmetrisedConv(ExpandedConv):
+class SymmetrisedConv(RelaxableConv):
     """sum_g lambda(g) g W.
 
     Attributes:
@@ -38,8 +40,6 @@ class SymmetrisedConv(ExpandedConv):
             where it is not `learned`.
     """
 
-    sources: Tensor
-
     def __init__(self, axis: Axis, shape: Shape, free: float, learned: bool) -> None:
         super().__init__(axis, shape)
         shares = torch.full((self.entries,), (1 - free) / self.entries)
@@ -47,11 +47,10 @@ class SymmetrisedConv(ExpandedConv):
         self.logits = nn.Parameter(shares.log(), requires_grad=learned)
         weight = self.uniform(shape.outputs, shape.inputs, self.entries * self.entries_in * shape.kernel**2)
         self.weight = nn.Parameter(weight / shares.norm())  # so that the sum has the variance of a group convolution's
-        self.register_buffer("sources", regular_sources(self), persistent=False)
 
     def expand(self) -> Tensor:
         shares = self.logits.softmax(0)
-        W = self.weight.index_select(2, self.sources.flatten()).view(*self.weight.shape[:2], self.entries, -1)
+        W = self.weight.index_select(2, self.orbits.flatten()).view(*self.weight.shape[:2], self.entries, -1)
         W = (W * shares[:, None]).sum(2).view(*self.weight.shape[:2], self.entries, self.entries_in, -1)
         kernel = [self.kernel_size] * 2
         return W.transpose(1, 2).reshape(self.outputs * self.entries, self.inputs * self.entries_in, *kernel)

@@ -16,6 +16,8 @@ from equitune.groups.prior import out_side
 from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior
 
+FEATURES = "maps"
+
 
 def build(*, padding: Literal["zero", "circular", "reflect"] = "zero") -> "Local":
     return Local(padding)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
-from equitune.priors._group import ExpandedConv, GroupPrior, elements, joined, moved, sources
+from equitune.priors._group import ExpandedConv, GroupPrior, RelaxableConv, elements, joined, moved, sources
+
+FEATURES = "maps"
 
 
 def build(
@@ -30,7 +32,7 @@ def build(
     return GroupPrior("d4" if mirrors else "c4", layer, head, padding)
 
 
-class MixedConv(ExpandedConv):
+class MixedConv(RelaxableConv):
     """sum_j softmax(alpha)_j W_j.
 
     Attributes:

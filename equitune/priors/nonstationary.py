@@ -2,7 +2,7 @@
 
 y(v) = sum_r a_r(v) (W_r * x)(v), a_r(v) = sqrt(2 / R) cos(2 pi w2 B_r . v + b_r), with random B_r and b_r, and v in
 [-1, 1]^2. w2 = 0 is one convolution, exactly; the larger it is, the faster the filter changes with its position.
-`terms` (R) times the weights and multiply-adds of `conv`. With `learn`, w2 is a weight of each layer, without weight
+`terms` (R) times the weights and multiply-adds of `conv`. With `learned`, w2 is a weight of each layer, without weight
 decay.
 """
 
@@ -15,25 +15,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.prior import out_side
+from equitune.groups.relaxable import Relaxable
 from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
+
+FEATURES = "maps"
 
 
 def build(
     *,
     w2: Annotated[float, Field(ge=0)] = 0.03,
-    learn: bool = False,
+    learned: bool = False,
     terms: Annotated[int, Field(ge=1)] = 4,
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "NonStationary":
-    return NonStationary(w2, learn, terms, padding)
+    return NonStationary(w2, learned, terms, padding)
 
 
 class NonStationary(PlainPrior):
     """The layers of a network whose filters change with their position as fast as w2 lets them."""
 
-    def __init__(self, w2: float, learn: bool, terms: int, padding: str) -> None:
-        self.w2, self.learn, self.terms, self.padding = w2, learn, terms, padding
+    def __init__(self, w2: float, learned: bool, terms: int, padding: str) -> None:
+        self.w2, self.learned, self.terms, self.padding = w2, learned, terms, padding
 
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
@@ -42,11 +45,11 @@ class NonStationary(PlainPrior):
         layer = NonStationaryConv2d(
             inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding], self.w2, self.terms
         )
-        layer.w2.requires_grad_(self.learn)
+        layer.w2.requires_grad_(self.learned)
         return layer
 
 
-class NonStationaryConv2d(nn.Module):
+class NonStationaryConv2d(nn.Module, Relaxable):
     """Images (B, inputs, side, side) -> (B, outputs, side', side').
 
     Attributes:
@@ -96,9 +99,7 @@ class NonStationaryConv2d(nn.Module):
             maps = torch.addcmul(maps, functional.conv2d(images, kernel, stride=self.stride), wave)
         return maps if self.bias is None else maps + self.bias[:, None, None]
 
-    def amount(self) -> float:
-        """How much of the filter depends on its position (`position_dependence`): 0 at w2 = 0, at most 1."""
-        root = torch.linalg.qr(
-            self.weight.detach().flatten(1).T
-        ).R  # (terms, terms): W but for a rotation, which keeps lengths
-        return position_dependence(self.waves().flatten(1).T @ root.T)
+    def squared_amount(self) -> Tensor:
+        """How much of the filter depends on its position (`position_dependence`): 0 at w2 = 0."""
+        kernels = self.weight.flatten(1)
+        return position_dependence(self.waves().flatten(1).T, kernels @ kernels.T)

@@ -4,7 +4,7 @@ y(v) = sum_u k(u - v, v) x(u), k(a, v) = NN([phi(w1 a), phi(w2 v)]), phi(z) = [c
 random and a and v lie in [-1, 1]^2. w2 = 0 is a convolution; w1 = 0 weighs all that a kernel covers alike, so that one
 covering a closed map is strictly invariant; both large give any linear map. The multiply-adds of `conv` and, once a
 batch, those of the network; the table of kernels (positions, outputs, inputs, kernel, kernel) lies in memory. With
-`learn`, w1 and w2 are weights of each layer, without weight decay.
+`learned`, w1 and w2 are weights of each layer, without weight decay.
 """
 
 import math
@@ -15,10 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.prior import out_side
+from equitune.groups.relaxable import Relaxable
 from equitune.priors._padding import PAD_MODE, check_padding
 from equitune.priors._plain import PlainPrior, places, position_dependence
 from equitune.priors.local import convolve_locally
 
+FEATURES = "maps"
 FREQUENCIES = 16
 HIDDEN = 32
 
@@ -27,17 +29,17 @@ def build(
     *,
     w1: Annotated[float, Field(ge=0)] = 1.0,
     w2: Annotated[float, Field(ge=0)] = 0.03,
-    learn: bool = False,
+    learned: bool = False,
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "NonStationaryExact":
-    return NonStationaryExact(w1, w2, learn, padding)
+    return NonStationaryExact(w1, w2, learned, padding)
 
 
 class NonStationaryExact(PlainPrior):
     """The layers of a network whose kernels are functions of offset and position."""
 
-    def __init__(self, w1: float, w2: float, learn: bool, padding: str) -> None:
-        self.w1, self.w2, self.learn, self.padding = w1, w2, learn, padding
+    def __init__(self, w1: float, w2: float, learned: bool, padding: str) -> None:
+        self.w1, self.w2, self.learned, self.padding = w1, w2, learned, padding
 
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
@@ -46,12 +48,12 @@ class NonStationaryExact(PlainPrior):
         layer = KernelFieldConv2d(
             inputs, outputs, kernel, side, stride, padding, bias, PAD_MODE[self.padding], self.w1, self.w2
         )
-        layer.w1.requires_grad_(self.learn)
-        layer.w2.requires_grad_(self.learn)
+        layer.w1.requires_grad_(self.learned)
+        layer.w2.requires_grad_(self.learned)
         return layer
 
 
-class KernelFieldConv2d(nn.Module):
+class KernelFieldConv2d(nn.Module, Relaxable):
     """Images (B, inputs, side, side) -> (B, outputs, side', side').
 
     Attributes:
@@ -110,8 +112,8 @@ class KernelFieldConv2d(nn.Module):
         maps = convolve_locally(images, self.kernels(), self.kernel_size, self.stride, self.padding, self.pad_mode)
         return maps if self.bias is None else maps + self.bias[:, None, None]
 
-    def amount(self) -> float:
-        """How much of the kernel depends on its position (`position_dependence`): 0 at w2 = 0, at most 1."""
+    def squared_amount(self) -> Tensor:
+        """How much of the kernel depends on its position (`position_dependence`): 0 at w2 = 0."""
         return position_dependence(self.kernels().flatten(1))
 
     @staticmethod

@@ -18,6 +18,8 @@ from equitune.groups.prior import Shape
 from equitune.priors._group import GroupPrior, joined, moved, sources
 from equitune.priors._padding import padded
 
+FEATURES = "maps"
+
 
 def build(
     *,

@@ -8,6 +8,8 @@ from typing import Literal
 
 from equitune.priors._group import GroupConv, GroupPrior
 
+FEATURES = "maps"
+
 
 def build(
     *,

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
+from equitune.groups.relaxable import Relaxable
 from equitune.priors._group import CosetPool, GroupConv, GroupPrior
 
+FEATURES = "maps"
 TEMPERATURE = 0.5
 
 
@@ -42,7 +44,7 @@ class PartialPrior(GroupPrior):
         return (PresentMean() if isinstance(pool, CosetPool) and pool.kind == "mean" else pool), features
 
 
-class PartialConv(GroupConv):
+class PartialConv(GroupConv, Relaxable):
     """A group convolution, evaluated on the entries that it keeps.
 
     Attributes:
@@ -68,9 +70,9 @@ class PartialConv(GroupConv):
             chosen = (soft > 0.5).to(soft) + (soft - soft.detach())  # straight-through
         return torch.cat([torch.ones_like(chosen[:1]), chosen])
 
-    def amount(self) -> float:
-        """The mean probability to leave an orientation out: 0 is p4, 1 a plain convolution."""
-        return float(1 - self.logits.detach().sigmoid().mean())
+    def squared_amount(self) -> Tensor:
+        """The square of the mean probability to leave an orientation out: 0 is p4, 1 a plain convolution."""
+        return (-self.logits).sigmoid().mean().square()
 
 
 class PresentNorm(nn.BatchNorm3d):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
-from equitune.priors._group import ExpandedConv, GroupPrior, joined, moved, sources
+from equitune.priors._group import GroupPrior, RelaxableConv, joined, moved, sources
+
+FEATURES = "maps"
 
 
 def build(
@@ -27,7 +29,7 @@ def build(
     return GroupPrior("c4", partial(RelaxedConv, filters=filters, spread=spread, learned=learned), head, padding)
 
 
-class RelaxedConv(ExpandedConv):
+class RelaxedConv(RelaxableConv):
     """W(g) = sum_l w_l(g) L_g psi_l.
 
     Attributes:

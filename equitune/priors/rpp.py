@@ -2,8 +2,9 @@
 
 y = conv(x) + a free(x). Each path has a Gaussian prior on its weights, that of the free path `decay_ratio` times as
 narrow in variance: its weight decay is that many times the study's. How far it leaves zero is what training learns;
-a = 0 is a convolution. `free: fc` is a full matrix, Cin * Cout * HW_in * HW_out weights, as in the paper and for small
-maps alone; `local` gives it the receptive fields of the convolution, HW_out times the weights of `conv`.
+a = 0 is a convolution. With `learned`, a is a weight of each layer, without weight decay. `free: fc` is a full matrix,
+Cin * Cout * HW_in * HW_out weights, as in the paper and for small maps alone; `local` gives it the receptive fields of
+the convolution, HW_out times the weights of `conv`.
 """
 
 from typing import Annotated, Literal
@@ -13,27 +14,31 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.prior import out_side
+from equitune.groups.relaxable import Relaxable, share
 from equitune.priors._padding import PAD_MODE
 from equitune.priors._plain import PlainPrior
 from equitune.priors.conv import Conv
 from equitune.priors.local import LocalConv2d
 
+FEATURES = "maps"
+
 
 def build(
     *,
     a: Annotated[float, Field(ge=0)] = 0.1,
+    learned: bool = False,
     decay_ratio: Annotated[float, Field(ge=1)] = 100.0,
     free: Literal["local", "fc"] = "local",
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "RPP":
-    return RPP(a, decay_ratio, free, padding)
+    return RPP(a, learned, decay_ratio, free, padding)
 
 
 class RPP(PlainPrior):
     """The layers of a network that may leave the convolution where the data ask for it."""
 
-    def __init__(self, a: float, decay_ratio: float, free: str, padding: str) -> None:
-        self.a, self.decay_ratio, self.free, self.padding = a, decay_ratio, free, padding
+    def __init__(self, a: float, learned: bool, decay_ratio: float, free: str, padding: str) -> None:
+        self.a, self.learned, self.decay_ratio, self.free, self.padding = a, learned, decay_ratio, free, padding
 
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
@@ -44,13 +49,21 @@ class RPP(PlainPrior):
             if self.free == "local"
             else FullyConnected(inputs, outputs, side, out_side(side, kernel, stride=stride, padding=padding))
         )
-        return ResidualPathway(tied, free, self.a, self.decay_ratio)
+        layer = ResidualPathway(tied, free, self.a, self.decay_ratio)
+        if self.learned:
+            layer.a = nn.Parameter(torch.tensor(float(self.a)))
+        return layer
 
 
-class ResidualPathway(nn.Module):
-    """conv(x) + a free(x): images (B, C, side, side) -> (B, C', side', side')."""
+class ResidualPathway(nn.Module, Relaxable):
+    """conv(x) + a free(x): images (B, C, side, side) -> (B, C', side', side').
+
+    Attributes:
+        a: a scalar where it is learned.
+    """
 
     free: "LocalConv2d | FullyConnected"
+    a: float | nn.Parameter
 
     def __init__(self, tied: nn.Module, free: "LocalConv2d | FullyConnected", a: float, decay_ratio: float) -> None:
         super().__init__()
@@ -60,15 +73,14 @@ class ResidualPathway(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.tied(images) + self.a * self.free(images)
 
-    @torch.no_grad()
-    def amount(self) -> float:
-        """The root mean square weight of the free path, a included, over that of both: 0 at a = 0, at most 1.
+    def squared_amount(self) -> Tensor:
+        """The mean square weight of the free path, a included, over that of both: 0 at a = 0, at most 1.
 
         The weights are those of the whole linear map, in which a convolution's kernel stands once a position.
         """
-        free = self.a**2 * float(self.free.weight.square().sum())
-        tied = float(self.tied.weight.square().sum()) * self.free.side**2  # type: ignore[operator]
-        return (free / (free + tied)) ** 0.5 if free + tied > 0 else 0.0
+        free = self.a**2 * self.free.weight.square().sum()
+        tied = self.tied.weight.square().sum() * self.free.side**2  # type: ignore[operator]
+        return share(free, free + tied)
 
 
 class FullyConnected(nn.Module):

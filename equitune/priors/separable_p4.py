@@ -15,6 +15,8 @@ from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
 from equitune.priors._group import GroupConv, GroupPrior
 
+FEATURES = "maps"
+
 
 def build(
     *,

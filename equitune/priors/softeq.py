@@ -2,43 +2,64 @@
 
 After 2603.26657. A kernel's parts are those on which rho(turn) - 1 has the singular values s = 0, sqrt 2 and 2; each is
 multiplied by exp(-s / softness). At `softness: 0` only isotropic kernels are left, exactly equivariant to quarter
-turns; at 1 the kernel is free: a jump, since below 1 the factors stay under .25 and .14. Weights and multiply-adds of
-`conv`.
+turns; at 1 the kernel is free: a jump, since below 1 the factors stay under .25 and .14. With `learned`, the softness
+is a weight of each layer, within (0, 1). Weights and multiply-adds of `conv`.
 """
 
 import math
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.errors import Infeasible
+from equitune.groups.relaxable import Relaxable, share
 from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
 from equitune.priors._plain import PlainPrior
+
+FEATURES = "maps"
 
 
 def build(
     *,
     softness: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    learned: bool = False,
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "SoftEq":
-    return SoftEq(softness, padding)
+    return SoftEq(softness, learned, padding)
 
 
 class SoftEq(PlainPrior):
-    """The layers of a network with softly isotropic kernels."""
+    """The layers of a network with softly isotropic kernels.
 
-    def __init__(self, softness: float, padding: str) -> None:
-        self.softness, self.padding = softness, padding
+    Raises:
+        Infeasible: a softness that is learned begins at a corner, from where no gradient leads away.
+    """
+
+    def __init__(self, softness: float, learned: bool, padding: str) -> None:
+        if learned and softness in (0, 1):
+            raise Infeasible(f"a softness that is learned begins between 0 and 1, but got {softness}")
+        self.softness, self.learned, self.padding = softness, learned, padding
 
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
     ) -> nn.Module:
         check_padding(self.padding, padding, side)
-        return SoftConv2d(inputs, outputs, kernel, stride, padding, bias, TORCH_PADDING[self.padding], self.softness)
+        layer = SoftConv2d(inputs, outputs, kernel, stride, padding, bias, TORCH_PADDING[self.padding], self.softness)
+        if self.learned:
+            layer.logit = nn.Parameter(torch.tensor(self.softness).logit())
+        return layer
 
 
-class SoftConv2d(nn.Conv2d):
-    """A convolution by the damped kernel: images (B, inputs, H, W) -> (B, outputs, H', W')."""
+class SoftConv2d(nn.Conv2d, Relaxable):
+    """A convolution by the damped kernel: images (B, inputs, H, W) -> (B, outputs, H', W').
+
+    Attributes:
+        logit: of the softness where it is learned, a scalar.
+    """
+
+    logit: nn.Parameter | None
 
     def __init__(
         self,
@@ -52,27 +73,29 @@ class SoftConv2d(nn.Conv2d):
         softness: float,
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=pad_mode)
-        self.factors = damping(softness)
+        self.softness, self.logit = softness, None
 
     def kernel(self) -> Tensor:
         """The weight's parts on which a quarter turn is 1, i or -i, and -1; each with its factor."""
         half, other = self.weight + self.weight.rot90(2, (2, 3)), self.weight - self.weight.rot90(2, (2, 3))
         turned = half.rot90(1, (2, 3))
-        middle, last = self.factors
+        middle, last = damping(self.softness if self.logit is None else self.logit.sigmoid())
         return (half + turned) / 4 + middle * other / 2 + last * (half - turned) / 4
 
-    def amount(self) -> float:
-        """|K - Pi K| / |K|, Pi the mean over quarter turns: how much of the damped kernels is not isotropic."""
-        kernel = self.kernel().detach()
-        mean = sum(kernel.rot90(turn, (2, 3)) for turn in range(4)) / 4
-        return float((kernel - mean).norm() / kernel.norm())
+    def squared_amount(self) -> Tensor:
+        """|K - Pi K|^2 / |K|^2, Pi the mean over quarter turns: how much of the damped kernels is not isotropic."""
+        kernel = self.kernel()
+        mean = torch.stack([kernel.rot90(turn, (2, 3)) for turn in range(4)]).mean(0)
+        return share((kernel - mean).square().sum(), kernel.square().sum())
 
     def forward(self, images: Tensor) -> Tensor:
         return self._conv_forward(images, self.kernel(), self.bias)
 
 
-def damping(softness: float) -> tuple[float, float]:
+def damping(softness: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
     """The factors of the parts with the singular values sqrt 2 and 2."""
+    if isinstance(softness, Tensor):
+        return (-math.sqrt(2) / softness).exp(), (-2 / softness).exp()
     if softness in (0, 1):
         return float(softness), float(softness)
     return math.exp(-math.sqrt(2) / softness), math.exp(-2 / softness)

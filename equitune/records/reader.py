@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
-from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.records.results import Amount, Epoch, Measurement, TrialResult
 from equitune.spec.trial import TrialConfig
 
 HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
@@ -36,6 +36,10 @@ class TrialRecord:
     @property
     def metrics(self) -> dict[str, Measurement]:
         return self.result.metrics if self.result else {}
+
+    @property
+    def amounts(self) -> dict[str, Amount]:
+        return self.result.amounts if self.result else {}
 
 
 @dataclass(frozen=True)

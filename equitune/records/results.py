@@ -59,6 +59,15 @@ class Epoch(Strict):
     images_per_s: float
 
 
+class Amount(Strict):
+    """How far a layer has left its symmetry, before training and after."""
+
+    kind: str  # the layer's class
+    before: float
+    after: float
+    unit: str = "1"  # from 0, strict, to 1, free; else that of a width
+
+
 class TrialResult(Strict):
     """How a trial ended. Written once, before the search is told."""
 
@@ -67,6 +76,7 @@ class TrialResult(Strict):
     reason: str | None = None
     metrics: dict[str, Measurement] = {}
     profile: list[dict[str, Any]] = []  # one row a layer, group element set and measure
+    amounts: dict[str, Amount] = {}  # by layer, in the order of depth: those that may leave their symmetry
     seconds: dict[str, float] = {}  # build, fit, measure
     provenance: dict[str, str] = {}
     traceback: str | None = None

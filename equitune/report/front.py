@@ -12,6 +12,7 @@ from equitune.records.results import Measurement
 from equitune.spec.study import Direction
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
+MOST_LAYERS = 12  # that a trial's description lists
 BETTER: dict[Direction, str] = {"maximize": "higher is better", "minimize": "lower is better"}
 
 
@@ -207,6 +208,13 @@ def _hover(study: StudyRecord, trial: TrialRecord) -> str:
     lines = [f"<b>trial {trial.number}</b>"]
     lines += [f"{escape(name)}: {shown(trial.metrics.get(name))}" for name in study.objectives]
     lines += [f"{escape(name)} = {escape(short(value))}" for name, value in trial.config.params.items()]
+    if trial.amounts:
+        lines.append("amount before training → after")
+    for layer, amount in list(trial.amounts.items())[:MOST_LAYERS]:
+        unit = f" {amount.unit}" if amount.unit != "1" else ""
+        lines.append(f"{escape(layer)}: {amount.before:.3f} → {amount.after:.3f}{unit}")
+    if len(trial.amounts) > MOST_LAYERS:
+        lines.append(f"and {len(trial.amounts) - MOST_LAYERS} more layers")
     return "<br>".join(lines)
 
 

@@ -28,6 +28,10 @@ def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
                     name: {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
                     for name, metric in trial.metrics.items()
                 },
+                "amounts": {
+                    layer: {"before": amount.before, "after": amount.after, "unit": amount.unit}
+                    for layer, amount in trial.amounts.items()
+                },
                 "front": trial.number in members,
             }
             for trial in study.trials

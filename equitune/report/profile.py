@@ -16,6 +16,7 @@ PANELS = {  # quantity -> what its axis says
     "correlation": "correlation (1 is equivariant)",
     "error": "error (0 is exact, 1 is chance)",
     "lie_error": "local error (0 is exact, 1 is no relation)",
+    "amount": "amount (0 is strict, 1 is free)",
 }
 MOST_LABELS = 30  # layers whose names fit below a panel
 LETTERS_PER_INCH = 12  # at the size of the heading
@@ -33,8 +34,9 @@ class Panel:
 
 
 def write_profile(trial: TrialRecord, path: Path) -> bool:
-    """Draws the profile of a trial; returns whether there was anything to draw."""
-    return draw_profiles({f"trial {trial.number}": trial.result.profile if trial.result else []}, "", path)
+    """Draws the profile of a trial, and how far its layers left their symmetry; returns whether there was any."""
+    rows = [*(trial.result.profile if trial.result else []), *_amount_rows(trial)]
+    return draw_profiles({f"trial {trial.number}": rows}, "", path)
 
 
 def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
@@ -62,7 +64,8 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
         for panel, axes in zip(panels, row_of_axes, strict=False):
             (_draw_sets if is_one else _draw_models)(axes, panel, colours)
             axes.set_ylabel(PANELS[panel.quantity])
-            axes.set_title(f"{panel.title}, n = {next(iter(panel.models.values()))[0]['n']}", fontsize=10, loc="left")
+            n = next(iter(panel.models.values()))[0]["n"]
+            axes.set_title(f"{panel.title}, n = {n}" if n else panel.title, fontsize=10, loc="left")
             axes.grid(alpha=0.25)
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.0), max(high, 1.03))
@@ -72,6 +75,17 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
     figure.suptitle(textwrap.fill(heading, int(figure.get_figwidth() * LETTERS_PER_INCH)), fontsize=11)
     figure.savefig(path)
     return True
+
+
+def _amount_rows(trial: TrialRecord) -> Rows:
+    """The layers' amounts as a group of their own."""
+    layers = {layer: amount for layer, amount in trial.amounts.items() if amount.unit == "1"}
+    same = {"group": "how far layers left their symmetry", "set": "amount", "status": "ok", "n": 0}
+    return [
+        {**same, "layer": layer, "depth": place / len(layers), "amount": amount.after, "amount_stderr": 0.0}
+        | {"untrained_amount": amount.before}
+        for place, (layer, amount) in enumerate(layers.items(), 1)
+    ]
 
 
 def _panels(models: Mapping[str, Rows]) -> Iterator[list[Panel]]:

@@ -128,14 +128,20 @@ def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str,
     columns = metric_columns(study, metrics)
     members = front(study)
     params = sorted({name for trial in members for name in trial.config.params})
+    has_amounts = "relaxation" not in columns and any(
+        "relaxation" in trial.metrics for trial in members
+    )  # how far layers left their symmetry
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("trial", justify="right", no_wrap=True)
     for name in columns:
         table.add_column(heading(study, name), justify="right", no_wrap=True)
+    if has_amounts:
+        table.add_column("relax-\nation", justify="right", no_wrap=True)
     for name in params:
         table.add_column(name.replace(".", "\n"), justify="right")
     for trial in members[:most]:
         values = [shown(trial.metrics.get(name)) for name in columns]
+        values += [shown(trial.metrics.get("relaxation"))] * has_amounts
         table.add_row(str(trial.number), *values, *(short(trial.config.params.get(name, "–")) for name in params))
         if trial.test:
             on_test = [trial.test.get(name) for name in columns]

@@ -26,6 +26,7 @@ class PlannedTrial:
     seconds: float | None
     reason: str | None = None
     broken_by: dict[str, str | None] = field(default_factory=dict)  # symmetry -> what breaks it; None: exact
+    width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         seconds = images * cost.multiply_adds * seconds_per_multiply_add
         broken_by = {name: found.broken_by for name, found in predict_exact(config, shape, classes).items()}
-        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by))
+        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by, width=cost.width))
     return Plan(trials, num_exact(spec))
 
 
@@ -109,17 +110,17 @@ def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int)
     """
     from equitune.trial.cost import require_network
 
-    reasons = []
+    reasons: list[tuple[str, str]] = []
     for draw in range(TRIES):
         try:
-            require_network(spec.suggest(draw, _random_pick(draw)), shape, classes)
+            config = spec.suggest(draw, _random_pick(draw))
+            require_network(config, shape, classes)
         except Infeasible as error:
-            reasons.append(str(error))
+            reasons.append((" x ".join(map(str, config.input.shape_of(shape)[1:])), str(error)))
         else:
             return
-    raise UserError(
-        f"no network of study {spec.study} can be built for images of {shape[1]} x {shape[2]}: {reasons[0]}"
-    )
+    sides, reason = reasons[0]
+    raise UserError(f"no network of study {spec.study} can be built for images of {sides}: {reason}")
 
 
 def _random_pick(draw: int) -> Pick:

@@ -16,7 +16,8 @@ from equitune.records.folder import TrialFolder
 from equitune.records.results import Epoch, TrialResult
 from equitune.spec.trial import TrialConfig
 
-_on_device: dict[tuple[str, str], Any] = {}  # (fingerprint, device) -> data, kept for the life of the worker
+MOST_SIZES = 4  # that are kept on the device beside the data as they are
+_on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) -> shape -> data, as long as the worker
 
 
 def trainable(config: dict[str, Any], splits: Splits) -> None:
@@ -38,15 +39,22 @@ def trainable(config: dict[str, Any], splits: Splits) -> None:
         tune.report({"halt": f"{folder.path}: {what} and run the same command again; nothing is lost"})
 
 
-def device_data(splits: Splits, device: str) -> Any:
-    """The study's data on a device, moved there by the first trial of this worker."""
+def device_data(splits: Splits, config: TrialConfig) -> Any:
+    """The data as a trial sees them, on its device: moved there once a worker, and resized once a size."""
     from equitune.trial.build import to_device
+    from equitune.trial.resize import at_size
 
-    key = (splits.fingerprint, device)
+    key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = to_device(splits, device)
-    return _on_device[key]
+        _on_device[key] = {splits.shape: to_device(splits, config.device)}
+    by_shape = _on_device[key]
+    shape = config.input.shape_of(splits.shape)
+    if shape not in by_shape:
+        for oldest in list(by_shape)[1 : 1 - MOST_SIZES]:  # before the resized one's memory is taken
+            del by_shape[oldest]
+        by_shape[shape] = at_size(by_shape[splits.shape], config.input)
+    return by_shape[shape]
 
 
 def _test(folder: TrialFolder, splits: Splits) -> str:
@@ -73,7 +81,7 @@ def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResul
     def report(epoch: Epoch) -> None:
         tune.report({"epoch": epoch.epoch})
 
-    return run_trial(config, device_data(splits, config.device), folder=folder, on_epoch=report)
+    return run_trial(config, device_data(splits, config), folder=folder, on_epoch=report)
 
 
 @functools.cache

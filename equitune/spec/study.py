@@ -25,7 +25,7 @@ from equitune.spec.space import (
     settings_section,
 )
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, Resources, TrainingConfig, TrialConfig
+from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
 
 Direction = Literal["maximize", "minimize"]
 
@@ -72,6 +72,10 @@ def _measures(data: Any) -> tuple[Call, ...]:
                 mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
     mistakes.raise_any()
     return found
+
+
+def _input(data: Any) -> Section | None:
+    return None if data is None else settings_section(InputConfig, "input", data)
 
 
 def _part(kind: str) -> Callable[[Any, ValidationInfo], Section | None]:
@@ -162,6 +166,7 @@ class StudySpec(Strict):
 
     study: str
     data: Annotated[DataConfig, BeforeValidator(_data_config)] = Field(default_factory=lambda: _data_config({}))
+    input: Annotated[Section | None, BeforeValidator(_input)] = None
     model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
     prior: Annotated[Section | None, BeforeValidator(_part("prior"))] = None
     downsampler: Annotated[Section | None, BeforeValidator(_part("downsampler"))] = None
@@ -230,6 +235,7 @@ class StudySpec(Strict):
             params[name] = pick(name, distribution)
             return params[name]
 
+        given = self.input.suggest(noted)[0].args if self.input else {}
         model = self.model.suggest(noted)[0]
         prior = self.prior.suggest(noted)[0] if self.prior else _default("prior", model.name)
         downsampler = self.downsampler.suggest(noted)[0] if self.downsampler else _default("downsampler", model.name)
@@ -242,6 +248,7 @@ class StudySpec(Strict):
             seed=derived_seed(self.search.seed, 0 if is_grid else number, replicate),
             params=params,
             data=self.data,
+            input=checked(InputConfig, given),
             model=filled("model", model),
             prior=filled("prior", prior) if prior else None,
             downsampler=filled("downsampler", downsampler) if downsampler else None,
@@ -259,6 +266,9 @@ class StudySpec(Strict):
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
                 if filled_value(call, strength) == 0:
                     found.append(f"augmentation.{call.name} does nothing at {strength}: 0")
+        if self._penalises():
+            for name, part in self._without_amounts():
+                found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
         return found
@@ -279,7 +289,23 @@ class StudySpec(Strict):
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def _penalises(self) -> bool:
+        """Whether a trial may add a penalty to its loss."""
+        return any(calls[0].args.get("symmetry_penalty", 0) != 0 for calls in self.training.branches.values())
+
+    def _without_amounts(self) -> Iterator[tuple[str, str]]:
+        """The priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
+        for model in _components(self.model):
+            default = _default("prior", model)
+            names = _components(self.prior) if self.prior else [default.name] if default else []
+            yield from (("model", model) for _ in range(not names))
+            for name in names:
+                if "learned" not in catalog.describe("prior", name).parameters:
+                    yield "prior", name
+
     def _sections(self) -> Iterator[Section]:
+        if self.input:
+            yield self.input
         yield self.model
         yield from (part for part in (self.prior, self.downsampler) if part)
         yield self.augmentation

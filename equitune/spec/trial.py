@@ -20,9 +20,20 @@ class TrainingConfig(Arguments):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    symmetry_penalty: Annotated[float, Field(ge=0)] = 0.0  # times the mean squared amount of the layers
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+
+
+class InputConfig(Arguments):
+    """How large the images are that a network sees."""
+
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in px that they are resized to; None: as they are
+
+    def shape_of(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a trial's images, from that of the data's: all that needs it asks here."""
+        return shape if self.size is None else (shape[0], self.size, self.size)
 
 
 class DataConfig(Strict):
@@ -55,6 +66,7 @@ class TrialConfig(Strict):
     replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
+    input: InputConfig = InputConfig()
     model: Call
     prior: Call | None
     downsampler: Call | None = None  # None: the model's own

@@ -194,7 +194,11 @@ def _epoch_points(epoch: Any) -> list[Point]:
 
 
 def _final_points(trial: TrialRecord, time_s: float) -> list[Point]:
-    return list(metric_points(trial.metrics, time_s, step=trial.config.training.epochs))
+    points = list(metric_points(trial.metrics, time_s, step=trial.config.training.epochs))
+    for layer, amount in trial.amounts.items():  # a metric each, in a section of their own, with its two values
+        points.append(Point(f"amount/{layer}", amount.before, trial.started, 0))
+        points.append(Point(f"amount/{layer}", amount.after, time_s, trial.config.training.epochs))
+    return points
 
 
 def _test_points(trial: TrialRecord) -> list[Point]:

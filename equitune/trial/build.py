@@ -63,15 +63,20 @@ def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
     """
     model = initial_model(config, data.shape, data.classes)
     model.normalise.use(torch.tensor(data.mean), torch.tensor(data.std))  # type: ignore[union-attr,operator]
-    if config.device == "cuda":  # on the CPU this format is slower, and torch 2.13 corrupts memory in it
+    return placed(model, config.device)
+
+
+def placed(model: nn.Module, device: str) -> nn.Module:
+    """The model on a device, in the memory format that suits it."""
+    if device == "cuda":  # on the CPU this format is slower, and torch 2.13 corrupts memory in it
         lay_channels_last(model)
-    return model.to(config.device)
+    return model.to(device)
 
 
 def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The configured model before it has seen data, on the current default device."""
+    """The configured model before it has seen data of this shape, on the current default device."""
     torch.manual_seed(config.seed)
-    return assembled(config.model, config.prior, config.downsampler, shape, classes)
+    return assembled(config.model, config.prior, config.downsampler, config.input.shape_of(shape), classes)
 
 
 def assembled(
@@ -114,6 +119,12 @@ def build_augmentation(config: TrialConfig) -> list[Augment]:
 def count_parameters(model: nn.Module) -> int:
     """The number of trainable weights."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
+    """The width of a network whose rule has chosen another one than the configuration names."""
+    width: int | None = getattr(model, "width", None)
+    return None if width == config.model.args.get("width") else width
 
 
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:

@@ -26,7 +26,7 @@ from equitune.spec.study import declared_metrics
 from equitune.trial.build import move
 from equitune.trial.images import Images, load_images, split_of
 from equitune.trial.journal import FileJournal, OnProgress
-from equitune.trial.load import Subject, data_of, load_subject
+from equitune.trial.load import Subject, config_of, load_subject
 from equitune.trial.request import Request, calls_of, said
 from equitune.trial.run import is_out_of_memory, make_deterministic, provenance
 from equitune.trial.weights import first_line
@@ -55,7 +55,7 @@ def measure_models(
     threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1
     make_deterministic(request.device)
     torch.set_num_threads(threads)
-    images = _images(request, root)
+    images = _as_seen(_images(request, root), request, root)
     evaluation = _evaluation_set(request, images)
     subjects = [_subject(text, request, images, root) for text in request.models]
     _choose_layers(subjects, request.layers)
@@ -94,13 +94,27 @@ def measure_models(
 def _images(request: Request, root: Path) -> Images:
     if request.data is not None:
         return load_images(request.data, request.split, request.size)
-    config = data_of(request.models[0], root)
+    config = config_of(request.models[0], root)
     if config is None:
         known = ", ".join(catalog.names("dataset"))
         raise UserError(f"{request.models[0]} says nothing of images: name some with --data: {known}, or a folder")
     if request.size is not None:
         raise UserError(f"--size is for folders of images: those of {request.models[0]} have a size of their own")
-    return split_of(config, request.split)
+    return split_of(config.data, request.split)
+
+
+def _as_seen(images: Images, request: Request, root: Path) -> Images:
+    """The images at the size of the recorded trials among the models, which must have one size.
+
+    Raises:
+        UserError: they were trained at different sizes, so that no image is the same one for all.
+    """
+    configs = {text: config for text in request.models if (config := config_of(text, root))}
+    sides = {text: config.input.shape_of(images.shape)[1] for text, config in configs.items()}
+    if len(set(sides.values())) > 1:
+        said = " and ".join(f"{text} of {side} x {side}" for text, side in sides.items())
+        raise UserError(f"models are compared on the same images, but {said} px: measure each size by itself")
+    return images.at_size(next(iter(configs.values())).input) if configs else images
 
 
 def _evaluation_set(request: Request, images: Images) -> EvaluationSet:
@@ -125,8 +139,8 @@ def _subject(text: str, request: Request, images: Images, root: Path) -> Subject
         mean=request.mean,
         std=request.std,
     )
-    own = data_of(text, root)
-    if own is not None and own.model_copy(update={"root": None}) != images.config:
+    own = config_of(text, root)
+    if own is not None and own.data.model_copy(update={"root": None}) != images.config:
         subject.notices.append("these are not the images that were held out from it: some may have trained it")
     for network in _networks(subject):
         network.to(getattr(torch, request.dtype))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceSplit, build_augmentation, count_parameters, initial_model
+from equitune.trial.build import DeviceSplit, build_augmentation, chosen_width, count_parameters, initial_model
 from equitune.trial.fit import build_optimizer, train_epoch
 from equitune.trial.run import make_deterministic
 
@@ -17,13 +17,14 @@ class Cost:
 
     parameters: int
     multiply_adds: int  # of one image's forward pass
+    width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
 def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:
     """Counts without computing: the network is built on torch's meta device, or on the CPU where it cannot be.
 
     Raises:
-        Infeasible: no such network can exist for images of this shape.
+        Infeasible: no such network can exist for data of this shape.
     """
     try:
         return _counted(config, shape, classes, "meta")
@@ -35,7 +36,7 @@ def require_network(config: TrialConfig, shape: tuple[int, int, int], classes: i
     """Builds the network without its weights.
 
     Raises:
-        Infeasible: no such network can exist for images of this shape.
+        Infeasible: no such network can exist for data of this shape.
     """
     try:
         with torch.device("meta"):
@@ -49,7 +50,7 @@ def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], cl
     make_deterministic(config.device)
     model = initial_model(config, shape, classes).to(config.device)
     n = config.training.batch_size * steps
-    images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, device=config.device)
+    images = torch.randint(0, 256, (n, *config.input.shape_of(shape)), dtype=torch.uint8, device=config.device)
     split = DeviceSplit(images, torch.randint(0, classes, (n,), device=config.device))
     optimizer, augmentation = build_optimizer(model, config.training), build_augmentation(config)
     generator = torch.Generator(config.device).manual_seed(0)
@@ -66,5 +67,5 @@ def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, dev
     with torch.device(device), torch.inference_mode():
         model = initial_model(config, shape, classes).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *shape))
-    return Cost(count_parameters(model), counter.get_total_flops() // 2)
+            model(torch.zeros(1, *config.input.shape_of(shape)))
+    return Cost(count_parameters(model), counter.get_total_flops() // 2, chosen_width(config, model))

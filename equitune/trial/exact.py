@@ -85,7 +85,7 @@ def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -
     for layer in layers:
         model.get_submodule(layer).register_forward_hook(lambda *_, layer=layer: note(layer))
     with torch.inference_mode():
-        model(torch.zeros(1, *shape))
+        model(torch.zeros(1, *config.input.shape_of(shape)))
     found[SUBSTRIDE] = {layers[-1]: found[SUBSTRIDE][layers[-1]]}
     return {symmetry: Exactness(rules) for symmetry, rules in found.items()}
 

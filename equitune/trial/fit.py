@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.errors import Infeasible
+from equitune.groups.relaxable import symmetry_penalty
 from equitune.measures._evaluation import EvaluationSet, as_float
 from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.results import Epoch
@@ -112,6 +113,8 @@ def train_epoch(
             group["lr"] = learning_rate(training, first_step + step, num_steps)
         with autocast(training, device):
             loss = functional.cross_entropy(model(images), labels, label_smoothing=training.label_smoothing)
+        if training.symmetry_penalty and isinstance(model, nn.Module):
+            loss = loss + training.symmetry_penalty * symmetry_penalty(model).to(device)
         losses[step] = loss.detach()
         if device.type == "cpu":  # on a GPU this would wait for the device: looked at once, after the epoch
             _check_finite(losses[step : step + 1], first_step + step)

@@ -1,6 +1,6 @@
 """The images that models are measured on: a split of a data set, or all of a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +9,9 @@ from equitune.datasets._splits import Split, fingerprint, load_splits
 from equitune.datasets.imagefolder import load_folder
 from equitune.errors import UserError
 from equitune.spec.call import checked_call, parsed
-from equitune.spec.trial import DataConfig
+from equitune.spec.trial import DataConfig, InputConfig
+from equitune.trial.build import move
+from equitune.trial.resize import split_at_size
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -30,6 +32,15 @@ class Images:
         """(C, H, W)."""
         _, channels, height, width = self.split.pixels.shape
         return channels, height, width
+
+    def at_size(self, given: InputConfig) -> "Images":
+        """The images as a trial sees them; the very same where they have its size already."""
+        here = move(self.split, "cpu")
+        seen = split_at_size(here, given)
+        if seen is here:
+            return self
+        split = Split(seen.pixels.numpy(), self.split.labels)
+        return replace(self, split=split, fingerprint=fingerprint(split))
 
 
 def load_images(text: str, split: SplitName, size: int | None) -> Images:

@@ -33,7 +33,7 @@ from equitune.records.folder import open_study
 from equitune.records.results import TrialResult
 from equitune.spec.call import checked_call, parsed
 from equitune.spec.space import Call
-from equitune.spec.trial import DataConfig, TrialConfig
+from equitune.spec.trial import TrialConfig
 from equitune.trial.build import assembled, initial_model
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
@@ -118,14 +118,14 @@ def load_subject(
     return replace(subject, classes=outputs, provenance=provenance, notices=subject.notices + unread)
 
 
-def data_of(text: str, root: Path) -> DataConfig | None:
-    """The data that a recorded trial was trained on; None for any other network.
+def config_of(text: str, root: Path) -> TrialConfig | None:
+    """The configuration of a recorded trial: its data, the size it sees them at; None for any other network.
 
     Raises:
         UserError: there is no such trial.
     """
     trial = _trial(text)
-    return _config(text, *trial, root).data if trial else None
+    return _config(text, *trial, root) if trial else None
 
 
 def _trial(text: str) -> tuple[str, int] | None:
@@ -164,6 +164,8 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
         "seed": str(config.seed),
         **_file("weights", folder.weights),
     }
+    if config.input.size is not None:
+        provenance["input_size"] = str(config.input.size)
     parts = {"prior": config.prior, "downsampler": config.downsampler}
     provenance |= {kind: _described(part) for kind, part in parts.items() if part}
     return Subject(text, model, build(classes), classes, provenance, [])

@@ -13,9 +13,11 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import TrialResult
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData, build_augmentation, build_model
+from equitune.trial.amounts import learned_amounts, relaxation
+from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
+from equitune.trial.resize import at_size
 
 
 def run_trial(
@@ -29,7 +31,7 @@ def run_trial(
 
     Args:
         config: every value filled in.
-        data: training and validation images, on `config.device`.
+        data: training and validation images, on `config.device`, of the trial's size or of the data set's.
         folder: takes the trial's epochs, checkpoint, weights and result; without it nothing is written.
         on_epoch: called after each epoch with its record.
 
@@ -41,7 +43,10 @@ def run_trial(
     clock = _Clock()
     result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
     try:
+        data = at_size(data, config.input)
         model = build_model(config, data)
+        if width := chosen_width(config, model):
+            result = result.model_copy(update={"provenance": result.provenance | {"width": str(width)}})
         clock.lap("build")
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         augmentation = build_augmentation(config)
@@ -56,12 +61,21 @@ def run_trial(
             on_epoch=on_epoch,
         )
         clock.lap("fit")
-        metrics, profile = measure(config, model, build_model(config, data), validation)
+        untrained = build_model(config, data)
+        metrics, profile = measure(config, model, untrained, validation)
+        amounts = learned_amounts(model, untrained)
         clock.lap("measure")
         if folder:
             weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
             write_whole(folder.weights, save(weights))
-        result = result.model_copy(update={"metrics": metrics, "profile": profile, "seconds": clock.laps})
+        result = result.model_copy(
+            update={
+                "metrics": metrics | relaxation(amounts),
+                "profile": profile,
+                "amounts": amounts,
+                "seconds": clock.laps,
+            }
+        )
     except OSError:
         raise  # the disk's fault, not the trial's
     except Exception as error:

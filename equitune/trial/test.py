@@ -7,17 +7,17 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder
 from equitune.records.results import Measurement
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import build_model, move, to_device
+from equitune.trial.build import initial_model, move, placed
 from equitune.trial.measure import measure
+from equitune.trial.resize import split_at_size
 from equitune.trial.run import make_deterministic
 
 
 def measure_on_test(config: TrialConfig, folder: TrialFolder, splits: Splits) -> dict[str, Measurement]:
     """Every metric of a finished trial, on the test split, from its saved weights, without the untrained control."""
     make_deterministic(config.device)
-    data = to_device(splits, config.device)
-    model = build_model(config, data)
+    model = placed(initial_model(config, splits.shape, len(splits.class_names)), config.device)
     model.load_state_dict(load_file(folder.weights, device=config.device))
-    test = move(splits.test, config.device)
+    test = split_at_size(move(splits.test, config.device), config.input)
     metrics, _ = measure(config, model, None, EvaluationSet(test.pixels, test.labels, "test"))
     return metrics

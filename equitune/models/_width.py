@@ -1,0 +1,61 @@
+"""Networks of one size, whatever their prior: the width that has as many parameters as plain convolutions have."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from equitune import catalog
+from equitune.errors import Infeasible
+from equitune.groups.prior import MapPrior
+
+MOST = 2  # times the parameters asked for: beyond, networks are not of one size
+
+
+def equal_width(network: Callable[[MapPrior, int], nn.Module], prior: MapPrior, width: int) -> int:
+    """The width at which a network comes nearest to the parameters that it has with prior `conv` at `width`.
+
+    Args:
+        network: builds it, of a prior and a width.
+        prior: whose width is looked for.
+        width: of the network of plain convolutions.
+
+    Returns:
+        The smaller width, where two are as near.
+
+    Raises:
+        Infeasible: even at width 1 it has more than twice as many.
+    """
+
+    @cache
+    def size(width: int) -> int:
+        return _parameters(lambda: network(prior, width)) if width else 0
+
+    plain: MapPrior = catalog.entry("prior", "conv")()
+    wanted = _parameters(lambda: network(plain, width))
+    low, high = 0, width  # a wider network has more parameters: bisection
+    while size(high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < wanted else (low, middle)
+    nearest = min((low, high), key=lambda width: abs(size(width) - wanted)) or 1
+    if size(nearest) > MOST * wanted:
+        raise Infeasible(
+            f"equal_parameters asks for {wanted:,}, those of conv at width {width}, but at width 1 there are"
+            f" {size(nearest):,} of them: give a larger width"
+        )
+    return nearest
+
+
+def _parameters(build: Callable[[], nn.Module]) -> int:
+    """Of a network that is built without its weights, and without a draw from the generator that will make them."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                network = build()
+        except (NotImplementedError, RuntimeError):
+            with torch.device("cpu"):
+                network = build()
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
