@@ -29,7 +29,7 @@ FULL_TURN = math.log(math.expm1(2 * math.pi))  # softplus of it is 2 pi
 
 
 def network() -> nn.Module:
-    model = assembled(Call(name="resnet", args={"depth": 8, "width": 2}), Call(name="conv"), None, (1, 16, 16), 10)
+    model = assembled(Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="conv")}, (1, 16, 16), 10)
     model(torch.rand(8, 1, 16, 16))  # a batch norm that has seen images
     return model.eval()
 
@@ -79,7 +79,7 @@ def test_the_model_within_is_trained_and_starts_as_it_would_alone(name: str) -> 
 )  # whose networks are large
 def test_every_model_can_be_averaged(name: str, model: str) -> None:
     priors = catalog.parts(model, "prior")
-    net = averaging(name, assembled(Call(name=model), Call(name=priors[0]), None, (1, 16, 16), 10)).eval()
+    net = averaging(name, assembled(Call(name=model), {"prior": Call(name=priors[0])}, (1, 16, 16), 10)).eval()
     assert net(torch.rand(2, 1, 16, 16)).shape == (2, 10)
 
 
@@ -220,7 +220,9 @@ def test_the_penalty_widens_until_a_width_reaches_ten() -> None:
     assert symmetry_penalty(net).item() == penalty.item()
     (gradient,) = torch.autograd.grad(penalty, net.width)
     assert gradient.tolist() == pytest.approx([-torch.tensor(1.0).sigmoid().item() / 6**0.5] * 6)
-    relaxed = assembled(Call(name="resnet", args={"depth": 8, "width": 2}), Call(name="rpp"), None, (1, 16, 16), 10)
+    relaxed = assembled(
+        Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="rpp")}, (1, 16, 16), 10
+    )
     within = symmetry_penalty(relaxed.double()).item()
     assert within > 0
     both = symmetry_penalty(augerino(relaxed, acts="affine", width=1.0)).item()
