@@ -24,7 +24,7 @@ from equitune.groups.d4 import Turn
 from equitune.groups.element import Element, sets
 from equitune.groups.grid import uneven
 from equitune.groups.hue import Hue
-from equitune.measures._compare import Plan, compare
+from equitune.measures import _compare
 from equitune.priors._group import CosetPool, ExpandedConv
 from equitune.priors.attention import AddPosition
 from equitune.priors.ceconv import HueConv2d
@@ -35,6 +35,7 @@ from equitune.priors.nonstationary import NonStationaryConv2d
 from equitune.priors.orbit_c4 import OrbitConv
 from equitune.priors.rpp import ResidualPathway
 from equitune.priors.softeq import SoftConv2d
+from equitune.search.plan import Plan, PlannedTrial
 from equitune.spec.space import Call, constant_call
 from equitune.spec.trial import DataConfig, TrainingConfig, TrialConfig
 from equitune.trial import exact
@@ -125,9 +126,9 @@ def measured(net: nn.Module, side: int, channels: int) -> dict[str, dict[str, fl
     scored = any(isinstance(module, ScoredComponent) for module in net.modules())
     count = 40 if scored else 6  # a network that scores grids chooses, of most images, the turned grid by chance
     validation = evaluation(images(count, channels, side), batch_size=count)
-    plan = Plan(net, net.layers, validation, generators(net, side))  # type: ignore[arg-type]
+    plan = _compare.Plan(net, net.layers, validation, generators(net, side))  # type: ignore[arg-type]
     found: dict[str, dict[str, float]] = {symmetry: {} for symmetry in plan.sets}
-    for (layer, symmetry, _), pairs in compare(net, validation, plan).items():
+    for (layer, symmetry, _), pairs in _compare.compare(net, validation, plan).items():
         found[symmetry][layer] = max(found[symmetry].get(layer, 0.0), pairs.summary().relative_distance())
     return found
 
@@ -430,3 +431,15 @@ def test_a_dry_run_says_which_trials_are_exact_and_what_breaks_the_others(study_
     assert "exact under d4: 0 of 8 trials" in lines
     border = "stem.layer: what lies beyond the border is not the other side of the map"
     assert f"  {8 - len(circular)} not: {border}" in lines
+
+
+def test_a_dry_run_says_what_training_may_break() -> None:
+    planned = [
+        PlannedTrial(trial, 1, 1.0, exact={"c4": predict_exact(trial, (1, 16, 16), 10)["c4"].verdict})
+        for trial in (config("cnn", prior, "zero", "pool2") for prior in ("relaxed_p4", "p4", "conv"))
+    ]
+    assert list(Plan(planned, 3).exactness()) == [
+        "exact under c4: 2 of 3 trials",
+        "  1 of them until trained: convs.0.0: w, how each orientation weighs its filters, is learned",
+        "  1 not: convs.0.0.layer: its kernels of 3 x 3 are free to point anywhere",
+    ]
