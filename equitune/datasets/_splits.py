@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune import catalog
+from equitune.datasets._tasks import with_task
 from equitune.errors import UserError
 from equitune.spec.trial import DataConfig
 
@@ -71,11 +72,11 @@ def load_splits(config: DataConfig) -> Splits:
     root = data_root(config)
     if root.exists() and not root.is_dir():
         raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
-    whole = catalog.entry("dataset", config.name)(root, **config.args)
+    whole = with_task(config.task, catalog.entry("dataset", config.name)(root, **config.args), config.split_seed)
     everything = np.arange(len(whole.labels))
     if config.limit is not None and config.limit < len(everything):
         everything = _divide(whole.labels, everything, config.limit, config.split_seed)[1]
-    if whole.test_pixels is None:
+    if whole.test_pixels is None or whole.test_labels is None:
         rest, test = _divide(whole.labels, everything, config.test, config.split_seed)
         test_split = Split(whole.pixels[test], whole.labels[test])
     else:

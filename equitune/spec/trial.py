@@ -40,6 +40,7 @@ class DataConfig(Strict):
     """Which images, and how they are split. `args` are those of the data set's own file."""
 
     name: str = "digits"
+    task: Literal["class", "turned", "half_turn", "axis", "six_nine", "quadrant", "placed"] = "class"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
     split_seed: Annotated[int, Field(ge=0)] = 0
@@ -69,7 +70,9 @@ class TrialConfig(Strict):
     model: Call
     prior: Call | None
     downsampler: Call | None = None  # None: the model's own
+    stem: Call | None = None  # likewise
     augmentation: tuple[Call, ...]
+    averaging: Call | None = None  # around the model; None: the model alone
     training: TrainingConfig
     measures: tuple[Call, ...]
     device: str = "cpu"
