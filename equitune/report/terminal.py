@@ -128,7 +128,9 @@ def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str,
     columns = metric_columns(study, metrics)
     members = front(study)
     params = sorted({name for trial in members for name in trial.config.params})
-    has_amounts = any("relaxation" in trial.metrics for trial in members)  # how far layers left their symmetry
+    has_amounts = "relaxation" not in columns and any(
+        "relaxation" in trial.metrics for trial in members
+    )  # how far layers left their symmetry
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("trial", justify="right", no_wrap=True)
     for name in columns:
