@@ -79,10 +79,10 @@ def components() -> Iterator[str]:
 
 def parts(model: str) -> Iterator[str]:
     """What a model may be built of, its default first."""
-    for kind in ("prior", "downsampler"):
-        fitting = [f"`{name}`" for name in catalog.parts(model, kind)]
-        if fitting or kind == "prior":
-            yield f"{kind.capitalize()}s: {', '.join(fitting) or 'its own layers'}.\n"
+    for part in catalog.PARTS:
+        fitting = [f"`{name}`" for name in catalog.parts(model, part)]
+        if fitting or part == "prior":
+            yield f"{part.capitalize()}s: {', '.join(fitting) or 'its own layers'}.\n"
 
 
 def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:

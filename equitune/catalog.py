@@ -29,6 +29,9 @@ KINDS = {
     "measure": ("measures", "measure"),
 }
 
+# What a model may be built of -> the kind of component that it is.
+PARTS = {"prior": "prior", "downsampler": "downsampler", "stem": "prior"}
+
 # The names that an annotation of a component's parameter may use.
 _ANNOTATIONS: dict[str, Any] = {
     "int": int,
@@ -91,16 +94,18 @@ def arguments(kind: str, name: str) -> type[Arguments]:
     return create_model(f"{name} ({kind})", __base__=Arguments, **fields)
 
 
-def parts(model: str, kind: str) -> list[str]:
-    """The priors, or the downsamplers, that a model takes, its default first.
+def parts(model: str, part: str) -> list[str]:
+    """The components that a model takes as a part of it, a key of PARTS; its default first.
 
-    A model names its default, `PRIOR = "conv"`, and takes all that are for the same features: `FEATURES = "maps"`.
+    A model names its default, `PRIOR = "conv"`, and takes all that are for the same features, `FEATURES = "maps"`, but
+    for those that it names in `NO_PRIOR`.
     """
-    default = describe("model", model).constants.get(kind.upper())
+    constants, kind = describe("model", model).constants, PARTS[part]
+    default = constants.get(part.upper())
     if default is None:
         return []
-    same = _features(kind, default)
-    return [default, *(name for name in names(kind) if name != default and _features(kind, name) == same)]
+    same, without = _features(kind, default), {default, *constants.get(f"NO_{part.upper()}", [])}
+    return [default, *(name for name in names(kind) if name not in without and _features(kind, name) == same)]
 
 
 def entry(kind: str, name: str) -> Callable[..., Any]:

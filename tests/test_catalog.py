@@ -56,6 +56,9 @@ def test_a_model_takes_every_part_for_the_features_of_its_default() -> None:
     assert {*maps} | {*tokens} == {*catalog.names("prior")}
     assert not {*maps} & {*tokens}
     assert catalog.parts("timm", "prior") == catalog.parts("vit", "downsampler") == []
+    assert {*catalog.parts("vit", "stem")} == {*maps} - {"orbit_c4", "partial_p4", "separable_p4"}
+    assert catalog.parts("vit", "stem")[0] == "conv"
+    assert catalog.parts("resnet", "stem") == []
     for model, default in (("cnn", "pool2"), ("resnet", "stride")):
         assert catalog.parts(model, "prior") == maps
         assert catalog.parts(model, "downsampler")[0] == default

@@ -93,6 +93,7 @@ def test_show_reads_a_study_back(equitune: Run, tmp_path: Path, small_spec: Stud
             "translation_error": study["trials"][3]["metrics"]["translation_error"],
             "parameters": {"value": 4000.0, "stderr": None, "n": 0},
         },
+        "amounts": {},
         "front": True,
     }
     assert study["trials"][1]["metrics"] == {}

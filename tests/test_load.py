@@ -179,6 +179,18 @@ def test_weights_of_a_catalogue_model_bring_their_normalisation(tmp_path: Path) 
     assert not torch.equal(scores(other.model, images), scores(subject.model, images))
 
 
+def test_the_stem_of_a_transformer_can_be_named(tmp_path: Path) -> None:
+    plain = load("vit:depth=1,width=8,heads=2,patch=4")
+    assert plain.provenance["stem"] == "conv:padding=zero"
+    file = as_safetensors(plain.model.state_dict(), tmp_path / "w")
+    turned = load("vit:depth=1,width=8,heads=2,patch=4,stem=p4,stem.head=mean")
+    assert turned.provenance["stem"] == "p4:head=mean,padding=zero"
+    with pytest.raises(UserError, match="these weights are of another network: 1 missing .patches.psi"):
+        load(f"vit:depth=1,width=8,heads=2,patch=4,stem=p4@{file}")
+    with pytest.raises(UserError, match="resnet takes no stem, but got stem 'p4'"):
+        load("resnet:stem=p4")
+
+
 def test_names_are_looked_up_in_the_catalogue_then_timm_then_torchvision() -> None:
     for text, expected in [
         ("resnet:depth=8,width=2", "resnet:depth=8,width=2,width_rule=as_given,stages=3"),

@@ -10,6 +10,7 @@ from torch import nn
 
 from equitune import catalog
 from equitune.errors import Infeasible
+from equitune.groups.d4 import Turn
 from equitune.groups.element import sets
 from equitune.groups.prior import out_side
 from equitune.measures._capture import capturing
@@ -175,6 +176,83 @@ def test_attention_without_positions_commutes_with_shifts_by_whole_patches() -> 
     assert outer < 1e-12
     for position in ("learned", "sincos"):
         assert equivariance_error(build("vit", "attention", prior_args={"position": position}))[0] > 1e-3
+
+
+STEMS = catalog.parts("vit", "stem")
+
+
+def with_stem(stem: str | None, position: str = "none", channels: int = 3, **stem_args: object) -> nn.Module:
+    blocks = catalog.entry("prior", "attention")(position=position)
+    made = catalog.entry("prior", stem)(**stem_args) if stem else None
+    return catalog.entry("model", "vit")((channels, 16, 16), 10, blocks, made, depth=1, width=8, heads=2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_stem_makes_tokens_of_patches_and_learns(stem: str) -> None:
+    torch.manual_seed(3)
+    net = with_stem(stem)
+    seen = {}
+    with capturing(net, net.layers, lambda name, features: seen.__setitem__(name, features.shape)):
+        scores = net(torch.rand(5, 3, 16, 16))
+    assert seen == {"embedded": (5, 8, 1, 4, 4), "blocks.0": (5, 8, 1, 4, 4), "output": (5, 10, 1, 1, 1)}
+    scores.square().sum().backward()
+    assert [name for name, weight in net.named_parameters() if weight.requires_grad and weight.grad is None] == []
+    torch.manual_seed(3)
+    twin = with_stem(stem)
+    assert all(a.equal(b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    torch.manual_seed(3)
+    plain = with_stem(None)
+    same = stem == "conv"
+    assert (
+        net.state_dict().keys() == plain.state_dict().keys() and net(x := torch.rand(2, 3, 16, 16)).equal(plain(x))
+    ) == same
+
+
+def embedded_error(net: nn.Module, group: str, layer: str) -> float:
+    """The largest relative distance of a layer in float64, over quarter turns or quarter turns and mirrors."""
+    elements = [Turn(turn, mirror) for turn in range(4) for mirror in (False, group == "d4")][1:]
+    validation = evaluation(images(6, 3, 16))
+    plan = Plan(net.double().eval(), net.layers, validation, {"set": elements})
+    pairs = compare(net, validation, plan)
+    return max(each.summary().relative_distance() for (name, _, _), each in pairs.items() if name == layer)
+
+
+@pytest.mark.parametrize(
+    ("stem", "group", "args", "is_exact"),
+    [
+        ("p4", "c4", {}, True),
+        ("p4", "c4", {"head": "mean"}, True),
+        ("p4", "c4", {"head": "flatten"}, False),
+        ("p4", "d4", {}, False),
+        ("p4m", "d4", {}, True),
+        ("relaxed_p4", "c4", {"spread": 0.0}, True),
+        ("relaxed_p4", "c4", {"spread": 0.5}, False),
+        ("softeq", "c4", {"softness": 0.0}, True),
+        ("conv", "c4", {}, False),
+        ("local", "c4", {}, False),
+    ],
+)
+def test_the_tokens_of_a_stem_with_a_group_turn_with_the_image(
+    stem: str, group: str, args: dict[str, object], is_exact: bool
+) -> None:
+    """Patches do not overlap, so any grid of them turns onto itself; attention without positions keeps it so."""
+    net = with_stem(stem, **args)
+    for layer in ("embedded", "blocks.0", "output"):
+        error = embedded_error(net, group, layer)
+        assert error < 1e-10 if is_exact else error > 1e-4, (layer, error)
+    if is_exact:
+        positioned = with_stem(stem, "sincos", **args)
+        assert embedded_error(positioned, group, "embedded") > 1e-3
+
+
+def test_a_hue_stem_needs_colours_and_rolls_no_token() -> None:
+    with pytest.raises(Infeasible, match="3 channels, but got 1"):
+        with_stem("ceconv", channels=1)
+    net, x = with_stem("ceconv").double(), images(2, 3, 16)
+    net.normalise.use(torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3]))  # shared: one of each
+    torch.testing.assert_close(net(x.roll(1, 1)), net(x))
+    plain = with_stem("conv").double()
+    assert not torch.allclose(plain(x.roll(1, 1)), plain(x), atol=1e-3)
 
 
 def test_sincos_codes_tell_every_place_apart() -> None:

@@ -155,16 +155,19 @@ def test_it_has_the_weights_of_p4_once_a_term(relaxes: str, terms: int) -> None:
 
 @every_relaxation
 def test_it_says_what_breaks_it(relaxes: str) -> None:
-    def said(symmetry: str, w2: float = 0.1, learned: bool = False, stride: int = 1, side: int = 8) -> str | None:
+    def layer(w2: float, stride: int = 1, side: int = 8, learned: bool = True) -> NonStationaryGroupConv:
         made = catalog.entry("prior", "nonstationary_p4")(w2=w2, learned=learned, relaxes=relaxes, padding="circular")
-        layer = made.conv(2, 3, 3, side=side, stride=stride, padding=1)
-        return layer.breaks(symmetry, side)  # type: ignore[no-any-return]
+        return made.conv(2, 3, 3, side=side, stride=stride, padding=1)  # type: ignore[no-any-return]
 
-    assert said("translation", w2=0.0) is None
-    assert said("translation", w2=0.0, learned=True) == said("translation")
-    assert said("translation") == (None if relaxes == "orientation" else "its filters change with their position")
-    assert said("translation", w2=0.0, stride=2, side=9) == "its stride of 2 does not divide the side of 9"
-    assert said("d4", w2=0.0) == "its filters are not tied to their mirror images"
+    for symmetry, kept, rule in (("translation", "orientation", "position"), ("c4", "position", "orientation")):
+        said = None if relaxes == kept else f"its filters change with their {rule} (w2 0.1)"
+        later = None if relaxes == kept else f"w2, how fast its filters change with their {rule}, is learned"
+        assert layer(0.1).breaks(symmetry, 8) == said
+        assert layer(0.0).breaks(symmetry, 8) is None
+        assert layer(0.0).loosens(symmetry) == later
+        assert layer(0.0, learned=False).loosens(symmetry) is None
+    assert layer(0.0, stride=2, side=9).breaks("translation", 9) == "its stride of 2 does not divide the side of 9"
+    assert layer(0.0).breaks("d4", 8) == "its group has no flips"
 
 
 @every_relaxation

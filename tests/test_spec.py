@@ -10,7 +10,7 @@ from equitune import catalog
 from equitune.errors import UserError
 from equitune.spec import load
 from equitune.spec.load import load_study
-from equitune.spec.space import Choice, FloatRange, IntRange
+from equitune.spec.space import Call, Choice, FloatRange, IntRange
 from equitune.spec.study import StudySpec, derived_seed
 from equitune.spec.trial import TrialConfig
 
@@ -112,6 +112,22 @@ def test_a_branch_asks_only_for_its_own_parameters(study_file: Write) -> None:
     assert set(spec.parameters()) == set(low.params) | set(high.params)
 
 
+def test_a_transformer_has_a_stem_and_others_have_none(study_file: Write) -> None:
+    stem = "stem: {choose: {conv: {}, p4: {head: {choice: [max, mean]}}}}"
+    spec = load_study(study_file(HEAD + f"model: vit\n{stem}"))
+    config = spec.suggest(0, last)
+    assert config.params == {"stem": "p4", "stem.p4.head": "mean"}
+    assert config.stem is not None
+    assert config.stem.args == {"head": "mean", "padding": "zero"}
+    assert set(spec.parameters()) == set(config.params)
+    assert TrialConfig.from_json_text(config.model_dump_json()) == config
+    default = load_study(study_file(HEAD + "model: vit"))
+    assert default.suggest(0, first).stem == Call(name="conv", args={"padding": "zero"})
+    assert "stem" not in default.identity()
+    assert default.fingerprint() != spec.fingerprint()
+    assert load_study(study_file(HEAD + "model: cnn")).suggest(0, first).stem is None
+
+
 def test_all_mistakes_are_told_at_once_with_their_places(study_file: Write) -> None:
     text = """\
 study: s
@@ -145,7 +161,7 @@ speed: high
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
         "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
-        "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, augmentation, "
+        "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, stem, augmentation, "
         "training, measures, objectives, search, resources",
     ]
 
@@ -171,6 +187,10 @@ speed: high
             "model: {name: timm, architecture: resnet18}\nprior: conv",
             "model timm has no layer for prior conv: it brings its own layers: leave prior out",
         ),
+        ("model: resnet\nstem: p4", "model resnet has no layer for stem p4: it brings its own layers: leave stem out"),
+        ("model: vit\nstem: attention", "model vit has no layer for stem attention: it takes conv, ceconv, "),
+        ("model: vit\nstem: partial_p4", "model vit has no layer for stem partial_p4: it takes conv, "),
+        ("model: vit\nstem: {name: p4, head: top}", "stem.head: must be one of 'max', 'mean' or 'flatten'"),
         ("model: vit\ndownsampler: aps", "model vit has no layer for downsampler aps: it brings its own layers: leave"),
         ("model: {choose: {cnn: {}, timm: {architecture: x}}}\ndownsampler: aps", "model timm has no layer for"),
         ("model: resnet\ndownsampler: asp", "downsampler: unknown downsampler 'asp': did you mean 'aps'?"),

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.downsampler import Halving
-from equitune.groups.grid import Symmetry, uneven
+from equitune.groups.grid import BORDER, Symmetry, uneven
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,8 @@ class BlurPool(Halving):
         return tuple(blurred(each, self.get_buffer("filter"), self.mode, stride=2) for each in maps)
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        if symmetry == "translation" and self.mode != "circular":
-            return "what lies beyond the border is not the other side of the map"
-        if symmetry == "translation":
-            return f"its stride of 2 does not divide the side of {side}" if side % 2 else None
+        if symmetry in ("translation", "translation_substride"):  # of the filtered map, as large as the one before
+            return BORDER if self.mode != "circular" else uneven(symmetry, side, 1, stride=2, padding=0, wraps=True)
         return uneven(symmetry, side, self.kernel_size, stride=2, padding=self.padding, wraps=False)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from equitune.downsamplers._polyphase import components, half, taken
 from equitune.groups.downsampler import Halving
-from equitune.groups.grid import Symmetry
+from equitune.groups.grid import TURNS, Symmetry
 
 
 def build(*, hidden: Annotated[int, Field(ge=1)] = 16, temperature: Annotated[float, Field(gt=0)] = 1.0) -> "LPS":
@@ -55,7 +55,7 @@ class ScoredComponent(Halving):
         return tuple((shares * components(each)).sum((1, 2)) for each in maps)
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        return "the network that scores its grids is free to point anywhere" if symmetry == "d4" else None
+        return "the network that scores its grids is free to point anywhere" if symmetry in TURNS else None
 
     def scores(self, maps_BCGHW: Tensor) -> Tensor:
         """The mean score of each component, (B, 4)."""

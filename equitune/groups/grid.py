@@ -2,10 +2,23 @@
 
 from typing import Literal
 
+from equitune.groups.layout import Axis
 from equitune.groups.prior import out_side
 
-# translation: circular shifts by multiples of the total stride; d4: quarter turns and flips.
-Symmetry = Literal["translation", "d4"]
+# translation: circular shifts by multiples of the total stride; translation_substride: by any number of pixels, of the
+# class scores alone; c4: quarter turns; d4: with flips; hue: the cyclic exchanges of the channels of RGB.
+Symmetry = Literal["translation", "translation_substride", "c4", "d4", "hue"]
+TURNS: tuple[Symmetry, ...] = ("c4", "d4")
+PERMUTED_BY: dict[Axis, tuple[Symmetry, ...]] = {
+    "none": (),
+    "c4": TURNS,
+    "d4": TURNS,
+    "orbit_c4": TURNS,
+    "hue": ("hue",),
+}
+
+BORDER = "what lies beyond the border is not the other side of the map"
+COLOURS = "its kernels tell red, green and blue apart"
 
 
 def grid_exact(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> bool:
@@ -32,7 +45,9 @@ def uneven(symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: 
         padding: in front of the map.
         wraps: whether the map goes on circularly beyond its border.
     """
-    if symmetry == "d4":
+    if symmetry == "hue":
+        return None
+    if symmetry in TURNS:
         is_even = grid_exact(side, kernel, stride=stride, padding=padding)
         said = f"{side} + 2 * {padding} - {kernel} is not a multiple of its stride of {stride}"
         return None if is_even else said
@@ -40,4 +55,18 @@ def uneven(symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: 
         return f"its stride of {stride} does not divide the side of {side}"
     if out_side(side, kernel, stride=stride, padding=padding) != side // stride:
         return f"its windows of {kernel} with padding {padding} do not go round a side of {side}"
-    return None if wraps or not padding else "what lies beyond the border is not the other side of the map"
+    if padding and not wraps:
+        return BORDER
+    moves = symmetry == "translation_substride" and stride > 1
+    return "its strides do not follow a shift by one pixel" if moves else None
+
+
+def of_free_kernels(
+    symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: int, wraps: bool
+) -> str | None:
+    """The same of a convolution whose kernels are not tied to each other, with the arguments of `uneven`."""
+    if symmetry == "hue":
+        return COLOURS
+    if symmetry in TURNS and kernel > 1:
+        return f"its kernels of {kernel} x {kernel} are free to point anywhere"
+    return uneven(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from equitune.groups.grid import Symmetry
+
 
 class Normalise(nn.Module):
     """Subtracts the mean and divides by the standard deviation; kept with the weights.
@@ -28,6 +30,11 @@ class Normalise(nn.Module):
             mean, std = mean.mean().expand_as(mean), variance.sqrt().expand_as(std)
         self.mean.copy_(mean.view_as(self.mean))
         self.std.copy_(std.view_as(self.std))
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry."""
+        is_apart = symmetry == "hue" and not self.is_shared
+        return "each channel has a mean and a deviation of its own" if is_apart else None
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

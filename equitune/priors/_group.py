@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from equitune.groups._axis import ENTRIES
 from equitune.groups.d4 import Turn
+from equitune.groups.grid import COLOURS, PERMUTED_BY, TURNS, Symmetry, uneven
 from equitune.groups.layout import Axis, Grid
 from equitune.groups.prior import MapPrior, Shape
 from equitune.groups.relaxable import Relaxable, share
@@ -39,15 +40,20 @@ class GroupPrior(MapPrior):
         return nn.BatchNorm3d(channels)
 
     def head(self, channels: int) -> tuple[nn.Module, int]:
-        return CosetPool(self._head), channels * (ENTRIES[self.axis] if self._head == "flatten" else 1)
+        return CosetPool(self._head, self.axis), channels * (ENTRIES[self.axis] if self._head == "flatten" else 1)
 
 
 class CosetPool(nn.Module):
     """Pooled maps (B, C, G) -> (B, C), invariant; or, with `flatten`, (B, C * G), which is not."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, axis: Axis) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.axis = kind, axis
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to be invariant to a symmetry."""
+        is_flat = self.kind == "flatten" and symmetry in PERMUTED_BY[self.axis]
+        return "it flattens what the symmetry permutes" if is_flat else None
 
     def forward(self, pooled: Tensor) -> Tensor:
         if self.kind == "flatten":
@@ -62,7 +68,12 @@ class ExpandedConv(nn.Module, ABC):
 
     Attributes:
         bias: (outputs,), shared over G; or None.
+        strays: how its filters differ from those of a group convolution from the start; None: they do not.
+        learns: which weights training may move so that they differ; None: no such weights.
     """
+
+    strays: str | None = None
+    learns: str | None = None
 
     def __init__(self, axis: Axis, shape: Shape) -> None:
         super().__init__()
@@ -74,6 +85,21 @@ class ExpandedConv(nn.Module, ABC):
         self.bound = (shape.inputs * shape.kernel**2) ** -0.5
         self.bias = nn.Parameter(self.uniform(shape.outputs)) if shape.bias else None
         self._kept: tuple[list[object], Tensor] | None = None
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        if symmetry == "hue":
+            return COLOURS
+        if symmetry == "d4" and self.axis != "d4":
+            return "its group has no flips"
+        if symmetry in TURNS and self.strays:
+            return self.strays
+        wraps = self.pad_mode == "circular"
+        return uneven(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
+
+    def loosens(self, symmetry: Symmetry) -> str | None:
+        """What may break, in training, a symmetry that it has at the start."""
+        return self.learns if symmetry in TURNS else None
 
     @abstractmethod
     def expand(self) -> Tensor:

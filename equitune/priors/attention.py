@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.errors import Infeasible
+from equitune.groups.grid import Symmetry
 
 FEATURES = "tokens"
 
@@ -43,6 +44,10 @@ class AddPosition(nn.Module):
         super().__init__()
         self.table = table
 
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry."""
+        return None if symmetry == "hue" else "it adds another vector at each place"
+
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens + self.table
 
@@ -57,6 +62,9 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> None:
+        """Nothing: it commutes with every permutation of its tokens."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

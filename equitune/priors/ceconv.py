@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.errors import Infeasible
+from equitune.groups.grid import Symmetry, of_free_kernels
 from equitune.groups.prior import MapPrior, Shape
+from equitune.priors._group import CosetPool
 from equitune.priors._padding import PAD_MODE, check_padding
 
 FEATURES = "maps"
@@ -58,9 +60,7 @@ class CEConv(MapPrior):
         return nn.BatchNorm3d(channels)
 
     def head(self, channels: int) -> tuple[nn.Module, int]:
-        if self.pooling == "flatten":
-            return nn.Flatten(), channels * HUES
-        return HuePooling(self.pooling), channels
+        return CosetPool(self.pooling, self.axis), channels * (HUES if self.pooling == "flatten" else 1)
 
 
 class HueConv2d(nn.Module):
@@ -95,6 +95,13 @@ class HueConv2d(nn.Module):
         )
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
 
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        if symmetry == "hue":
+            return None
+        wraps = self.pad_mode == "circular"
+        return of_free_kernels(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
+
     def kernel(self) -> Tensor:
         """The filter in each hue, (outputs * 3, inputs * 3, kernel, kernel)."""
         psi = self.weight if self.hues is None else self.weight * self.hues
@@ -107,14 +114,3 @@ class HueConv2d(nn.Module):
         bias = None if self.bias is None else self.bias.repeat_interleave(HUES)
         found = functional.conv2d(planes, self.kernel(), bias, self.stride)
         return found.view(len(found), -1, HUES, *found.shape[2:])
-
-
-class HuePooling(nn.Module):
-    """Pooled maps (B, C, 3) -> (B, C): the largest or the mean of the hues."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, maps_BCG: Tensor) -> Tensor:
-        return maps_BCG.amax(2) if self.kind == "max" else maps_BCG.mean(2)

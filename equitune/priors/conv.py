@@ -25,7 +25,7 @@ class Conv(PlainPrior):
 
     def layer(
         self, inputs: int, outputs: int, kernel: int, side: int, stride: int, padding: int, bias: bool
-    ) -> nn.Module:
+    ) -> nn.Conv2d:
         check_padding(self.padding, padding, side)
         mode = TORCH_PADDING[self.padding]
         return nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=mode)

@@ -7,6 +7,7 @@ padding of the layer that it stands for decide the side of its output alone.
 import torch
 from torch import Tensor, nn
 
+from equitune.groups.grid import Symmetry
 from equitune.groups.prior import out_side
 from equitune.priors._plain import PlainPrior
 
@@ -46,6 +47,10 @@ class FactoredFC(nn.Module):
         self.V = nn.Parameter(torch.empty(outputs, inputs, out**2).uniform_(-write, write))
         self.bias_U = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.bias_V = nn.Parameter(torch.zeros(out**2)) if bias else None
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry."""
+        return "it has weights of its own at each position"
 
     def forward(self, images: Tensor) -> Tensor:
         read_BDC = torch.einsum("dcu,bcu->bdc", self.U, images.flatten(2))

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Infeasible
+from equitune.groups.grid import TURNS, Symmetry
 from equitune.groups.relaxable import Relaxable
 from equitune.priors.attention import Attention
 
@@ -74,9 +75,21 @@ class GatedSelfAttention(nn.Module, Relaxable):
         self.v = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.v.weight)
         self.out = nn.Linear(width, width)
+        self.has_places = bool(torch.tensor(float(gate), device="cpu").sigmoid())  # else the gate stays shut
         self.gate = nn.Parameter(torch.full((heads,), float(gate)))
         self.direction = nn.Parameter(locality * torch.cat([2 * stencil(heads), -torch.ones(heads, 1)], 1))
         self.register_buffer("offsets", offsets(grid), persistent=False)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry at the start."""
+        is_round = self.heads == 1 and symmetry in TURNS  # a single head looks at its own place, equally far around
+        keeps = symmetry == "hue" or is_round or not self.has_places
+        return None if keeps else "its heads look at places on a map with borders"
+
+    def loosens(self, symmetry: Symmetry) -> str | None:
+        """What may break, in training, a symmetry that it has at the start."""
+        moves = self.has_places and self.direction.requires_grad and symmetry != "hue"
+        return "v, where its heads look, is learned" if moves else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k = self.qk(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -45,6 +45,8 @@ class SymmetrisedConv(RelaxableConv):
         shares = torch.full((self.entries,), (1 - free) / self.entries)
         shares[0] += free
         self.logits = nn.Parameter(shares.log(), requires_grad=learned)
+        self.strays = f"its filters are not averaged over the whole group (free {free:g})" if free else None
+        self.learns = "lambda, the weights of its average over the group, is learned" if learned else None
         weight = self.uniform(shape.outputs, shape.inputs, self.entries * self.entries_in * shape.kernel**2)
         self.weight = nn.Parameter(weight / shares.norm())  # so that the sum has the variance of a group convolution's
 

@@ -47,6 +47,9 @@ class MixedConv(RelaxableConv):
         alpha = torch.full((len(self.branches),), others)
         alpha[-1] = 0
         self.alpha = nn.Parameter(alpha, requires_grad=learned)
+        has_others = bool(torch.tensor([0, others], device="cpu").softmax(0)[1])  # else their shares stay zero
+        if has_others:
+            self.strays = f"some of its filters are equivariant to subgroups alone (others {others:g})"
 
     def expand(self) -> Tensor:
         filters = [share * branch() for share, branch in zip(self.alpha.softmax(0), self.branches, strict=True)]

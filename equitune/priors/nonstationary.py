@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equitune.groups.grid import Symmetry, of_free_kernels
 from equitune.groups.prior import out_side
 from equitune.groups.relaxable import Relaxable
 from equitune.priors._padding import PAD_MODE, check_padding
@@ -81,10 +82,21 @@ class NonStationaryConv2d(nn.Module, Relaxable):
         fan_in = inputs * kernel**2  # the waves have mean square 1 / R: the mixed filter has the variance of each W_r
         self.weight = nn.Parameter(torch.randn(terms, outputs, inputs, kernel, kernel) * (2 / fan_in) ** 0.5)
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-(fan_in**-0.5), fan_in**-0.5)) if bias else None
-        self.w2 = nn.Parameter(torch.tensor(float(w2)))
+        self.w2, self.initial_w2 = nn.Parameter(torch.tensor(float(w2))), w2
         self.register_buffer("frequency", torch.randn(terms, 2))
         self.register_buffer("phase", torch.rand(terms) * 2 * math.pi)
         self.register_buffer("places", places(out_side(side, kernel, stride=stride, padding=padding)), persistent=False)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        if self.initial_w2 and symmetry != "hue":
+            return f"its filters change with their position (w2 {self.initial_w2:g})"
+        wraps = self.pad_mode == "circular"
+        return of_free_kernels(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
+
+    def loosens(self, symmetry: Symmetry) -> str | None:
+        """What may break, in training, a symmetry that it has at the start."""
+        return "w2, how fast its filters change with their position, is learned" if self.w2.requires_grad else None
 
     def waves(self) -> Tensor:
         """a_r(v): (terms, side', side')."""

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.groups.grid import COLOURS, TURNS, Symmetry, of_free_kernels, uneven
 from equitune.groups.prior import out_side
 from equitune.groups.relaxable import Relaxable
 from equitune.priors._padding import PAD_MODE, check_padding
@@ -85,6 +86,7 @@ class KernelFieldConv2d(nn.Module, Relaxable):
         self.inputs, self.outputs = inputs, outputs
         fan_in = inputs * kernel**2
         self.w1, self.w2 = nn.Parameter(torch.tensor(float(w1))), nn.Parameter(torch.tensor(float(w2)))
+        self.initial_w1, self.initial_w2 = w1, w2
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-(fan_in**-0.5), fan_in**-0.5)) if bias else None
         self.hidden = nn.Linear(4 * FREQUENCIES, HIDDEN)
         self.out = nn.Linear(HIDDEN, outputs * inputs)
@@ -98,6 +100,21 @@ class KernelFieldConv2d(nn.Module, Relaxable):
         out = out_side(side, kernel, stride=stride, padding=padding)
         self.register_buffer("offsets", places(kernel).flatten(0, 1), persistent=False)
         self.register_buffer("places", places(out).flatten(0, 1), persistent=False)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        if symmetry == "hue":
+            return COLOURS
+        if self.initial_w2:
+            return f"its kernels change with their position (w2 {self.initial_w2:g})"
+        rule = uneven if self.initial_w1 == 0 else of_free_kernels  # at w1 = 0 all weights of a kernel are the same
+        wraps = self.pad_mode == "circular"
+        return rule(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
+
+    def loosens(self, symmetry: Symmetry) -> str | None:
+        """What may break, in training, a symmetry that it has at the start."""
+        learned = "w1 and w2" if symmetry in TURNS else "w2"
+        return f"{learned}, how fast its kernels change, is learned" if self.w2.requires_grad else None
 
     def kernels(self) -> Tensor:
         """The table of kernels, (positions, outputs, inputs * kernel * kernel)."""

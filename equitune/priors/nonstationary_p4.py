@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups._axis import ENTRIES
-from equitune.groups.grid import Symmetry, uneven
+from equitune.groups.grid import Symmetry
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape, out_side
 from equitune.groups.relaxable import Relaxable
@@ -70,7 +70,7 @@ class NonStationaryGroupConv(ExpandedConv, Relaxable):
         self, axis: Axis, shape: Shape, *, side: int, w2: float, learned: bool, relaxes: str, terms: int
     ) -> None:
         super().__init__(axis, shape)
-        self.relaxes, self.is_strict = relaxes, w2 == 0 and not learned
+        self.relaxes, self.initial_w2 = relaxes, w2
         kernel = shape.kernel
         # The waves have mean square 1 / R: the mixed filter has the variance of each psi_r.
         self.psi = nn.Parameter(self.uniform(terms, shape.outputs, shape.inputs, self.entries_in, kernel, kernel))
@@ -105,13 +105,20 @@ class NonStationaryGroupConv(ExpandedConv, Relaxable):
         return out if self.bias is None else out + self.bias[:, None, None, None]
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side; None: it commutes."""
-        if symmetry == "d4":
-            return "its filters are not tied to their mirror images"
-        if not self.is_strict and self.relaxes != "orientation":
-            return "its filters change with their position"
-        wraps = self.pad_mode == "circular"
-        return uneven(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
+        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        if self.initial_w2 and (given_up := self._given_up(symmetry)):
+            return f"its filters change with their {given_up} (w2 {self.initial_w2:g})"
+        return super().breaks(symmetry, side)
+
+    def loosens(self, symmetry: Symmetry) -> str | None:
+        """What may break, in training, a symmetry that it has at the start."""
+        given_up = self._given_up(symmetry) if self.w2.requires_grad else None
+        return given_up and f"w2, how fast its filters change with their {given_up}, is learned"
+
+    def _given_up(self, symmetry: Symmetry) -> str | None:
+        """With what the filters may change that a symmetry asks them to keep."""
+        asked = {"hue": None, "c4": "orientation", "d4": "orientation"}.get(symmetry, "position")
+        return asked if self.relaxes in (asked, "both") else None
 
     def squared_amount(self) -> Tensor:
         """How far the filters of all positions and orientations, each in its own frame, are from one filter.

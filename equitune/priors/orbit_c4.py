@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equitune.groups.grid import COLOURS, Symmetry, uneven
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
 from equitune.priors._group import GroupPrior, joined, moved, sources
@@ -45,7 +46,7 @@ class OrbitConv(nn.Module):
 
     def __init__(self, axis: Axis, shape: Shape, turns: int) -> None:
         super().__init__()
-        self.lifts, self.turns = shape.lifts, 1 if shape.lifts else turns
+        self.kernel, self.lifts, self.turns = shape.kernel, shape.lifts, 1 if shape.lifts else turns
         # Not `stride` and `kernel_size`: whether windows lie evenly says nothing about planes that do not turn.
         self.step, self.border, self.pad_mode = shape.stride, shape.padding, shape.pad_mode
         bound = (shape.inputs * shape.kernel**2) ** -0.5  # as the other priors with a group
@@ -54,6 +55,19 @@ class OrbitConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape.outputs).uniform_(-bound, bound)) if shape.bias else None
         table = sources(axis, self.turns, shape.kernel) if self.turns == 4 else None
         self.register_buffer("sources", table, persistent=False)
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        if symmetry == "hue":
+            return COLOURS
+        if symmetry == "c4":
+            return None
+        if symmetry == "d4":
+            return "its group has no flips"
+        if self.turns > 1:
+            return "it adds up planes that a shift moves in different directions"
+        wraps = self.pad_mode == "circular"
+        return uneven(symmetry, side, self.kernel, stride=self.step, padding=self.border, wraps=wraps)
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.lifts:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.groups.grid import Symmetry
 from equitune.groups.layout import Axis
 from equitune.groups.prior import Shape
 from equitune.groups.relaxable import Relaxable
@@ -56,6 +57,8 @@ class PartialConv(GroupConv, Relaxable):
         super().__init__(axis, shape)
         logits = torch.full((self.entries - 1,), math.log(keep / (1 - keep)))
         self.logits = nn.Parameter(logits, requires_grad=learned)
+        self.strays = None if keep > 0.5 else f"it leaves out every orientation but one (keep {keep:g})"
+        self.learns = "the probability to keep each orientation is learned" if learned else None
 
     def forward(self, maps: Tensor) -> Tensor:
         return super().forward(maps) * self.kept()[:, None, None]
@@ -88,6 +91,9 @@ class PresentNorm(nn.BatchNorm3d):
 
 class PresentMean(nn.Module):
     """Pooled maps (B, C, G) -> their mean over the entries that are present (B, C)."""
+
+    def breaks(self, symmetry: Symmetry, side: int) -> None:
+        """Nothing: it is invariant, wherever the entries are."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         return pooled.sum(2) / present(pooled[..., None, None]).sum()

@@ -47,6 +47,8 @@ class RelaxedConv(RelaxableConv):
         self.psi = nn.Parameter(psi * filters**0.5)  # so that their mean has the variance of one
         w = (1 + spread * torch.randn(filters * self.entries)) / filters
         self.w = nn.Parameter(w, requires_grad=learned)
+        self.strays = f"its orientations weigh its filters differently (spread {spread:g})" if spread else None
+        self.learns = "w, how each orientation weighs its filters, is learned" if learned else None
         self.register_buffer("sources", sources(axis, self.entries_in, kernel), persistent=False)
 
     def expand(self) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from equitune.groups.grid import Symmetry, of_free_kernels
 from equitune.groups.prior import out_side
 from equitune.groups.relaxable import Relaxable, share
 from equitune.priors._padding import PAD_MODE
@@ -65,10 +66,22 @@ class ResidualPathway(nn.Module, Relaxable):
     free: "LocalConv2d | FullyConnected"
     a: float | nn.Parameter
 
-    def __init__(self, tied: nn.Module, free: "LocalConv2d | FullyConnected", a: float, decay_ratio: float) -> None:
+    def __init__(self, tied: nn.Conv2d, free: "LocalConv2d | FullyConnected", a: float, decay_ratio: float) -> None:
         super().__init__()
-        self.tied, self.free, self.a = tied, free, a
+        self.tied, self.free, self.a, self.initial_a = tied, free, a, a
         self.free.decay_factor = decay_ratio  # type: ignore[assignment]  # what `build_optimizer` multiplies weight decay by
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        if self.initial_a:
+            return f"its free path has weights of its own at each position (a {self.initial_a:g})"
+        (kernel, _), (stride, _), wraps = self.tied.kernel_size, self.tied.stride, self.tied.padding_mode == "circular"
+        padding = int(self.tied.padding[0])
+        return of_free_kernels(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
+
+    def loosens(self, symmetry: Symmetry) -> str | None:
+        """What may break, in training, a symmetry that it has at the start."""
+        return "a, the share of its free path, is learned" if isinstance(self.a, nn.Parameter) else None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tied(images) + self.a * self.free(images)
@@ -79,7 +92,7 @@ class ResidualPathway(nn.Module, Relaxable):
         The weights are those of the whole linear map, in which a convolution's kernel stands once a position.
         """
         free = self.a**2 * self.free.weight.square().sum()
-        tied = self.tied.weight.square().sum() * self.free.side**2  # type: ignore[operator]
+        tied = self.tied.weight.square().sum() * self.free.side**2
         return share(free, free + tied)
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Infeasible
+from equitune.groups.grid import COLOURS, TURNS, Symmetry, uneven
 from equitune.groups.relaxable import Relaxable, share
 from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
 from equitune.priors._plain import PlainPrior
@@ -74,6 +75,18 @@ class SoftConv2d(nn.Conv2d, Relaxable):
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding, bias=bias, padding_mode=pad_mode)
         self.softness, self.logit = softness, None
+
+    def breaks(self, symmetry: Symmetry, side: int) -> str | None:
+        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        (kernel, _), (stride, _), padding = self.kernel_size, self.stride, int(self.padding[0])
+        if symmetry == "hue":
+            return COLOURS
+        if symmetry in TURNS and kernel > 1 and any(damping(self.softness)):
+            return f"its kernels keep parts that are not isotropic (softness {self.softness:g})"
+        if symmetry == "d4" and kernel > 3:  # up to 3 x 3, what a quarter turn keeps a flip keeps, too
+            return f"its kernels of {kernel} x {kernel} are isotropic under quarter turns alone"
+        wraps = self.padding_mode == "circular"
+        return uneven(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
 
     def kernel(self) -> Tensor:
         """The weight's parts on which a quarter turn is 1, i or -i, and -1; each with its factor."""

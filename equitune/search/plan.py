@@ -26,6 +26,7 @@ class PlannedTrial:
     seconds: float | None
     reason: str | None = None
     broken_by: dict[str, str | None] = field(default_factory=dict)  # symmetry -> what breaks it; None: exact
+    loosened_by: dict[str, str | None] = field(default_factory=dict)  # and what may break it once it is trained
     width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
@@ -41,11 +42,13 @@ class Plan:
         return sum(trial.seconds or 0.0 for trial in self.trials)
 
     def exactness(self) -> Iterator[str]:
-        """Of each symmetry how many networks have it whatever their weights are, and what breaks it in the others."""
-        feasible = [trial.broken_by for trial in self.trials if trial.broken_by]
-        for symmetry in feasible[0] if feasible else ():
-            rules = Counter(broken_by[symmetry] for broken_by in feasible)
+        """Of each symmetry how many networks begin with it, what training may break, what breaks it in the others."""
+        feasible = [trial for trial in self.trials if trial.broken_by]
+        for symmetry in feasible[0].broken_by if feasible else ():
+            rules = Counter(trial.broken_by[symmetry] for trial in feasible)
             yield f"exact under {symmetry}: {rules.pop(None, 0)} of {len(feasible)} trials"
+            later = Counter(rule for trial in feasible if (rule := trial.loosened_by[symmetry]))
+            yield from (f"  {times} of them until trained: {rule}" for rule, times in later.most_common())
             yield from (f"  {times} not: {rule}" for rule, times in rules.most_common())
 
 
@@ -73,8 +76,16 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
         passes = MEASURE_PASSES / 3 * len(config.measures)  # a forward pass is a third of a training step
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         seconds = images * cost.multiply_adds * seconds_per_multiply_add
-        broken_by = {name: found.broken_by for name, found in predict_exact(config, shape, classes).items()}
-        trials.append(PlannedTrial(config, cost.parameters, seconds, broken_by=broken_by, width=cost.width))
+        said = predict_exact(config, shape, classes)
+        planned = PlannedTrial(
+            config,
+            cost.parameters,
+            seconds,
+            broken_by={symmetry: found.broken_by for symmetry, found in said.items()},
+            loosened_by={symmetry: found.loosened_by for symmetry, found in said.items()},
+            width=cost.width,
+        )
+        trials.append(planned)
     return Plan(trials, num_exact(spec))
 
 

@@ -78,23 +78,23 @@ def _input(data: Any) -> Section | None:
     return None if data is None else settings_section(InputConfig, "input", data)
 
 
-def _part(kind: str) -> Callable[[Any, ValidationInfo], Section | None]:
+def _part(name: str) -> Callable[[Any, ValidationInfo], Section | None]:
     """Reads the section of a component that becomes part of the model, which must take it."""
 
     def read(data: Any, known: ValidationInfo) -> Section | None:
         if data is None:
             return None
-        section = component_section(kind, kind, data)
+        section = component_section(catalog.PARTS[name], name, data)
         mistakes = Mistakes()
         if "model" in known.data:
             for model, part in product(_components(known.data["model"]), _components(section)):
-                fitting = catalog.parts(model, kind)
+                fitting = catalog.parts(model, name)
                 if part not in fitting:
                     fits = (
-                        f"it takes {', '.join(fitting)}" if fitting else f"it brings its own layers: leave {kind} out"
+                        f"it takes {', '.join(fitting)}" if fitting else f"it brings its own layers: leave {name} out"
                     )
                     location = ("choose", part) if section.is_choice else ()
-                    mistakes.add(location, f"model {model} has no layer for {kind} {part}: {fits}")
+                    mistakes.add(location, f"model {model} has no layer for {name} {part}: {fits}")
         mistakes.raise_any()
         return section
 
@@ -155,10 +155,12 @@ def _components(section: Section) -> list[str]:
     return [calls[0].name for calls in section.branches.values()]
 
 
-def _default(kind: str, model: str) -> Call | None:
-    """The part that a model has where the study names none."""
-    fitting = catalog.parts(model, kind)
-    return Call(name=fitting[0]) if fitting else None
+def _chosen(part: str, section: Section | None, model: str, pick: Pick) -> Call | None:
+    """What stands for a part of a model: the study's, else the model's own, where it has such a part at all."""
+    fitting = catalog.parts(model, part)
+    if section is None and not fitting:
+        return None
+    return filled(catalog.PARTS[part], section.suggest(pick)[0] if section else Call(name=fitting[0]))
 
 
 class StudySpec(Strict):
@@ -170,6 +172,7 @@ class StudySpec(Strict):
     model: Annotated[Section, BeforeValidator(lambda data: component_section("model", "model", data))]
     prior: Annotated[Section | None, BeforeValidator(_part("prior"))] = None
     downsampler: Annotated[Section | None, BeforeValidator(_part("downsampler"))] = None
+    stem: Annotated[Section | None, BeforeValidator(_part("stem"))] = None
     augmentation: Annotated[
         Section, BeforeValidator(lambda data: component_map_section("augmentation", "augmentation", data))
     ] = Section(path="augmentation", branches={"": ()}, holds_many=True)
@@ -237,8 +240,7 @@ class StudySpec(Strict):
 
         given = self.input.suggest(noted)[0].args if self.input else {}
         model = self.model.suggest(noted)[0]
-        prior = self.prior.suggest(noted)[0] if self.prior else _default("prior", model.name)
-        downsampler = self.downsampler.suggest(noted)[0] if self.downsampler else _default("downsampler", model.name)
+        prior, downsampler, stem = (_chosen(part, getattr(self, part), model.name, noted) for part in catalog.PARTS)
         augmentation = self.augmentation.suggest(noted)
         training = self.training.suggest(noted)[0]
         return TrialConfig(
@@ -250,8 +252,9 @@ class StudySpec(Strict):
             data=self.data,
             input=checked(InputConfig, given),
             model=filled("model", model),
-            prior=filled("prior", prior) if prior else None,
-            downsampler=filled("downsampler", downsampler) if downsampler else None,
+            prior=prior,
+            downsampler=downsampler,
+            stem=stem,
             augmentation=tuple(filled("augmentation", call) for call in augmentation),
             training=checked(TrainingConfig, training.args),
             measures=self.measures,
@@ -296,8 +299,7 @@ class StudySpec(Strict):
     def _without_amounts(self) -> Iterator[tuple[str, str]]:
         """The priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
         for model in _components(self.model):
-            default = _default("prior", model)
-            names = _components(self.prior) if self.prior else [default.name] if default else []
+            names = _components(self.prior) if self.prior else catalog.parts(model, "prior")[:1]
             yield from (("model", model) for _ in range(not names))
             for name in names:
                 if "learned" not in catalog.describe("prior", name).parameters:
@@ -311,7 +313,7 @@ class StudySpec(Strict):
         if self.input:
             yield self.input
         yield self.model
-        yield from (part for part in (self.prior, self.downsampler) if part)
+        yield from (part for part in (self.prior, self.downsampler, self.stem) if part)
         yield self.augmentation
         yield self.training
 

@@ -70,6 +70,7 @@ class TrialConfig(Strict):
     model: Call
     prior: Call | None
     downsampler: Call | None = None  # None: the model's own
+    stem: Call | None = None  # likewise
     augmentation: tuple[Call, ...]
     training: TrainingConfig
     measures: tuple[Call, ...]

@@ -76,28 +76,30 @@ def placed(model: nn.Module, device: str) -> nn.Module:
 def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The configured model before it has seen data of this shape, on the current default device."""
     torch.manual_seed(config.seed)
-    return assembled(config.model, config.prior, config.downsampler, config.input.shape_of(shape), classes)
+    return assembled(config.model, parts_of(config), config.input.shape_of(shape), classes)
 
 
-def assembled(
-    model: Call, prior: Call | None, downsampler: Call | None, shape: tuple[int, int, int], classes: int
-) -> nn.Module:
+def parts_of(config: TrialConfig) -> dict[str, Call]:
+    """What the configured model is built of, by its part."""
+    return {part: call for part in catalog.PARTS if (call := getattr(config, part)) is not None}
+
+
+def assembled(model: Call, parts: dict[str, Call], shape: tuple[int, int, int], classes: int) -> nn.Module:
     """A model with its parts and random initial weights.
 
     Args:
         model: a component of the catalogue.
-        prior: of its layers; None where it takes none.
-        downsampler: of its maps; None: the model's own.
+        parts: what it is built of, by its part; where one is left out, the model has its own. A model without a prior
+            brings its own layers.
         shape: of the images, (C, H, W).
         classes: of its scores.
 
     Raises:
         Infeasible: no such network can exist.
     """
-    parts = [catalog.entry("prior", prior.name)(**prior.args) if prior else None]
-    if downsampler:
-        parts.append(catalog.entry("downsampler", downsampler.name)(**downsampler.args))
-    built: nn.Module = catalog.entry("model", model.name)(shape, classes, *parts, **model.args)
+    made = {part: catalog.entry(catalog.PARTS[part], call.name)(**call.args) for part, call in parts.items()}
+    prior = made.pop("prior", None)
+    built: nn.Module = catalog.entry("model", model.name)(shape, classes, prior, **made, **model.args)
     return built
 
 

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceSplit, build_augmentation, chosen_width, count_parameters, initial_model
@@ -61,11 +62,18 @@ def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], cl
     return elapsed / n
 
 
-def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, device: str) -> Cost:
+def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Of a forward pass in evaluation, on zeros of this shape, wherever the module lies."""
     from torch.utils.flop_counter import FlopCounterMode  # a second to import
 
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        module.eval()(torch.zeros(shape, device=device))
+    return int(counter.get_total_flops()) // 2
+
+
+def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, device: str) -> Cost:
     with torch.device(device), torch.inference_mode():
-        model = initial_model(config, shape, classes).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *config.input.shape_of(shape)))
-    return Cost(count_parameters(model), counter.get_total_flops() // 2, chosen_width(config, model))
+        model = initial_model(config, shape, classes)
+        steps = multiply_adds(model, (1, *config.input.shape_of(shape)))
+    return Cost(count_parameters(model), steps, chosen_width(config, model))

@@ -1,7 +1,8 @@
-"""Whether a network will commute with a symmetry whatever its weights are: told from its layers, before it trains.
+"""Whether a network will commute with a symmetry whatever its weights: told from its layers, before it trains.
 
-One rule a layer. A module of this program says itself what breaks it, `breaks(symmetry, side)`; the rules of torch's
-modules stand here. Whatever is not known counts as broken, never as exact.
+One rule a layer. A module of this program says itself what breaks it, `breaks(symmetry, side)`, and what training may
+break in it later, `loosens(symmetry)`; the rules of torch's modules stand here. Whatever is not known counts as broken,
+never as exact.
 """
 
 from collections.abc import Iterator
@@ -13,16 +14,16 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.groups.downsampler import Halving
-from equitune.groups.grid import Symmetry, uneven
-from equitune.models._normalise import Normalise
+from equitune.groups.grid import PERMUTED_BY, Symmetry, of_free_kernels
+from equitune.groups.layout import Layout, Tokens
 from equitune.priors._plain import Lifted, OnMaps
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import initial_model
 
-POINTWISE = (Normalise, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.Dropout, nn.Identity)  # in eval mode
+# What treats every position, channel and entry of a group axis alike, in evaluation, or gives an axis another name.
+POINTWISE = (nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.GELU, nn.Dropout, nn.Identity, nn.Unflatten)
 HOLDERS = (nn.Sequential, nn.ModuleList, OnMaps, Lifted)  # what only hands on to the modules in it
 SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
-SUBSTRIDE = "translation_substride"
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Exactness:
     """What is known of one network and one symmetry.
 
     Attributes:
-        layers: each measured layer, in the order of depth, with what has broken the symmetry there, if anything has:
-            the first such module and its rule. Of a network that is not known, one entry for all of it.
+        layers: each measured layer, in the order of depth, with what has broken the symmetry there at random weights,
+            if anything has: the first such module and its rule. Of a network that is not known, one entry for all.
+        loosened_by: of a network that has the symmetry at random weights, the first module that may lose it in
+            training, and how. None: training cannot break it.
     """
 
     layers: dict[str, str | None]
+    loosened_by: str | None = None
 
     @property
     def broken_by(self) -> str | None:
@@ -45,8 +49,8 @@ class Exactness:
 def predict_exact(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> dict[str, Exactness]:
     """Each symmetry, and whether the configured network commutes with it at random weights.
 
-    Beside `translation` and `d4` there is `translation_substride`: whether the class scores keep under shifts by any
-    number of pixels, which takes halvings that move with the image.
+    Of `translation_substride`, shifts by any number of pixels, only the class scores are judged. `hue` is left out
+    where images have not three channels.
 
     Raises:
         Infeasible: no such network can exist.
@@ -59,22 +63,23 @@ def predict_exact(config: TrialConfig, shape: tuple[int, int, int], classes: int
 
 
 def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> dict[str, Exactness]:
-    if not catalog.parts(config.model.name, "downsampler"):  # a network of maps does nothing else between its modules
-        rule = f"nothing is known of model {config.model.name}"
-        return dict.fromkeys((*SYMMETRIES, SUBSTRIDE), Exactness({"network": rule}))
+    symmetries = [symmetry for symmetry in SYMMETRIES if symmetry != "hue" or shape[0] == 3]
+    if not catalog.parts(config.model.name, "prior"):  # this program's own do nothing else between their modules
+        rule = f"network: nothing is known of model {config.model.name}"
+        return {symmetry: Exactness({"network": rule}) for symmetry in symmetries}
     model = initial_model(config, shape, classes).eval()
-    layers: list[str] = list(model.layers)  # type: ignore[arg-type]
-    broken: dict[str, str | None] = dict.fromkeys((*SYMMETRIES, SUBSTRIDE))
-    found: dict[str, dict[str, str | None]] = {name: {} for name in broken}
+    layers: dict[str, Layout] = model.layers  # type: ignore[assignment]
+    features = next(iter(layers.values()))
+    broken: dict[Symmetry, str | None] = dict.fromkeys(symmetries)
+    loosened: dict[Symmetry, str | None] = dict.fromkeys(symmetries)
+    found: dict[Symmetry, dict[str, str | None]] = {symmetry: {} for symmetry in symmetries}
 
-    def check(name: str, module: nn.Module, given: Any) -> None:
-        rules: dict[str, str | None] = {symmetry: _rule(module, symmetry, given) for symmetry in SYMMETRIES}
-        step = getattr(module, "stride", 1)
-        is_adaptive = isinstance(module, Halving) and module.is_adaptive
-        moves = None if step in (1, (1, 1)) or is_adaptive else "its strides do not follow a shift by one pixel"
-        for symmetry, rule in {**rules, SUBSTRIDE: rules["translation"] or moves}.items():
-            if rule and broken[symmetry] is None:
-                broken[symmetry] = f"{name}: {rule}"
+    def check(name: str, module: nn.Module, given: Tensor) -> None:
+        for symmetry in symmetries:
+            rule = _rule(module, symmetry, given, features)
+            broken[symmetry] = broken[symmetry] or (f"{name}: {rule}" if rule else None)
+            later = module.loosens(symmetry) if hasattr(module, "loosens") else None  # type: ignore[operator]
+            loosened[symmetry] = loosened[symmetry] or (f"{name}: {later}" if later else None)
 
     def note(layer: str) -> None:
         for symmetry, rule in broken.items():
@@ -86,8 +91,12 @@ def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -
         model.get_submodule(layer).register_forward_hook(lambda *_, layer=layer: note(layer))
     with torch.inference_mode():
         model(torch.zeros(1, *config.input.shape_of(shape)))
-    found[SUBSTRIDE] = {layers[-1]: found[SUBSTRIDE][layers[-1]]}
-    return {symmetry: Exactness(rules) for symmetry, rules in found.items()}
+    output = list(layers)[-1]
+    found["translation_substride"] = {output: found["translation_substride"][output]}
+    return {
+        symmetry: Exactness(rules, None if broken[symmetry] else loosened[symmetry])
+        for symmetry, rules in found.items()
+    }
 
 
 def _parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -95,32 +104,44 @@ def _parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_children():
         own = f"{path}{name}"
         is_holder = isinstance(module, HOLDERS) or type(module).__module__.startswith("equitune.models.")
-        if is_holder and not isinstance(module, Normalise):
+        if is_holder and not hasattr(module, "breaks"):
             yield from _parts(module, f"{own}.")
         else:
             yield own, module
 
 
-def _rule(module: Any, symmetry: Symmetry, given: Tensor) -> str | None:
+def _rule(module: Any, symmetry: Symmetry, given: Tensor, features: Layout) -> str | None:
+    """What breaks a symmetry in a module that is given this; `features` says what those of the network are."""
+    side = given.shape[-1]
+    if isinstance(module, Halving):
+        return _of_halving(module, symmetry, side, features)
     if hasattr(module, "breaks"):
-        said: str | None = module.breaks(symmetry, given.shape[-1])
+        said: str | None = module.breaks(symmetry, side)
         return said
     if isinstance(module, POINTWISE):
         return None
     if isinstance(module, nn.Conv2d):
-        return _of_convolution(module, symmetry, given.shape[-1])
-    if isinstance(module, nn.Flatten | nn.Linear):
-        has_axis = given.ndim == 3 and given.shape[2] > 1
-        is_pooled = given.ndim <= 3 and not (has_axis and symmetry == "d4")
-        return None if is_pooled else "it flattens what the symmetry permutes"
+        return _of_convolution(module, symmetry, side)
+    if isinstance(module, nn.Linear | nn.LayerNorm) and (given.ndim == 2 or isinstance(features, Tokens)):
+        return None
+    if isinstance(module, nn.Flatten):
+        is_flat = given.ndim > 3 or symmetry in PERMUTED_BY[features.axis]
+        return "it flattens what the symmetry permutes" if is_flat else None
     return f"nothing is known of {type(module).__name__}"
+
+
+def _of_halving(module: Halving, symmetry: Symmetry, side: int, features: Layout) -> str | None:
+    """It takes all planes at the same positions; a quarter turn exchanges the planes of an orbit, and moves none."""
+    if features.axis == "orbit_c4" and symmetry == "c4":
+        return None
+    if features.axis == "orbit_c4" and symmetry == "translation_substride" and module.is_adaptive:
+        return "its one grid cannot follow planes that move in four directions"
+    return module.breaks(symmetry, side)
 
 
 def _of_convolution(module: nn.Conv2d, symmetry: Symmetry, side: int) -> str | None:
     kernel, stride, padding = module.kernel_size[0], module.stride[0], module.padding[0]
     if isinstance(padding, str) or module.dilation != (1, 1) or module.kernel_size != (kernel, kernel):
         return f"nothing is known of {module}"
-    if symmetry == "d4" and kernel > 1:
-        return f"its kernels of {kernel} x {kernel} are free to point anywhere"
     wraps = module.padding_mode == "circular"
-    return uneven(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
+    return of_free_kernels(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)

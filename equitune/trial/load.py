@@ -7,9 +7,9 @@ MODEL is one of
     ARCHITECTURE[:KEY=VALUE,...][@FILE]   a known architecture, with the weights in FILE
 
 where ARCHITECTURE is a model of the catalogue (`resnet:depth=20,width=16`, its prior as `prior=local` and the prior's
-arguments as `prior.padding=circular`, its downsampler likewise), `timm/NAME`, `torchvision/NAME`, or NAME alone, which
-is looked up in this order; and FILE is a .safetensors file or a state dict that torch saved. No code of any file is
-ever run.
+arguments as `prior.padding=circular`, its downsampler and stem likewise), `timm/NAME`, `torchvision/NAME`, or NAME
+alone, which is looked up in this order; and FILE is a .safetensors file or a state dict that torch saved. No code of
+any file is ever run.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from equitune.records.results import TrialResult
 from equitune.spec.call import checked_call, parsed
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import assembled, initial_model
+from equitune.trial.build import assembled, initial_model, parts_of
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
 LIBRARIES = ("timm", "torchvision")  # in the order in which a bare name is looked up
@@ -166,8 +166,7 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
     }
     if config.input.size is not None:
         provenance["input_size"] = str(config.input.size)
-    parts = {"prior": config.prior, "downsampler": config.downsampler}
-    provenance |= {kind: _described(part) for kind, part in parts.items() if part}
+    provenance |= {part: _described(call) for part, call in parts_of(config).items()}
     return Subject(text, model, build(classes), classes, provenance, [])
 
 
@@ -196,7 +195,7 @@ def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subj
 
     def initial(classes: int) -> nn.Module:
         torch.manual_seed(seed)
-        model = assembled(model_call, parts.get("prior"), parts.get("downsampler"), shape, classes)
+        model = assembled(model_call, parts, shape, classes)
         for name, values in zip(("mean", "std"), getattr(model, "statistics", ()), strict=False):
             _normalise(model, name, values if len(values) == shape[0] else [sum(values) / len(values)])
         return model
@@ -229,15 +228,15 @@ def _calls(text: str, said: str) -> tuple[Call, dict[str, Call]]:
             raise UserError(catalog.unknown("model", name, known))
         name, arguments = library, {**arguments, "architecture": architecture}
     parts = {}
-    for kind in ("prior", "downsampler"):
-        known = catalog.parts(name, kind)
-        chosen = arguments.pop(kind, known[0] if known else None)
-        own = {key.partition(".")[2]: arguments.pop(key) for key in list(arguments) if key.startswith(f"{kind}.")}
+    for part, kind in catalog.PARTS.items():
+        known = catalog.parts(name, part)
+        chosen = arguments.pop(part, known[0] if known else None)
+        own = {key.partition(".")[2]: arguments.pop(key) for key in list(arguments) if key.startswith(f"{part}.")}
         if chosen not in known and (chosen or own):
-            fits = ", ".join(known) or f"no {kind}"
-            raise UserError(f"{text}: {name} takes {fits}, but got {kind} {chosen or own!r}")
+            fits = ", ".join(known) or f"no {part}"
+            raise UserError(f"{text}: {name} takes {fits}, but got {part} {chosen or own!r}")
         if chosen:
-            parts[kind] = checked_call(kind, chosen, own, f"{text}: {kind}")
+            parts[part] = checked_call(kind, chosen, own, f"{text}: {part}")
     return checked_call("model", name, arguments, text), parts
 
 
