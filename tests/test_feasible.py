@@ -148,10 +148,8 @@ def test_no_group_asks_for_a_width_that_it_divides(model: str, width: int) -> No
     """Maps hold their group on an axis of its own: C channels times |G| entries, whatever C is."""
     small = {"depth": 8} if model == "resnet" else {}
     for prior in catalog.parts(model, "prior"):
-        network = assembled(
-            filled("model", Call(name=model, args={"width": width, **small})),
-            filled("prior", Call(name=prior)), None, (3, 8, 8), 5,
-        )  # fmt: skip
+        call = filled("model", Call(name=model, args={"width": width, **small}))
+        network = assembled(call, {"prior": filled("prior", Call(name=prior))}, (3, 8, 8), 5)
         with torch.inference_mode():
             assert network.eval()(torch.rand(2, 3, 8, 8)).shape == (2, 5), prior
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from equitune import catalog
 from equitune.datasets._splits import declared_shape
 from equitune.errors import Infeasible
 from equitune.search.plan import random_pick
@@ -63,7 +64,7 @@ class _Builds:
     def tried(self, pick: Pick) -> Cell | None:
         """The parameters of the network that is picked; None where it cannot be built."""
         config = self._spec.suggest(0, pick)
-        key = config.model_dump_json(include={"input", "model", "prior", "downsampler", "stem"})
+        key = config.model_dump_json(include={"input", "model", *catalog.PARTS})
         if key not in self._known:
             self._known[key] = self._why_not(config)
         reason = self._known[key]
