@@ -26,6 +26,7 @@ KINDS = {
     "prior": ("priors", "build"),
     "downsampler": ("downsamplers", "build"),
     "augmentation": ("augmentations", "augment"),
+    "averaging": ("averagings", "average"),
     "measure": ("measures", "measure"),
 }
 

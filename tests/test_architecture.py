@@ -14,7 +14,7 @@ LAYERS = [
     {"cli"},
     {"search", "report", "tracking"},
     {"trial", "analysis"},
-    {"models", "priors", "downsamplers", "augmentations", "datasets", "measures"},
+    {"models", "priors", "downsamplers", "augmentations", "averagings", "datasets", "measures"},
     {"groups", "records"},
     {"spec"},
     {"catalog", "errors", "torchvision_mend", ""},  # "" is the package itself: its version
@@ -38,6 +38,7 @@ DOORS = {
         "priors",
         "downsamplers",
         "augmentations",
+        "averagings",
         "measures",
         "trial",
         "search.trainable",

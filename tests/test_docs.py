@@ -68,7 +68,7 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
         path = tmp_path / text.splitlines()[0].removeprefix("# ")
         path.write_text(text.split("\n", 1)[1])
         added.append(path.stem)
-    assert len(added) == 7
+    assert len(added) == 8
     (changes,) = blocks(DOCS / "adding.md", "diff")
     for name, change in re.findall(r"# (\S+)\n((?:[-+ ].*\n)+)", changes):
         path = tmp_path / name
@@ -86,7 +86,16 @@ def test_the_examples_of_new_components_pass_their_conformance_suites(tmp_path: 
 
     suites = [
         f"tests/test_{name}.py"
-        for name in ("catalog", "datasets", "models", "downsamplers", "augmentations", "measures", "groups")
+        for name in (
+            "catalog",
+            "datasets",
+            "models",
+            "downsamplers",
+            "augmentations",
+            "averagings",
+            "measures",
+            "groups",
+        )
     ]
     ran = run("-m", "pytest", "-v", "-p", "no:cacheprovider", *suites, "-k", " or ".join(added))
     for name in added:

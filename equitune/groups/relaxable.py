@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from equitune.groups.averaging import Averaging
+
 
 class Relaxable(ABC):
     """A layer with a continuous choice between a symmetry and freedom.
@@ -30,9 +32,14 @@ def relaxable_layers(model: nn.Module) -> dict[str, Relaxable]:
 
 
 def symmetry_penalty(model: nn.Module) -> Tensor:
-    """The mean of the squared amounts of a model's layers, through which gradients flow; 0 where it has none."""
+    """The mean of the squared amounts of a model's layers, and the penalty of an averaging around it.
+
+    Gradients flow through it; 0 where there is neither.
+    """
     squares = [layer.squared_amount() for layer in relaxable_layers(model).values()]
-    return torch.stack(squares).mean() if squares else torch.zeros(())
+    penalties = [torch.stack(squares).mean()] if squares else []
+    penalties += [module.width_penalty() for module in model.modules() if isinstance(module, Averaging)]
+    return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:

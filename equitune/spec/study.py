@@ -176,6 +176,9 @@ class StudySpec(Strict):
     augmentation: Annotated[
         Section, BeforeValidator(lambda data: component_map_section("augmentation", "augmentation", data))
     ] = Section(path="augmentation", branches={"": ()}, holds_many=True)
+    averaging: Annotated[
+        Section | None, BeforeValidator(lambda data: data and component_section("averaging", "averaging", data))
+    ] = None
     training: Annotated[Section, BeforeValidator(lambda data: settings_section(TrainingConfig, "training", data))] = (
         Section(path="training", branches={"": (Call(name="training"),)})
     )
@@ -242,6 +245,7 @@ class StudySpec(Strict):
         model = self.model.suggest(noted)[0]
         prior, downsampler, stem = (_chosen(part, getattr(self, part), model.name, noted) for part in catalog.PARTS)
         augmentation = self.augmentation.suggest(noted)
+        averaging = self.averaging.suggest(noted)[0] if self.averaging else None
         training = self.training.suggest(noted)[0]
         return TrialConfig(
             study=self.study,
@@ -256,6 +260,7 @@ class StudySpec(Strict):
             downsampler=downsampler,
             stem=stem,
             augmentation=tuple(filled("augmentation", call) for call in augmentation),
+            averaging=filled("averaging", averaging) if averaging else None,
             training=checked(TrainingConfig, training.args),
             measures=self.measures,
             device="cuda" if self.resources.gpu else "cpu",
@@ -269,7 +274,7 @@ class StudySpec(Strict):
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
                 if filled_value(call, strength) == 0:
                     found.append(f"augmentation.{call.name} does nothing at {strength}: 0")
-        if self._penalises():
+        if self._penalises() and not self.averaging:
             for name, part in self._without_amounts():
                 found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
         if not self.parameters():
@@ -315,6 +320,8 @@ class StudySpec(Strict):
         yield self.model
         yield from (part for part in (self.prior, self.downsampler, self.stem) if part)
         yield self.augmentation
+        if self.averaging:
+            yield self.averaging
         yield self.training
 
 

@@ -72,6 +72,7 @@ class TrialConfig(Strict):
     downsampler: Call | None = None  # None: the model's own
     stem: Call | None = None  # likewise
     augmentation: tuple[Call, ...]
+    averaging: Call | None = None  # around the model; None: the model alone
     training: TrainingConfig
     measures: tuple[Call, ...]
     device: str = "cpu"

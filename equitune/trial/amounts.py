@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from equitune.groups.averaging import Averaging
 from equitune.groups.relaxable import relaxable_layers
 from equitune.records.results import Amount, Measurement
 
@@ -9,12 +10,21 @@ from equitune.records.results import Amount, Measurement
 def learned_amounts(model: nn.Module, untrained: nn.Module) -> dict[str, Amount]:
     """Of each layer that may leave its symmetry, by path, in the order of depth; of other networks nothing.
 
+    First the widths of an averaging around the network, `averaging.rotation` for example, on scales of their own.
+
     Args:
         model: trained.
         untrained: the same network with its initial weights.
     """
+    amounts = {}
+    if isinstance(model, Averaging) and isinstance(untrained, Averaging):
+        initial = untrained.widths()
+        for name, (width, unit) in model.widths().items():
+            amounts[f"averaging.{name}"] = Amount(
+                kind=type(model).__name__, before=initial[name][0], after=width, unit=unit
+            )
     before = relaxable_layers(untrained)
-    return {
+    return amounts | {
         path: Amount(kind=type(layer).__name__, before=before[path].amount(), after=layer.amount())
         for path, layer in relaxable_layers(model).items()
     }

@@ -76,7 +76,11 @@ def placed(model: nn.Module, device: str) -> nn.Module:
 def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The configured model before it has seen data of this shape, on the current default device."""
     torch.manual_seed(config.seed)
-    return assembled(config.model, parts_of(config), config.input.shape_of(shape), classes)
+    model = assembled(config.model, parts_of(config), config.input.shape_of(shape), classes)
+    if config.averaging is None:
+        return model
+    averaged: nn.Module = catalog.entry("averaging", config.averaging.name)(model, **config.averaging.args)
+    return averaged
 
 
 def parts_of(config: TrialConfig) -> dict[str, Call]:

@@ -67,6 +67,9 @@ def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -
     if not catalog.parts(config.model.name, "prior"):  # this program's own do nothing else between their modules
         rule = f"network: nothing is known of model {config.model.name}"
         return {symmetry: Exactness({"network": rule}) for symmetry in symmetries}
+    if config.averaging:
+        rule = f"network: nothing is known of averaging {config.averaging.name}"
+        return {symmetry: Exactness({"network": rule}) for symmetry in symmetries}
     model = initial_model(config, shape, classes).eval()
     layers: dict[str, Layout] = model.layers  # type: ignore[assignment]
     features = next(iter(layers.values()))

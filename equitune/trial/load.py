@@ -167,6 +167,8 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
     if config.input.size is not None:
         provenance["input_size"] = str(config.input.size)
     provenance |= {part: _described(call) for part, call in parts_of(config).items()}
+    if config.averaging:
+        provenance["averaging"] = _described(config.averaging)
     return Subject(text, model, build(classes), classes, provenance, [])
 
 
