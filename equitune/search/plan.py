@@ -116,7 +116,7 @@ def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int)
     reasons: list[tuple[str, str]] = []
     for draw in range(TRIES):
         try:
-            config = spec.suggest(draw, _random_pick(draw))
+            config = spec.suggest(draw, random_pick(draw))
             require_network(config, shape, classes)
         except Infeasible as error:
             reasons.append((" x ".join(map(str, config.input.shape_of(shape)[1:])), str(error)))
@@ -126,7 +126,8 @@ def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int)
     raise UserError(f"no network of study {spec.study} can be built for images of {sides}: {reason}")
 
 
-def _random_pick(draw: int) -> Pick:
+def random_pick(draw: int) -> Pick:
+    """Picks at random, the same values for equal draws."""
     rng = np.random.default_rng(draw)
 
     def pick(name: str, distribution: Distribution) -> Scalar:
