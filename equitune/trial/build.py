@@ -129,8 +129,11 @@ def count_parameters(model: nn.Module) -> int:
 
 def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
     """The width of a network whose rule has chosen another one than the configuration names."""
-    width: int | None = getattr(model, "width", None)
-    return None if width == config.model.args.get("width") else width
+    if config.model.args.get("width_rule", "as_given") == "as_given":
+        return None
+    widths = (getattr(part, "width", None) for part in model.modules())  # the model itself may be averaged
+    width = next(width for width in widths if isinstance(width, int))
+    return None if width == config.model.args["width"] else width
 
 
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:
