@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.datasets._splits import Split, Splits
+from equitune.groups.averaging import Averaging
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 
@@ -129,11 +130,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
     """The width of a network whose rule has chosen another one than the configuration names."""
-    if config.model.args.get("width_rule", "as_given") == "as_given":
-        return None
-    widths = (getattr(part, "width", None) for part in model.modules())  # the model itself may be averaged
-    width = next(width for width in widths if isinstance(width, int))
-    return None if width == config.model.args["width"] else width
+    width: int | None = getattr(model.model if isinstance(model, Averaging) else model, "width", None)
+    return None if width == config.model.args.get("width") else width
 
 
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:
