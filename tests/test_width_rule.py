@@ -13,6 +13,7 @@ from equitune.cli import cli
 from equitune.errors import Infeasible
 from equitune.models import _width
 from equitune.models._width import equal_width
+from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData, count_parameters
 from equitune.trial.run import run_trial
@@ -133,7 +134,13 @@ def test_the_width_is_shown_before_and_recorded_after(
     )
     assert small_config.prior is not None
     p4 = small_config.prior.model_copy(update={"name": "p4", "args": {}})
-    for update, width in (({"model": call, "prior": p4}, "4"), ({"model": call}, None)):
+    averaging = Call(name="augerino")
+    updates = (
+        ({"model": call, "prior": p4}, "4"),
+        ({"model": call}, None),
+        ({"model": call, "prior": p4, "averaging": averaging}, "4"),
+    )
+    for update, width in updates:
         result = run_trial(small_config.model_copy(update={**update, "downsampler": None}), small_data)
         assert result.state == "COMPLETE", result.reason
         assert result.provenance.get("width") == width
