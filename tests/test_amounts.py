@@ -51,7 +51,7 @@ NAMES = [name for name in catalog.names("prior") if "learned" in catalog.describ
 def network(name: str, **args: object) -> nn.Module:
     model = next(model for model in ("resnet", "vit") if name in catalog.parts(model, "prior"))
     size: dict[str, int] = {"depth": 8, "width": 2} if model == "resnet" else {"depth": 2, "width": 8}
-    return assembled(Call(name=model, args=size), Call(name=name, args=args), None, (1, 16, 16), 10)
+    return assembled(Call(name=model, args=size), {"prior": Call(name=name, args=args)}, (1, 16, 16), 10)
 
 
 def stripes(by_direction: bool, n: int = 256, side: int = 17) -> DeviceData:
@@ -128,7 +128,7 @@ def test_a_layer_that_stays_free_has_the_amount_that_its_weights_tell(small_conf
     found = trial(small_config, "relaxed_p4", data, {"epochs": 1}, spread=0.5, learned=False).amounts
     torch.manual_seed(small_config.seed)
     untrained = assembled(
-        small_config.model, Call(name="relaxed_p4", args={"spread": 0.5, "learned": False}), None, data.shape, 2
+        small_config.model, {"prior": Call(name="relaxed_p4", args={"spread": 0.5, "learned": False})}, data.shape, 2
     )
     assert len(found) == 9
     for path, amount in found.items():

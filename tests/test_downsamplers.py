@@ -369,7 +369,8 @@ def test_a_circular_filter_needs_a_map_as_long_as_its_reach() -> None:
 
 STUDY = """\
 study: halved
-data: {name: digits, size: 10, limit: 100}
+data: {name: digits, limit: 100}
+input: {size: {choice: [10, 12]}}
 model: {name: resnet, depth: 8, width: 2}
 downsampler: {choose: {aps: {blur: {choice: [1, 3]}}, stride: {}}}
 objectives: {accuracy: maximize}
@@ -384,5 +385,5 @@ def test_a_dry_run_says_which_trials_cannot_be_halved(study_file: Callable[..., 
     assert len(lines) == 6
     for line in lines:
         cannot = "infeasible: aps needs maps of even side, but got 5 x 5" in line
-        assert cannot == ("downsampler aps" in line)
+        assert cannot == ("downsampler aps" in line and "input.size 10" in line)
     assert 0 < sum("infeasible" in line for line in lines) < 6

@@ -104,9 +104,10 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
 
 
 def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
+    from equitune.search.feasible import require_networks
     from equitune.spec.load import load_study
 
-    spec = load_study(file, overrides)
+    spec = load_study(file, overrides, require_networks)
     for notice in spec.notices():
         click.echo(f"{file}: notice: {notice}", err=True)
     return spec

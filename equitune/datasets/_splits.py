@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune import catalog
-from equitune.datasets._tasks import with_task
+from equitune.datasets._tasks import num_classes, with_task
 from equitune.errors import UserError
 from equitune.spec.trial import DataConfig
 
@@ -61,6 +61,18 @@ class Splits:
 def data_root(config: DataConfig) -> Path:
     """Where data sets lie: the study's own `data.root`, EQUITUNE_DATA (`--data-root` sets it), or ./data."""
     return Path(config.root or os.environ.get("EQUITUNE_DATA") or "data").expanduser()
+
+
+def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """The shape (C, H, W) of a data set's images and the number of its classes, without loading any.
+
+    A folder's classes are not counted; ten stand for them.
+    """
+    constants = catalog.describe("dataset", config.name).constants
+    channels, side, _ = constants["SHAPE"]
+    side = config.args.get("size", side)
+    classes = num_classes(config.task, constants.get("CLASSES", 10))
+    return (1 if config.args.get("grey") else channels, side, side), classes
 
 
 def load_splits(config: DataConfig) -> Splits:

@@ -5,6 +5,9 @@ from pathlib import Path
 from equitune.datasets._splits import LabelledImages
 from equitune.datasets._torchvision import download_torchvision, load_torchvision
 
+SHAPE = (3, 32, 32)
+CLASSES = 100
+
 
 def load(root: Path) -> LabelledImages:
     return load_torchvision("cifar100", "CIFAR100", root)

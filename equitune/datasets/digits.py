@@ -11,6 +11,9 @@ from pydantic import Field
 
 from equitune.datasets._splits import LabelledImages
 
+SHAPE = (1, 16, 16)  # or of the size asked for
+CLASSES = 10
+
 
 def load(root: Path, *, size: Annotated[int, Field(ge=8, le=512)] = 16) -> LabelledImages:
     from sklearn.datasets import load_digits  # a second to import

@@ -12,6 +12,8 @@ from pydantic import Field
 from equitune.datasets._splits import LabelledImages, Labels, Pixels
 from equitune.errors import UserError
 
+SHAPE = (3, 32, 32)  # with other arguments: of the size asked for, and in grey
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 

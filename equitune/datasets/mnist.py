@@ -5,6 +5,9 @@ from pathlib import Path
 from equitune.datasets._splits import LabelledImages
 from equitune.datasets._torchvision import download_torchvision, load_torchvision
 
+SHAPE = (1, 28, 28)
+CLASSES = 10
+
 
 def load(root: Path) -> LabelledImages:
     return load_torchvision("mnist", "MNIST", root)

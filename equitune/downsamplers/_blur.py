@@ -45,8 +45,8 @@ class BlurPool(Halving):
 
 def binomial(taps: int) -> Tensor:
     """The outer product of a row of Pascal's triangle with itself, of sum 1: (taps, taps)."""
-    row = torch.tensor([float(math.comb(taps - 1, k)) for k in range(taps)])
-    return torch.outer(row, row) / row.sum() ** 2
+    row = [math.comb(taps - 1, k) for k in range(taps)]  # in Python: on the meta device torch would import a compiler
+    return torch.tensor([[one * other / sum(row) ** 2 for other in row] for one in row])
 
 
 def pads(taps: int) -> tuple[int, int]:

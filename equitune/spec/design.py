@@ -52,12 +52,10 @@ def counted_trials(sections: list[Section], replicates: int) -> tuple[int, str]:
 def _unlisted(sections: Iterable[Section]) -> Iterator[Location]:
     """The ranges without a step, each by its place in the study's file."""
     for section in sections:
-        for label, calls in section.branches.items():
-            branch = ("choose", label) if section.is_choice else ()
-            for call in calls:
-                for key, value in call.args.items():
-                    if isinstance(value, Distribution) and levels(value) is None:
-                        yield (section.path, *branch, *((call.name,) if section.holds_many else ()), key)
+        for label in section.branches:
+            for (_, distribution), place in zip(section.parameters_of(label), section.places_of(label), strict=True):
+                if levels(distribution) is None:
+                    yield place
 
 
 def factorial(sections: Iterable[Section]) -> list[Cell]:

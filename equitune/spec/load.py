@@ -5,6 +5,7 @@ bounds size, depth and the expansion of aliases.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,15 @@ class _Document:
         return f"{self.name}:{line}:{column} {path}{':' if path else ''} {text}"
 
 
-def load_study(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:
-    """Reads and checks a study. Each override is `dotted.path=value`, its value written as YAML.
+def load_study(
+    path: Path, overrides: tuple[str, ...] = (), require: Callable[[StudySpec], None] = lambda spec: None
+) -> StudySpec:
+    """Reads and checks a study.
+
+    Args:
+        path: of the YAML file.
+        overrides: each is `dotted.path=value`, its value written as YAML.
+        require: what else must hold of a study whose file is right; raises a ValidationError with places in it.
 
     Raises:
         UserError: with one line for each mistake: file:line:column, the path, the rule, what was given.
@@ -77,10 +85,12 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:
     for override in overrides:
         _override(document, override)
     try:
-        return checked(StudySpec, document.data)
+        spec = checked(StudySpec, document.data)
+        require(spec)
     except ValidationError as error:
         lines = [document.sentence(details["loc"], details["msg"]) for details in error.errors()]
         raise UserError("\n".join(lines)) from None
+    return spec
 
 
 def _read(path: Path) -> _Document:

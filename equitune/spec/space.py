@@ -12,7 +12,7 @@ from pydantic import Field, WrapValidator, create_model, model_validator
 from equitune import catalog
 from equitune.catalog import Arguments
 from equitune.errors import UserError
-from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, rule, shown
+from equitune.spec.strict import Location, Mistakes, Strict, checked, mapping_with_text_keys, rule, shown
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]  # argument name -> constant or Distribution
@@ -126,6 +126,14 @@ class Section(Strict):
             for key, value in call.args.items():
                 if isinstance(value, Distribution):
                     yield _join(prefix, call.name if self.holds_many else None, key), value
+
+    def places_of(self, label: str) -> Iterator[Location]:
+        """Where each of a branch's own parameters stands in the study's file."""
+        branch = ("choose", label) if self.is_choice else ()
+        for call in self.branches[label]:
+            for key, value in call.args.items():
+                if isinstance(value, Distribution):
+                    yield (self.path, *branch, *((call.name,) if self.holds_many else ()), key)
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON: branch -> component -> what was said of its arguments."""

@@ -310,6 +310,10 @@ class StudySpec(Strict):
                 if "learned" not in catalog.describe("prior", name).parameters:
                     yield "prior", name
 
+    def network_sections(self) -> list[Section]:
+        """The sections that decide which network a trial trains."""
+        return [section for section in self._sections() if section.path not in ("augmentation", "training")]
+
     def _sections(self) -> Iterator[Section]:
         if self.input:
             yield self.input
