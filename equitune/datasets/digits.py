@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits, shipped with it: 1,797 images of 8 x 8, on a canvas with an empty margin.
 
-At the default size of 16 the margin is 4 px on each side, so that shifts up to 4 px lose nothing of a digit.
+At the default size of 12 the margin is 2 px on each side, so that shifts up to 2 px lose nothing of a digit.
 """
 
 from pathlib import Path
@@ -11,11 +11,11 @@ from pydantic import Field
 
 from equitune.datasets._splits import LabelledImages
 
-SHAPE = (1, 16, 16)  # or of the size asked for
+SHAPE = (1, 12, 12)  # or of the size asked for
 CLASSES = 10
 
 
-def load(root: Path, *, size: Annotated[int, Field(ge=8, le=512)] = 16) -> LabelledImages:
+def load(root: Path, *, size: Annotated[int, Field(ge=8, le=512)] = 12) -> LabelledImages:
     from sklearn.datasets import load_digits  # a second to import
 
     digits = load_digits()
