@@ -1,4 +1,4 @@
-"""Draws what each prior ties together, from layers of this program with seeded weights: `docs/priors/NAME.png`.
+"""Draws what each prior or averaging ties together, from this program itself, seeded: `docs/priors/NAME.png`.
 
 python docs/kernels.py [NAME ...]
 
@@ -112,8 +112,21 @@ def attended(name: str, heads: int, rows: dict[str, tuple[tuple[int, int], dict[
     return [*tiles], list(rows), [f"head {head + 1}" for head in range(heads)]
 
 
+def spread(name: str) -> Drawing:
+    """An image, and what is averaged over instead of it."""
+    image = torch.zeros(1, 1, 21, 21)
+    image[..., 4:17, 7:9] = image[..., 4:6, 7:14] = image[..., 9:11, 7:12] = 1  # an F
+    rows: Tiles = []
+    widths = {"width -20": {"width": -20.0}, "width 0": {}, "width 0,\nrotation": {"acts": "rotation"}}
+    for args in widths.values():
+        averaging = catalog.entry("averaging", name)(nn.Identity(), copies=6, **args)
+        rows.append([image[0, 0], None, *(averaging.moved(image, draw)[0, 0] for draw in averaging.draws)])
+    return rows, list(widths), ["image", "", *(f"copy {copy + 1}" for copy in range(6))]
+
+
 DRAWINGS: dict[str, Callable[[], Drawing]] = {
     "attention": partial(attended, "attention", 4, {"token 3, 3": ((3, 3), {}), "token 1, 5": ((1, 5), {})}),
+    "augerino": partial(spread, "augerino"),
     "ceconv": partial(hues, "ceconv"),
     "conv": partial(tied, "conv"),
     "fc": partial(whole, "fc"),
@@ -188,9 +201,9 @@ def around(plane: Tensor, row: int, column: int) -> Tensor:
 
 
 def draw(name: str, path: Path) -> None:
-    """Writes the picture of a prior."""
+    """Writes a picture."""
     tiles, rows, columns = DRAWINGS[name]()
-    there = [tile for row in tiles for tile in row if tile is not None]
+    there = [tile.detach() for row in tiles for tile in row if tile is not None]
     largest, side = max(float(tile.abs().max()) for tile in there), len(there[0])
     step = side * 1.2
     lefts = [sum(step if title else step / 3 for title in columns[:index]) for index in range(len(columns) + 1)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from equitune.records.folder import StudyFolder, write_json
-from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.records.results import Epoch, Measurement, TrialResult, Verdict
 from equitune.search.study import begin
 from equitune.spec.study import StudySpec
 
@@ -89,6 +89,11 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
         reason=None if state == "COMPLETE" else f'because of <b>"{number}"</b>',
         metrics=metrics if state == "COMPLETE" else {},
         profile=rows if state == "COMPLETE" else [],
+        exact={
+            "translation": Verdict(),
+            "translation_substride": Verdict(broken_by=f"stages.{number}: its strides do not follow"),
+            "c4": Verdict(loosened_by="stem: w is learned"),
+        },
         provenance={"torch": "2.13", "device": "cpu"},
     )
     trial.weights.write_bytes(b"weights")

@@ -20,7 +20,7 @@ from equitune.records.results import Amount
 from equitune.spec.load import load_study
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData, assembled, to_device
+from equitune.trial.build import DeviceData, assembled, chosen_width, initial_model, to_device
 from equitune.trial.exact import predict_exact
 from equitune.trial.run import run_trial
 
@@ -112,9 +112,20 @@ def test_a_trial_is_averaged_measured_and_said_to_be_unknown(name: str, tmp_path
         assert metric.value is not None or metric.reason
     assert result.metrics["translation_consistency"].value is not None
     exactness = predict_exact(config, (1, 16, 16), 10)
-    assert {each.broken_by for each in exactness.values()} == {f"nothing is known of averaging {name}"}
+    assert {each.broken_by for each in exactness.values()} == {f"network: nothing is known of averaging {name}"}
     plain = predict_exact(config.model_copy(update={"averaging": None}), (1, 16, 16), 10)
     assert plain["translation"].broken_by != exactness["translation"].broken_by
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_width_that_a_rule_chose_is_that_of_the_model_within(name: str, tmp_path: Path) -> None:
+    text = STUDY.format(name=name, measures="").replace("width: 2", "width: 8, width_rule: equal_parameters")
+    config = config_of(tmp_path / "study.yaml", text + "prior: p4\n")
+    width = chosen_width(config, initial_model(config, (1, 16, 16), 10))
+    assert width is not None
+    assert width < 8
+    alone = config.model_copy(update={"averaging": None})
+    assert chosen_width(alone, initial_model(alone, (1, 16, 16), 10)) == width
 
 
 def test_a_study_without_an_averaging_is_what_it_was(study_file: Callable[..., Path]) -> None:
@@ -218,7 +229,7 @@ def test_the_penalty_widens_until_a_width_reaches_ten() -> None:
     penalty = net.width_penalty()
     assert penalty.item() == pytest.approx(-w * 6**0.5)
     assert symmetry_penalty(net).item() == penalty.item()
-    (gradient,) = torch.autograd.grad(penalty, net.width)
+    (gradient,) = torch.autograd.grad(penalty, net.reach)
     assert gradient.tolist() == pytest.approx([-torch.tensor(1.0).sigmoid().item() / 6**0.5] * 6)
     relaxed = assembled(
         Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="rpp")}, (1, 16, 16), 10
@@ -228,9 +239,9 @@ def test_the_penalty_widens_until_a_width_reaches_ten() -> None:
     both = symmetry_penalty(augerino(relaxed, acts="affine", width=1.0)).item()
     assert both == pytest.approx(within + penalty.item())
     with torch.no_grad():
-        net.width[2] = WIDEST + 0.1
+        net.reach[2] = WIDEST + 0.1
     assert net.width_penalty().item() == 0
-    (gradient,) = torch.autograd.grad(net.width_penalty(), net.width)
+    (gradient,) = torch.autograd.grad(net.width_penalty(), net.reach)
     assert not gradient.any()
 
 

@@ -1,4 +1,4 @@
-"""`docs/priors.md` has every prior, downsampler and head, and what it states of them is so."""
+"""`docs/priors.md` has every prior, downsampler, averaging and head, and what it states of them is so."""
 
 import re
 import runpy
@@ -22,6 +22,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "priors.md").read_text(encoding="utf-8")
 KERNELS = runpy.run_path(str(DOCS / "kernels.py"))
 MAPS, TOKENS = catalog.parts("cnn", "prior"), catalog.parts("vit", "prior")
+PICTURED = [*MAPS, *TOKENS, *catalog.names("averaging")]
 STRICT: dict[str, dict[str, object]] = {  # the corners of the column of knobs
     "rpp": {"a": 0.0},
     "nonstationary": {"w2": 0.0},
@@ -63,6 +64,7 @@ def token_layer(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         ("Priors of maps", MAPS),
         ("Priors of tokens", TOKENS),
         ("Downsamplers", catalog.names("downsampler")),
+        ("Averagings", catalog.names("averaging")),
         ("Heads", get_args(catalog.describe("prior", "p4").parameters["head"][0])),
     ],
 )
@@ -71,12 +73,12 @@ def test_everything_has_its_row(heading: str, known: list[str]) -> None:
 
 
 def test_every_prior_has_its_picture_and_a_caption() -> None:
-    assert set(KERNELS["DRAWINGS"]) == {*MAPS, *TOKENS} == {path.stem for path in (DOCS / "priors").iterdir()}
+    assert set(KERNELS["DRAWINGS"]) == {*PICTURED} == {path.stem for path in (DOCS / "priors").iterdir()}
     shown = re.findall(r"### `(\w+)`\n\n!\[[^]]+\]\(priors/(\w+)\.png\)\n\n[A-Z]", PAGE)
-    assert sorted(shown) == [(name, name) for name in sorted({*MAPS, *TOKENS})]
+    assert sorted(shown) == [(name, name) for name in sorted(PICTURED)]
 
 
-@pytest.mark.parametrize("name", [*MAPS, *TOKENS])
+@pytest.mark.parametrize("name", PICTURED)
 def test_the_pictures_are_those_that_the_script_draws(name: str, tmp_path: Path) -> None:
     KERNELS["draw"](name, tmp_path / "drawn.png")
     kept = DOCS / "priors" / f"{name}.png"
@@ -125,6 +127,18 @@ def test_pictures_of_relaxed_symmetries_show_which_are_kept() -> None:
     for row, keeps_turns, keeps_shifts in zip(rows, (True, False, False), (False, True, False), strict=True):
         for kernels, is_kept in ((row[:4], keeps_turns), ([row[0], *row[5:]], keeps_shifts)):
             assert all(torch.allclose(each, kernels[0], atol=1e-6) for each in kernels) == is_kept
+
+
+def test_an_averaging_costs_what_is_stated_and_moves_nothing_at_its_strict_corner() -> None:
+    row, model = table("Averagings")["augerino"], nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(392, 10))
+    averaging = catalog.entry("averaging", "augerino")(model)
+    added = count_parameters(averaging) - count_parameters(model)
+    ratio = multiply_adds(averaging, (64, 1, 9, 9)) / multiply_adds(model, (64, 1, 9, 9))
+    assert row["weights"].split(",")[0] == str(added)
+    assert row["multiply-adds"].split(",")[0] == f"times {ratio:.0f}"
+    (still, moved, _), _, _ = KERNELS["DRAWINGS"]["augerino"]()
+    assert all(torch.allclose(copy, still[0], atol=1e-4) for copy in still[2:])
+    assert not any(torch.allclose(copy, moved[0], atol=0.5) for copy in moved[2:])
 
 
 @pytest.mark.parametrize("name", catalog.names("downsampler"))

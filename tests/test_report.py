@@ -17,7 +17,7 @@ from rich.console import Console, Group
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement
-from equitune.report.front import shown, write_front
+from equitune.report.front import exact_under, shown, write_front
 from equitune.report.measured import lines
 from equitune.report.profile import draw_profiles, write_profile
 from equitune.report.terminal import StudyView, duration, front_table, summary
@@ -59,8 +59,10 @@ def test_the_page_and_the_table_hold_what_was_measured(tmp_path: Path, small_spe
     assert float(rows["4"]["test_accuracy"]) == 0.6
     assert rows["1"]["state"] == "FAILED"
     assert rows["1"]["accuracy"] == ""
-    text = page.read_text()
-    assert "<b>trial 4</b>" in text.encode().decode("unicode_escape", errors="ignore")
+    assert rows["4"]["exact_under"] == "translation, c4 (at first)"
+    text = page.read_text().encode().decode("unicode_escape", errors="ignore")
+    assert "<b>trial 4</b>" in text
+    assert "exact under: translation, c4 (at first)" in text
 
 
 def test_nothing_in_a_study_reaches_the_page_as_markup(tmp_path: Path, study_file: Callable[..., Path]) -> None:
@@ -69,6 +71,24 @@ def test_nothing_in_a_study_reaches_the_page_as_markup(tmp_path: Path, study_fil
     _, page, _ = write_front(study, tmp_path)
     assert "<script>alert" not in page.read_text()
     assert "alert(1)" in page.read_text()
+
+
+def test_what_is_exact_is_said_in_a_few_words(tmp_path: Path, small_spec: StudySpec) -> None:
+    folder = invent(tmp_path / "small", small_spec, 2)
+
+    recorded = json.loads(folder.trial(0).result.read_text())
+    del recorded["exact"]
+
+    def said(**fields: object) -> str:
+        write_json(folder.trial(0).result, recorded | fields)
+        return exact_under(StudyReader(folder).read().trials[0])
+
+    held: dict[str, object] = {}
+    every = dict.fromkeys(("translation", "translation_substride", "c4", "d4"), held)
+    assert said(exact=every) == "translation_substride, d4"
+    assert said(exact={"translation": held, "c4": {"loosened_by": "stem: w"}}) == "translation, c4 (at first)"
+    assert said(exact={"translation": {"broken_by": "stem: a border"}}) == "–"
+    assert said() == "–"  # a result that was recorded without
 
 
 def test_a_profile_is_drawn_where_there_is_one(tmp_path: Path, small_spec: StudySpec) -> None:

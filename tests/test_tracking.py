@@ -69,6 +69,11 @@ def test_a_study_becomes_one_experiment_with_a_run_a_trial(tmp_path: Path, small
     assert trial.data.tags["equitune.front"] == "true"
     assert trial.data.tags["equitune.torch"] == "2.13"
     assert trial.data.tags["equitune.seed"].isdecimal()
+    assert {name: value for name, value in trial.data.tags.items() if ".exact." in name} == {
+        "equitune.exact.translation": "exact",
+        "equitune.exact.translation_substride": "stages.3: its strides do not follow",
+        "equitune.exact.c4": "exact until trained: stem: w is learned",
+    }
     assert trial.data.params["model.name"] == "resnet"
     assert trial.data.params["model.width"] == "4"
     assert trial.data.params["augmentation.translate.max_px"] == "2.0"

@@ -37,6 +37,23 @@ def with_training(config: TrialConfig, **values: object) -> TrialConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=values)})
 
 
+def test_what_is_said_of_a_network_is_recorded_and_never_costs_a_trial(
+    small_config: TrialConfig, small_data: DeviceData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_trial(small_config, small_data)
+    assert list(result.exact) == ["translation", "translation_substride", "c4", "d4"]  # the images have one channel
+    assert result.exact["c4"].said == "stem.layer: its kernels of 3 x 3 are free to point anywhere"
+
+    def fails(*_: object) -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(run, "predict_exact", fails)
+    without = run_trial(small_config, small_data)
+    assert without.state == "COMPLETE"
+    assert without.exact == {}
+    assert without.metrics == result.metrics
+
+
 def test_a_trial_gives_the_same_numbers_bit_for_bit(small_config: TrialConfig, small_data: DeviceData) -> None:
     first, second = (run_trial(small_config, small_data) for _ in range(2))
     assert first.state == "COMPLETE"

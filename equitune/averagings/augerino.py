@@ -45,7 +45,7 @@ class Augerino(Averaging):
     """The average over the affine maps that these generators span.
 
     Attributes:
-        width: (generators,); softplus of it is w. A vector, which no weight decay pulls to 0.
+        reach: (generators,); softplus of it is w. A vector, which no weight decay pulls to 0.
         generators: (generators, 3, 3).
         draws: eps / w in evaluation, U(-1/2, 1/2), (copies, 1, generators).
     """
@@ -56,10 +56,10 @@ class Augerino(Averaging):
     def __init__(self, model: nn.Module, names: list[str], width: float, learned: bool, copies: int) -> None:
         super().__init__(model)
         self.names = names
-        self.width = nn.Parameter(torch.full((len(names),), float(width)), requires_grad=learned)
+        self.reach = nn.Parameter(torch.full((len(names),), float(width)), requires_grad=learned)
         self.register_buffer("generators", torch.tensor([GENERATORS[name][0] for name in names]), persistent=False)
         draws = torch.rand(copies, 1, len(names), generator=torch.Generator().manual_seed(0), device="cpu") - 0.5
-        self.register_buffer("draws", draws.to(self.width.device), persistent=False)
+        self.register_buffer("draws", draws.to(self.reach.device), persistent=False)
 
     def averaged(self, images: Tensor) -> Tensor:
         draws = torch.rand(1, len(images), len(self.names), device=images.device) - 0.5 if self.training else self.draws
@@ -69,7 +69,7 @@ class Augerino(Averaging):
     def moved(self, images: Tensor, draws: Tensor) -> Tensor:
         """g x for each image, with zeros outside it; draws are (B, generators), or (1, generators) for all alike."""
         with torch.autocast(images.device.type, enabled=False):
-            eps = draws.to(self.width) * functional.softplus(self.width)
+            eps = draws.to(self.reach) * functional.softplus(self.reach)
             matrices = torch.linalg.matrix_exp((eps[:, :, None, None] * self.generators).sum(1))
             half_px = min(images.shape[-2:]) / 2
             # These take each pixel to its source, so they are the inverse of g, which is as likely as g.
@@ -79,12 +79,12 @@ class Augerino(Averaging):
     def widths(self) -> dict[str, tuple[float, str]]:
         """Full widths: of the angle in radians, of shifts in sides of the image, of a factor's natural logarithm."""
         found = {}
-        for name, width in zip(self.names, functional.softplus(self.width.detach()).tolist(), strict=True):
+        for name, width in zip(self.names, functional.softplus(self.reach.detach()).tolist(), strict=True):
             _, unit, scale = GENERATORS[name]
             found[name] = width * scale, unit
         return found
 
     def width_penalty(self) -> Tensor:
         """-|w| as long as every w is below 10, as in the paper."""
-        widths = functional.softplus(self.width)
+        widths = functional.softplus(self.reach)
         return torch.where((widths < WIDEST).all(), -widths.norm(), torch.zeros_like(widths[0]))

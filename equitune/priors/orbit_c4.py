@@ -1,8 +1,9 @@
 """The orbit of quarter turns: plain kernels on four turned copies of the image, mixed by a cyclic convolution.
 
 Entry r of the group axis is computed from the image turned by -r quarters, so a quarter turn of the image rolls the
-axis and moves no plane: exact under quarter turns at every size and stride, with any kernel. `turns` copies are read by
-each; it multiplies the weights of `conv`, and 4 * `turns` its multiply-adds.
+axis and moves no plane: exact under quarter turns at every size and stride, with any kernel. A shift moves the four
+planes in four directions, so that only `turns: 1`, which never adds them up, commutes with it. `turns` copies are read
+by each; it multiplies the weights of `conv`, and 4 * `turns` its multiply-adds.
 """
 
 from functools import partial

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
-from equitune.records.results import Amount, Epoch, Measurement, TrialResult
+from equitune.records.results import Amount, Epoch, Measurement, TrialResult, Verdict
 from equitune.spec.trial import TrialConfig
 
 HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
@@ -40,6 +40,10 @@ class TrialRecord:
     @property
     def amounts(self) -> dict[str, Amount]:
         return self.result.amounts if self.result else {}
+
+    @property
+    def exact(self) -> dict[str, Verdict]:
+        return self.result.exact if self.result else {}
 
 
 @dataclass(frozen=True)

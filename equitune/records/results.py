@@ -68,6 +68,19 @@ class Amount(Strict):
     unit: str = "1"  # from 0, strict, to 1, free; else that of a width
 
 
+class Verdict(Strict):
+    """What is known before training of a network and a symmetry: whether it commutes with it exactly."""
+
+    broken_by: str | None = None  # at random weights: the first module that breaks it, and its rule; None: it is exact
+    loosened_by: str | None = None  # of an exact one: the first module that may break it in training, and how
+
+    @property
+    def said(self) -> str:
+        """`exact`, `exact until trained: ...`, or the rule that breaks it."""
+        later = f"exact until trained: {self.loosened_by}" if self.loosened_by else "exact"
+        return self.broken_by or later
+
+
 class TrialResult(Strict):
     """How a trial ended. Written once, before the search is told."""
 
@@ -77,6 +90,7 @@ class TrialResult(Strict):
     metrics: dict[str, Measurement] = {}
     profile: list[dict[str, Any]] = []  # one row a layer, group element set and measure
     amounts: dict[str, Amount] = {}  # by layer, in the order of depth: those that may leave their symmetry
+    exact: dict[str, Verdict] = {}  # by symmetry; empty where nothing was said
     seconds: dict[str, float] = {}  # build, fit, measure
     provenance: dict[str, str] = {}
     traceback: str | None = None

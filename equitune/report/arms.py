@@ -12,7 +12,7 @@ from equitune.analysis.arms import Arm, Interval, arm_of, arms, to_test
 from equitune.catalog import unknown
 from equitune.errors import UserError
 from equitune.records.reader import StudyRecord
-from equitune.report.front import short, write_front
+from equitune.report.front import exact_under, short, write_front
 
 SPLITS = ("validation", "test")
 ARROW = {"maximize": "↑", "minimize": "↓"}
@@ -39,9 +39,14 @@ def arms_table(study: StudyRecord, metrics: tuple[str, ...] = (), against: int =
         table.add_column(heading(study, name), justify="right", no_wrap=True)
     for name in varied:
         table.add_column(name.replace(".", "\n"), justify="right")
+    exact = {arm.number: max(map(exact_under, arm.trials), key=len) for arm in found}  # the same of all that have ended
+    has_exact = any(said != "–" for said in exact.values())
+    if has_exact:
+        table.add_column("exact\nunder")
     for arm in found[:most]:
         summaries = [arm.summary(name, split) for name in names]
         values = [short(arm.params.get(name, "–")) for name in varied]
+        values += [exact[arm.number]] * has_exact
         table.add_row(str(arm.number), _count(arm, summaries), *map(shown, summaries), *values)
         if arm is not other:
             differences = [shown(arm.difference(other, name, split), "+") for name in names]

@@ -13,6 +13,7 @@ from equitune.spec.study import Direction
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
 MOST_LAYERS = 12  # that a trial's description lists
+INCLUDES = {"translation_substride": "translation", "d4": "c4"}  # a symmetry, and the one that is a part of it
 BETTER: dict[Direction, str] = {"maximize": "higher is better", "minimize": "lower is better"}
 
 
@@ -130,7 +131,7 @@ def rows(study: StudyRecord) -> Iterator[list[Any]]:
     metrics = sorted({name for trial in study.ended() for name in trial.metrics}, key=_objectives_first(study))
     params = sorted({name for trial in study.trials for name in trial.config.params})
     columns = [f"{split}{name}{part}" for split in ("", "test_") for name in metrics for part in ("", "_stderr")]
-    yield ["trial", "state", "front", *columns, *params, "reason"]
+    yield ["trial", "state", "front", *columns, *params, "exact_under", "reason"]
     for trial in members + [trial for trial in study.ended() if trial.number not in numbers]:
         values = [split.get(name) for split in (trial.metrics, trial.test) for name in metrics]
         yield [
@@ -139,6 +140,7 @@ def rows(study: StudyRecord) -> Iterator[list[Any]]:
             trial.number in numbers,
             *(number for value in values for number in ((value.value, value.stderr) if value else (None, None))),
             *(trial.config.params.get(name) for name in params),
+            exact_under(trial) if trial.exact else None,
             trial.reason,
         ]
 
@@ -208,6 +210,8 @@ def _hover(study: StudyRecord, trial: TrialRecord) -> str:
     lines = [f"<b>trial {trial.number}</b>"]
     lines += [f"{escape(name)}: {shown(trial.metrics.get(name))}" for name in study.objectives]
     lines += [f"{escape(name)} = {escape(short(value))}" for name, value in trial.config.params.items()]
+    if trial.exact:
+        lines.append(f"exact under: {exact_under(trial)}")
     if trial.amounts:
         lines.append("amount before training → after")
     for layer, amount in list(trial.amounts.items())[:MOST_LAYERS]:
@@ -226,6 +230,17 @@ def shown(metric: Measurement | None) -> str:
         return metric.status
     value = f"{metric.value:,.0f}" if float(metric.value).is_integer() and metric.value > 10 else f"{metric.value:.4f}"
     return value if metric.stderr is None else f"{value} ± {metric.stderr:.4f}"
+
+
+def exact_under(trial: TrialRecord) -> str:
+    """The symmetries with which a trial's network commutes exactly: `translation, d4 (at first)`; a dash: none.
+
+    `at first` says that training may break it. A symmetry that another one includes is not named beside it.
+    """
+    held = {symmetry: verdict for symmetry, verdict in trial.exact.items() if verdict.broken_by is None}
+    included = [less for more, less in INCLUDES.items() if more in held]
+    named = {symmetry: verdict for symmetry, verdict in held.items() if symmetry not in included}
+    return ", ".join(name + (" (at first)" if verdict.loosened_by else "") for name, verdict in named.items()) or "–"
 
 
 def short(value: Any) -> str:

@@ -32,6 +32,10 @@ def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
                     layer: {"before": amount.before, "after": amount.after, "unit": amount.unit}
                     for layer, amount in trial.amounts.items()
                 },
+                "exact": {
+                    symmetry: {"broken_by": verdict.broken_by, "loosened_by": verdict.loosened_by}
+                    for symmetry, verdict in trial.exact.items()
+                },
                 "front": trial.number in members,
             }
             for trial in study.trials

@@ -16,7 +16,7 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.report.arms import arms_table, heading, metric_columns, note
-from equitune.report.front import short, shown
+from equitune.report.front import exact_under, short, shown
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
@@ -143,10 +143,14 @@ def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str,
         table.add_column("relax-\nation", justify="right", no_wrap=True)
     for name in params:
         table.add_column(name.replace(".", "\n"), justify="right")
+    has_exact = any(exact_under(trial) != "–" for trial in members)
+    if has_exact:
+        table.add_column("exact\nunder")
     for trial in members[:most]:
         values = [shown(trial.metrics.get(name)) for name in columns]
         values += [shown(trial.metrics.get("relaxation"))] * has_amounts
-        table.add_row(str(trial.number), *values, *(short(trial.config.params.get(name, "–")) for name in params))
+        values += [short(trial.config.params.get(name, "–")) for name in params]
+        table.add_row(str(trial.number), *values, *[exact_under(trial)] * has_exact)
         if trial.test:
             on_test = [trial.test.get(name) for name in columns]
             values = [shown(metric) if metric and metric.split == "test" else "" for metric in on_test]

@@ -9,6 +9,7 @@ import numpy as np
 
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
+from equitune.records.results import Verdict
 from equitune.spec.space import Choice, Distribution, IntRange, Pick, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -25,8 +26,7 @@ class PlannedTrial:
     parameters: int | None  # None: infeasible
     seconds: float | None
     reason: str | None = None
-    broken_by: dict[str, str | None] = field(default_factory=dict)  # symmetry -> what breaks it; None: exact
-    loosened_by: dict[str, str | None] = field(default_factory=dict)  # and what may break it once it is trained
+    exact: dict[str, Verdict] = field(default_factory=dict)  # by symmetry
     width: int | None = None  # where a rule has chosen another one than the configuration names
 
 
@@ -43,11 +43,11 @@ class Plan:
 
     def exactness(self) -> Iterator[str]:
         """Of each symmetry how many networks begin with it, what training may break, what breaks it in the others."""
-        feasible = [trial for trial in self.trials if trial.broken_by]
-        for symmetry in feasible[0].broken_by if feasible else ():
-            rules = Counter(trial.broken_by[symmetry] for trial in feasible)
+        feasible = [trial.exact for trial in self.trials if trial.exact]
+        for symmetry in feasible[0] if feasible else ():
+            rules = Counter(exact[symmetry].broken_by for exact in feasible)
             yield f"exact under {symmetry}: {rules.pop(None, 0)} of {len(feasible)} trials"
-            later = Counter(rule for trial in feasible if (rule := trial.loosened_by[symmetry]))
+            later = Counter(rule for exact in feasible if (rule := exact[symmetry].loosened_by))
             yield from (f"  {times} of them until trained: {rule}" for rule, times in later.most_common())
             yield from (f"  {times} not: {rule}" for rule, times in rules.most_common())
 
@@ -76,16 +76,8 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
         passes = MEASURE_PASSES / 3 * len(config.measures)  # a forward pass is a third of a training step
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         seconds = images * cost.multiply_adds * seconds_per_multiply_add
-        said = predict_exact(config, shape, classes)
-        planned = PlannedTrial(
-            config,
-            cost.parameters,
-            seconds,
-            broken_by={symmetry: found.broken_by for symmetry, found in said.items()},
-            loosened_by={symmetry: found.loosened_by for symmetry, found in said.items()},
-            width=cost.width,
-        )
-        trials.append(planned)
+        exact = {symmetry: said.verdict for symmetry, said in predict_exact(config, shape, classes).items()}
+        trials.append(PlannedTrial(config, cost.parameters, seconds, exact=exact, width=cost.width))
     return Plan(trials, num_exact(spec))
 
 

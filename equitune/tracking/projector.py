@@ -81,6 +81,7 @@ class Projector:
         ended_s = trial.epochs[-1].time if trial.epochs else trial.started
         tags = {"equitune.state": trial.state, "equitune.reason": trial.reason or ""}
         tags |= {f"equitune.{name}": value for name, value in trial.result.provenance.items()}
+        tags |= {f"equitune.exact.{symmetry}": verdict.said for symmetry, verdict in trial.exact.items()}
         self._store.log(trial.number, points=_final_points(trial, ended_s), tags=tags)
         with tempfile.TemporaryDirectory() as scratch:
             picture = Path(scratch) / "profile.png"

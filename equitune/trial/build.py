@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.datasets._splits import Split, Splits
+from equitune.groups.averaging import Averaging
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 
@@ -129,7 +130,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
     """The width of a network whose rule has chosen another one than the configuration names."""
-    width: int | None = getattr(model, "width", None)
+    width: int | None = getattr(model.model if isinstance(model, Averaging) else model, "width", None)
     return None if width == config.model.args.get("width") else width
 
 

@@ -17,6 +17,7 @@ from equitune.groups.downsampler import Halving
 from equitune.groups.grid import PERMUTED_BY, Symmetry, of_free_kernels
 from equitune.groups.layout import Layout, Tokens
 from equitune.priors._plain import Lifted, OnMaps
+from equitune.records.results import Verdict
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import initial_model
 
@@ -44,6 +45,11 @@ class Exactness:
     def broken_by(self) -> str | None:
         """Of the network: the first module that breaks the symmetry, and its rule."""
         return next((rule for rule in self.layers.values() if rule), None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the network, as it is recorded."""
+        return Verdict(broken_by=self.broken_by, loosened_by=self.loosened_by)
 
 
 def predict_exact(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> dict[str, Exactness]:

@@ -1,5 +1,6 @@
 """A trial from its configuration to its result: build, fit, measure, return."""
 
+import logging
 import platform
 import time
 import traceback
@@ -11,13 +12,16 @@ from equitune import __version__
 from equitune.errors import Infeasible
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_json, write_whole
-from equitune.records.results import TrialResult
+from equitune.records.results import TrialResult, Verdict
 from equitune.spec.trial import TrialConfig
 from equitune.trial.amounts import learned_amounts, relaxation
 from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
+from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
 from equitune.trial.resize import at_size
+
+log = logging.getLogger(__name__)
 
 
 def run_trial(
@@ -44,6 +48,7 @@ def run_trial(
     result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
     try:
         data = at_size(data, config.input)
+        result = result.model_copy(update={"exact": exactness(config, data)})
         model = build_model(config, data)
         if width := chosen_width(config, model):
             result = result.model_copy(update={"provenance": result.provenance | {"width": str(width)}})
@@ -107,6 +112,22 @@ def provenance(device: str) -> dict[str, str]:
         "device_name": name,
         "host": platform.node(),
     }
+
+
+def exactness(config: TrialConfig, data: DeviceData) -> dict[str, Verdict]:
+    """What is said of the network before it trains; nothing where that fails, since its training does not need it.
+
+    Raises:
+        Infeasible: no such network can exist.
+    """
+    try:
+        said = predict_exact(config, data.shape, data.classes)
+    except Infeasible:
+        raise
+    except Exception:
+        log.warning("nothing is said of the exactness of trial %d", config.number, exc_info=True)
+        return {}
+    return {symmetry: found.verdict for symmetry, found in said.items()}
 
 
 def is_out_of_memory(error: Exception) -> bool:
