@@ -112,7 +112,7 @@ def test_a_trial_is_averaged_measured_and_said_to_be_unknown(name: str, tmp_path
         assert metric.value is not None or metric.reason
     assert result.metrics["translation_consistency"].value is not None
     exactness = predict_exact(config, (1, 16, 16), 10)
-    assert {each.broken_by for each in exactness.values()} == {f"nothing is known of averaging {name}"}
+    assert {each.broken_by for each in exactness.values()} == {f"network: nothing is known of averaging {name}"}
     plain = predict_exact(config.model_copy(update={"averaging": None}), (1, 16, 16), 10)
     assert plain["translation"].broken_by != exactness["translation"].broken_by
 

@@ -94,6 +94,7 @@ def test_show_reads_a_study_back(equitune: Run, tmp_path: Path, small_spec: Stud
             "parameters": {"value": 4000.0, "stderr": None, "n": 0},
         },
         "amounts": {},
+        "exact": study["trials"][3]["exact"],
         "front": True,
     }
     assert study["trials"][1]["metrics"] == {}

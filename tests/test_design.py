@@ -266,4 +266,4 @@ def test_a_study_without_replicates_has_its_front(tmp_path: Path, study_file: Wr
 
 def test_the_live_view_shows_arms(tmp_path: Path, spec: StudySpec) -> None:
     play(tmp_path / "grid", spec)
-    assert "difference from arm 0" in text_of(StudyView(StudyFolder(tmp_path / "grid"), Console())._live())
+    assert "difference from arm 0" in text_of(StudyView(StudyFolder(tmp_path / "grid"), Console())._live(), 120)

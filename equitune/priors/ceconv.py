@@ -16,7 +16,7 @@ from equitune.errors import Infeasible
 from equitune.groups.grid import Symmetry, of_free_kernels
 from equitune.groups.prior import MapPrior, Shape
 from equitune.priors._group import CosetPool
-from equitune.priors._padding import PAD_MODE, check_padding
+from equitune.priors._padding import PAD_MODE, check_padding, padded
 
 FEATURES = "maps"
 HUES = 3
@@ -108,9 +108,7 @@ class HueConv2d(nn.Module):
         return torch.stack([psi.roll(hue, 2) for hue in range(HUES)], 1).flatten(0, 1).flatten(1, 2)
 
     def forward(self, maps: Tensor) -> Tensor:
-        planes = maps.flatten(1, 2)
-        if self.padding:
-            planes = functional.pad(planes, (self.padding,) * 4, mode=self.pad_mode)
+        planes, padding = padded(maps.flatten(1, 2), self.padding, self.pad_mode)
         bias = None if self.bias is None else self.bias.repeat_interleave(HUES)
-        found = functional.conv2d(planes, self.kernel(), bias, self.stride)
+        found = functional.conv2d(planes, self.kernel(), bias, self.stride, padding)
         return found.view(len(found), -1, HUES, *found.shape[2:])

@@ -33,11 +33,6 @@ def arms_table(study: StudyRecord, metrics: tuple[str, ...] = (), against: int =
     names = metric_columns(study, metrics)
     varied = _varied(found)
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    table.caption = (
-        f"{split} split, ± half of a 95 % interval over replicates; "
-        f"below an arm: its paired difference from arm {against}"
-    )
-    table.caption_justify = "left"
     table.add_column("arm", justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     for name in names:
@@ -77,6 +72,14 @@ def heading(study: StudyRecord, metric: str) -> str:
     """A metric above its column, in several lines; an arrow says what is better of an objective."""
     direction = study.objectives.get(metric)
     return f"{metric} {ARROW[direction]}".replace("_", "\n") if direction else metric.replace("_", "\n")
+
+
+def note(study: StudyRecord, against: int = 0) -> str:
+    """What the numbers of the table of arms are."""
+    return (
+        f"{shown_split(study)} split, ± half of a 95 % interval over replicates; "
+        f"below: the paired difference from arm {against}"
+    )
 
 
 def shown_split(study: StudyRecord) -> str:

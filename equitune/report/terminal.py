@@ -15,7 +15,7 @@ from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
-from equitune.report.arms import arms_table, heading, metric_columns
+from equitune.report.arms import arms_table, heading, metric_columns, note
 from equitune.report.front import exact_under, short, shown
 
 REFRESH_S = 0.5
@@ -108,13 +108,17 @@ class StudyView:
         return f"about {duration(per_trial_s * (study.num_planned - len(study.ended())))} left"
 
 
-def answer(study: StudyRecord, metrics: tuple[str, ...] = (), against: int = 0, most: int | None = None) -> Table:
+def answer(
+    study: StudyRecord, metrics: tuple[str, ...] = (), against: int = 0, most: int | None = None
+) -> RenderableType:
     """What a study found: its arms where it has replicates, else its front.
 
     Raises:
-        UserError: there is no arm `against` which to take differences.
+        UserError: there is no arm `against` which to take differences, or no such metric.
     """
-    return arms_table(study, metrics, against, most) if study.replicates > 1 else front_table(study, most, metrics)
+    if study.replicates == 1:
+        return front_table(study, most, metrics)
+    return Group(arms_table(study, metrics, against, most), Text(note(study, against), style="dim"))
 
 
 def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str, ...] = ()) -> Table:

@@ -64,7 +64,7 @@ class _Builds:
     def tried(self, pick: Pick) -> Cell | None:
         """The parameters of the network that is picked; None where it cannot be built."""
         config = self._spec.suggest(0, pick)
-        key = config.model_dump_json(include={"input", "model", *catalog.PARTS})
+        key = config.model_dump_json(include={"input", "model", "averaging", *catalog.PARTS})
         if key not in self._known:
             self._known[key] = self._why_not(config)
         reason = self._known[key]
