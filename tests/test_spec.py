@@ -128,6 +128,14 @@ def test_a_transformer_has_a_stem_and_others_have_none(study_file: Write) -> Non
     assert load_study(study_file(HEAD + "model: cnn")).suggest(0, first).stem is None
 
 
+def test_a_penalty_on_amounts_is_heard_by_the_stem(study_file: Write) -> None:
+    text = HEAD + "model: vit\ntraining: {symmetry_penalty: 0.1, lr: {choice: [1e-3, 1e-2]}}\n"
+    assert load_study(study_file(text + "stem: relaxed_p4")).notices() == []
+    for stem in ("", "stem: p4"):
+        (said,) = load_study(study_file(text + stem)).notices()
+        assert said.startswith("training.symmetry_penalty does nothing with prior attention")
+
+
 def test_all_mistakes_are_told_at_once_with_their_places(study_file: Write) -> None:
     text = """\
 study: s

@@ -303,11 +303,16 @@ class StudySpec(Strict):
 
     def _without_amounts(self) -> Iterator[tuple[str, str]]:
         """The priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
+        has_amount = {
+            name for name in catalog.names("prior") if "learned" in catalog.describe("prior", name).parameters
+        }
+        if self.stem and has_amount.issuperset(_components(self.stem)):
+            return
         for model in _components(self.model):
             names = _components(self.prior) if self.prior else catalog.parts(model, "prior")[:1]
             yield from (("model", model) for _ in range(not names))
             for name in names:
-                if "learned" not in catalog.describe("prior", name).parameters:
+                if name not in has_amount:
                     yield "prior", name
 
     def network_sections(self) -> list[Section]:
