@@ -503,7 +503,7 @@ def test_folders_that_cannot_be_measured_are_said(measured: Measured, tmp_path: 
 def test_a_folder_does_not_take_the_place_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder_of_images(tmp_path / "digits")
-    assert load_images("digits", "test", None).shape == (1, 16, 16)
+    assert load_images("digits", "test", None).shape == (1, 12, 12)
     assert load_images("./digits", "test", 9).shape == (3, 9, 9)
 
 

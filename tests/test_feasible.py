@@ -72,7 +72,7 @@ def mistakes(write: Write, text: str) -> list[str]:
         ),
         (
             "model: {name: vit, patch: {choice: [4, 5]}}",
-            ["3:40 model.patch.choice.1: no network can be built with patch 5: an image of side 16 does not divide"],
+            ["3:40 model.patch.choice.1: no network can be built with patch 5: an image of side 12 does not divide"],
         ),
         (
             "model: {name: vit, width: 32, heads: {choice: [2, 3]}}",
@@ -90,7 +90,7 @@ def mistakes(write: Write, text: str) -> list[str]:
             ],
         ),
         ("model: {name: resnet, depth: {int: [8, 10], step: 1}}", []),  # the search learns to keep away from 9 and 10
-        ("model: {name: resnet, depth: 9}", ["3:1 model: no network of study s can be built for images of 16 x 16: the depth"]),
+        ("model: {name: resnet, depth: 9}", ["3:1 model: no network of study s can be built for images of 12 x 12: the depth"]),
     ],
 )  # fmt: skip
 def test_a_choice_that_no_network_can_have_is_told_with_its_place(

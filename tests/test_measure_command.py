@@ -113,7 +113,7 @@ def test_one_model_is_printed_written_and_drawn(measure: Measure, tmp_path: Path
         assert picture.height > 800  # two groups
     assert record.request["groups"] == ["translation", "flip"]
     assert record.data == {
-        "name": "digits", "split": "test", "n": 30, "shape": [1, 16, 16], "fingerprint": record.data["fingerprint"],
+        "name": "digits", "split": "test", "n": 30, "shape": [1, 12, 12], "fingerprint": record.data["fingerprint"],
     }  # fmt: skip
     assert {"equitune", "torch", "device", "host", "threads"} <= set(record.provenance)
 
