@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,10 @@ def test_trials_without_a_value_count_in_no_interval(tmp_path: Path, spec: Study
     assert second.difference(first, "accuracy").n == 2
     assert second.difference(first, "unheard_of").n == 0
     assert "3 of 4" in text_of(arms_table(study))
+    relaxed = {"metrics": {name: Measurement(value=0.1, n=0, split="none") for name in ("accuracy", "relaxation")}}
+    table = text_of(arms_table(play(tmp_path / "other", spec, {0: relaxed}), ("relaxation",)))
+    assert "1 of 4" in table  # of the arm that has it once
+    assert "0 of 4" not in table  # the other has none, and all its accuracies
     assert [trial.number for trial in to_test(study)] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -241,12 +246,12 @@ def test_arms_are_written_as_csv_and_json(tmp_path: Path, spec: StudySpec) -> No
     assert [(row["arm"], row["split"], row["metric"]) for row in rows] == [
         (arm, split, metric)
         for arm in "01"
-        for split, metric in (("validation", "accuracy"), ("validation", "parameters"), ("test", "accuracy"))
+        for split, metric in product(("validation", "test"), ("accuracy", "parameters"))  # which need no images
     ]
     first, second = arms(study)
-    assert float(rows[5]["mean"]) == second.summary("accuracy", "test").mean
-    assert float(rows[5]["difference_low"]) == second.difference(first, "accuracy", "test").low
-    assert (rows[5]["n"], rows[5]["model.width"], rows[5]["complete"]) == ("4", "4", "4")
+    assert float(rows[6]["mean"]) == second.summary("accuracy", "test").mean
+    assert float(rows[6]["difference_low"]) == second.difference(first, "accuracy", "test").low
+    assert (rows[6]["n"], rows[6]["model.width"], rows[6]["complete"]) == ("4", "4", "4")
     found = as_json(study)["arms"]
     assert found[1]["params"] == {"model.width": 4}
     assert found[1]["trials"] == [1, 3, 5, 7]

@@ -113,5 +113,9 @@ def to_test(study: StudyRecord) -> list[TrialRecord]:
 
 
 def measured_on(trial: TrialRecord, split: str) -> Mapping[str, Measurement]:
-    """What was measured on a split, `validation` or `test`."""
-    return trial.test if split == "test" else trial.metrics
+    """What was measured on a split, `validation` or `test`, and what needs no images."""
+    if split != "test":
+        return trial.metrics
+    if not trial.test:
+        return {}
+    return {name: metric for name, metric in trial.metrics.items() if metric.split == "none"} | trial.test

@@ -168,8 +168,8 @@ def _varied(found: list[Arm]) -> list[str]:
 
 
 def _count(arm: Arm, summaries: list[Interval]) -> str:
-    """Replicates that count; `4 of 5` where some have no value."""
-    least = min((summary.n for summary in summaries), default=0)
+    """Replicates that count; `4 of 5` where some have no value, of metrics that the arm has at all."""
+    least = min((summary.n for summary in summaries if summary.n), default=0)
     return str(least) if least == len(arm.trials) else f"{least} of {len(arm.trials)}"
 
 
