@@ -51,3 +51,12 @@ def test_a_straight_trade_off_is_all_front(n: int) -> None:
     x = np.linspace(0, 1, n)
     assert non_dominated(np.stack([x, 1 - x], 1)).all()
     assert non_dominated(np.stack([x, x], 1)).sum() == 1
+
+
+def test_rounding_puts_no_exact_network_on_the_front() -> None:
+    """Two exact networks, 3e-14 and 5e-14 from it: the more accurate one beats the other."""
+    objectives = {"accuracy": "maximize", "error": "minimize"}
+    rows = [{"accuracy": 0.5, "error": 3e-14}, {"accuracy": 0.6, "error": 5e-14}]
+    assert non_dominated(losses(rows, objectives)).tolist() == [False, True]
+    as_it_is = np.array([[-row["accuracy"], row["error"]] for row in rows])  # the broken twin
+    assert non_dominated(as_it_is).all()

@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from equitune.records.reader import StudyRecord, TrialRecord
 
+DECIMALS = 9  # the error of an exact network is rounding, 1e-14 or so: which of two is smaller says nothing
+
 
 def non_dominated(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Which rows no other row dominates: is nowhere worse and somewhere better.
@@ -23,10 +25,13 @@ def non_dominated(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 
 def losses(values: Sequence[Mapping[str, float | None]], objectives: Mapping[str, str]) -> npt.NDArray[np.float64]:
-    """Objective values as losses (n, objectives): what is maximised changes its sign, what is missing is NaN."""
+    """Objective values as losses (n, objectives): what is maximised changes its sign, what is missing is NaN.
+
+    They are rounded to DECIMALS, so that two exact networks are equal in their error.
+    """
     signs = [-1.0 if direction == "maximize" else 1.0 for direction in objectives.values()]
     rows = [[np.nan if row.get(name) is None else row[name] for name in objectives] for row in values]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(signs)) * signs
+    return np.round(np.array(rows, dtype=np.float64).reshape(len(rows), len(signs)), DECIMALS) * signs
 
 
 def front(study: StudyRecord) -> list[TrialRecord]:
