@@ -17,10 +17,11 @@ from rich.console import Console, Group
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement
+from equitune.report import terminal
 from equitune.report.front import exact_under, shown, write_front
 from equitune.report.measured import lines
 from equitune.report.profile import draw_profiles, write_profile
-from equitune.report.terminal import StudyView, duration, front_table, summary
+from equitune.report.terminal import StudyView, answer, duration, front_table, summary
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.trial.compare import Request, measure_models
@@ -144,6 +145,17 @@ def test_the_front_in_the_terminal(tmp_path: Path, small_spec: StudySpec) -> Non
     assert "test 0.6000 ± 0.0200" in text
     assert len(text_of(front_table(study, 2)).splitlines()) < len(text.splitlines())
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_was_chosen_is_said_below_where_it_does_not_fit(
+    tmp_path: Path, small_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = StudyReader(invent(tmp_path / "small", small_spec, 3)).read()
+    assert "trial 2:" not in text_of(answer(study), 80)  # three parameters have a column each
+    monkeypatch.setattr(terminal, "MOST_PARAMS", 2)
+    text = text_of(answer(study), 80)
+    assert re.search(r"^trial 2: width \d+, translate.max_px [\d.]+, lr [\d.]+$", text, re.MULTILINE)
+    assert "max_px\n" not in text
 
 
 def test_the_summary_counts_states_and_gives_reasons(tmp_path: Path, small_spec: StudySpec) -> None:

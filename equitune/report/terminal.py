@@ -20,6 +20,7 @@ from equitune.report.front import exact_under, short, shown
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
+MOST_PARAMS = 6  # that have a column each
 
 
 class StudyView:
@@ -117,21 +118,22 @@ def answer(
         UserError: there is no arm `against` which to take differences, or no such metric.
     """
     if study.replicates == 1:
-        return front_table(study, most, metrics)
+        return Group(front_table(study, most, metrics), *chosen(study, most))
     return Group(arms_table(study, metrics, against, most), Text(note(study, against), style="dim"))
 
 
 def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str, ...] = ()) -> Table:
     """The Pareto front: objectives with standard errors, and what the search chose. Arrows say what is better.
 
-    Once the test split has been read, each objective has a second line: its value there.
+    Once the test split has been read, each objective has a second line: its value there. Where the search chose more
+    than fits, `chosen` says it below.
 
     Raises:
         UserError: no trial reports one of the further `metrics`.
     """
     columns = metric_columns(study, metrics)
     members = front(study)
-    params = sorted({name for trial in members for name in trial.config.params})
+    params = _params(members) if _fit(members) else []
     has_amounts = "relaxation" not in columns and any(
         "relaxation" in trial.metrics for trial in members
     )  # how far layers left their symmetry
@@ -158,6 +160,28 @@ def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str,
     if most is not None and len(members) > most:
         table.add_row("...")
     return table
+
+
+def chosen(study: StudyRecord, most: int | None = None) -> list[Text]:
+    """What the search chose for each trial of the front, a line each; nothing where the table has a column for it."""
+    members = front(study)
+    if _fit(members):
+        return []
+    said = {
+        trial.number: ", ".join(
+            f"{name.split('.', 1)[-1]} {short(value)}" for name, value in trial.config.params.items()
+        )
+        for trial in members[:most]
+    }
+    return [Text(f"trial {number}: {values}", style="dim") for number, values in said.items()]
+
+
+def _params(trials: list[TrialRecord]) -> list[str]:
+    return sorted({name for trial in trials for name in trial.config.params})
+
+
+def _fit(trials: list[TrialRecord]) -> bool:
+    return len(_params(trials)) <= MOST_PARAMS
 
 
 def summary(study: StudyRecord) -> list[str]:
