@@ -130,7 +130,8 @@ def test_a_study_from_the_shell_to_its_answer(finished: Program) -> None:
     assert [trial["number"] for trial in study["trials"]] == [0, 1, 2, 3, 4]
     assert {trial["state"] for trial in study["trials"]} == {"COMPLETE"}
     for trial in study["trials"]:
-        assert set(trial) == {"number", "state", "reason", "params", "metrics", "front"}
+        parts = {"metrics", "amounts", "exact"}
+        assert set(trial) == {"number", "state", "reason", "params", "front"} | parts
         assert set(trial["metrics"]["accuracy"]) == {"value", "stderr", "n"}
     members = [trial["number"] for trial in study["trials"] if trial["front"]]
     assert members
