@@ -9,6 +9,7 @@ from torch import nn
 from equitune import catalog
 from equitune.errors import Infeasible
 from equitune.groups.prior import MapPrior
+from equitune.models._meta import on_meta
 
 MOST = 2  # times the parameters asked for: beyond, networks are not of one size
 
@@ -52,10 +53,5 @@ def equal_width(network: Callable[[MapPrior, int], nn.Module], prior: MapPrior, 
 def _parameters(build: Callable[[], nn.Module]) -> int:
     """Of a network that is built without its weights, and without a draw from the generator that will make them."""
     with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                network = build()
-        except (NotImplementedError, RuntimeError):
-            with torch.device("cpu"):
-                network = build()
+        network = on_meta(build)
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from equitune.models._meta import on_meta
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceSplit, build_augmentation, chosen_width, count_parameters, initial_model
 from equitune.trial.fit import build_optimizer, train_epoch
@@ -27,10 +28,7 @@ def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int)
     Raises:
         Infeasible: no such network can exist for data of this shape.
     """
-    try:
-        return _counted(config, shape, classes, "meta")
-    except (NotImplementedError, RuntimeError):
-        return _counted(config, shape, classes, "cpu")
+    return on_meta(lambda: _counted(config, shape, classes))
 
 
 def require_network(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> None:
@@ -39,11 +37,7 @@ def require_network(config: TrialConfig, shape: tuple[int, int, int], classes: i
     Raises:
         Infeasible: no such network can exist for data of this shape.
     """
-    try:
-        with torch.device("meta"):
-            initial_model(config, shape, classes)
-    except (NotImplementedError, RuntimeError):
-        initial_model(config, shape, classes)
+    on_meta(lambda: initial_model(config, shape, classes))
 
 
 def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], classes: int, steps: int = 3) -> float:
@@ -72,8 +66,8 @@ def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int, device: str) -> Cost:
-    with torch.device(device), torch.inference_mode():
+def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:
+    with torch.inference_mode():
         model = initial_model(config, shape, classes)
         steps = multiply_adds(model, (1, *config.input.shape_of(shape)))
     return Cost(count_parameters(model), steps, chosen_width(config, model))

@@ -16,6 +16,7 @@ from equitune import catalog
 from equitune.groups.downsampler import Halving
 from equitune.groups.grid import PERMUTED_BY, Symmetry, of_free_kernels
 from equitune.groups.layout import Layout, Tokens
+from equitune.models._meta import on_meta
 from equitune.priors._plain import Lifted, OnMaps
 from equitune.records.results import Verdict
 from equitune.spec.trial import TrialConfig
@@ -61,11 +62,7 @@ def predict_exact(config: TrialConfig, shape: tuple[int, int, int], classes: int
     Raises:
         Infeasible: no such network can exist.
     """
-    try:
-        with torch.device("meta"):
-            return _predicted(config, shape, classes)
-    except (NotImplementedError, RuntimeError):
-        return _predicted(config, shape, classes)
+    return on_meta(lambda: _predicted(config, shape, classes))
 
 
 def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> dict[str, Exactness]:
