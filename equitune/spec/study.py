@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from equitune import catalog
 from equitune.spec.design import Cell, counted_trials, factorial
+from equitune.spec.search import SearchSpec
 from equitune.spec.space import (
     Call,
     Choice,
@@ -33,15 +34,6 @@ Direction = Literal["maximize", "minimize"]
 TRIAL_METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize", "parameters": "minimize"}
 
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
-
-
-class SearchSpec(Strict):
-    """Who proposes the trials, and when the study has had enough of them."""
-
-    sampler: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
-    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 def _data_config(data: Any) -> DataConfig:
