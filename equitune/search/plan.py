@@ -86,8 +86,8 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     """The study's trials as its sampler proposes them while it knows no results."""
     import optuna
 
+    from equitune.search.engine import suggested
     from equitune.search.samplers import make_sampler
-    from equitune.search.searcher import suggested
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=list(spec.directions.values()))

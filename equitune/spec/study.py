@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -23,6 +23,7 @@ from equitune.spec.objectives import (
     read_objectives,
     reported,
 )
+from equitune.spec.search import SearchSpec
 from equitune.spec.space import (
     Call,
     Choice,
@@ -39,15 +40,6 @@ from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_ke
 from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
 
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
-
-
-class SearchSpec(Strict):
-    """Who proposes the trials, and when the study has had enough of them."""
-
-    sampler: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
-    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 def _data_config(data: Any) -> DataConfig:
