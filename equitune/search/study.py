@@ -116,17 +116,19 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
 
 
 def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
+    """Makes the study's record in its folder; one that is there takes over the budget and the references."""
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        write_json(folder.study, read_json(folder.study) | budget)
+        write_json(folder.study, read_json(folder.study) | budget | {"references": spec.references})
         return
     write_json(
         folder.study,
         {
             "id": uuid.uuid4().hex,
             "study": spec.study,
-            "objectives": spec.objectives,
+            "objectives": spec.directions,
+            "references": spec.references,
+            "constraints": spec.given_constraints(),
             "trials": spec.search.trials,
             "replicates": spec.search.replicates,
             "fingerprint": spec.fingerprint(),
