@@ -73,6 +73,18 @@ class StudyRecord:
         """How often each combination of parameters is trained."""
         return int(self.info.get("replicates", 1))
 
+    def violations(self, trial: TrialRecord) -> dict[str, str]:
+        """The constraints that a complete trial violates, each with what is wrong; a metric without a value does."""
+        if trial.state != "COMPLETE":
+            return {}
+        values = {name: trial.metrics[name].value if name in trial.metrics else None for name in self.constraints}
+        reasons = {name: bound.why_not(values[name]) for name, bound in self.constraints.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def feasible(self) -> list[TrialRecord]:
+        """The complete trials that keep every constraint: those that a front is made of."""
+        return [trial for trial in self.trials if trial.state == "COMPLETE" and not self.violations(trial)]
+
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]
 
