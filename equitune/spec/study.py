@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from equitune import catalog
 from equitune.spec.design import Cell, counted_trials, factorial
-from equitune.spec.search import SearchSpec
+from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
     Choice,
@@ -193,6 +193,7 @@ class StudySpec(Strict):
     def _designed(self) -> "StudySpec":
         """A grid's trials are counted from its parameters; what is said of their number must agree."""
         search, mistakes = self.search, Mistakes()
+        check_objectives(search, self.objectives)
         if search.sampler != "grid":
             if search.replicates > 1:
                 sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
@@ -271,6 +272,7 @@ class StudySpec(Strict):
                 found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
+        found += self.search.notices(self.parameters(), self._branching())
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -282,12 +284,17 @@ class StudySpec(Strict):
             **{section.path: section.plain() for section in self._sections()},
             "measures": [call.model_dump(mode="json") for call in self.measures],
             "objectives": self.objectives,
-            "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+            "search": self.search.identity(),
         }
 
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _branching(self) -> set[str]:
+        """The parameters that a trial has only where their branch is chosen."""
+        choices = [section for section in self._sections() if len(section.branches) > 1]
+        return {name for section in choices for label in section.branches for name, _ in section.parameters_of(label)}
 
     def _penalises(self) -> bool:
         """Whether a trial may add a penalty to its loss."""
