@@ -15,13 +15,15 @@ from equitune.records.folder import TrialFolder, write_json
 from equitune.records.reader import TrialRecord
 from equitune.records.results import Measurement
 from equitune.records.revision import revision
+from equitune.spec.objectives import BY_THE_CLOCK
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import to_device
 from equitune.trial.fit import OnEpoch
 from equitune.trial.run import run_trial
 from equitune.trial.test import measure_on_test
 
-TIMED_EPOCH = {"time", "train_s", "images_per_s"}  # what a clock says is never the same twice
+# What a clock says is never the same twice.
+TIMED_EPOCH: dict[str, Any] = {"time": True, "train_s": True, "images_per_s": True, "metrics": set(BY_THE_CLOCK)}
 NOT_CAUSES = {"width", "peak_memory_mib"}  # of a trial's provenance: they follow from it
 
 
@@ -154,7 +156,7 @@ def _values(record: TrialRecord, epochs_only: bool) -> Iterator[tuple[str, Any]]
 
 
 def _is_timed(name: str, metric: Measurement) -> bool:
-    return name == "seconds" or metric.unit == "s"
+    return name in BY_THE_CLOCK or metric.unit == "s"
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
