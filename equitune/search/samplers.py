@@ -6,20 +6,20 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from equitune.spec.design import Cell
+from equitune.spec.cell import Cell
 from equitune.spec.search import SearchSpec
 from equitune.spec.study import StudySpec
 
 
-def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes the trial of that number.
+def make_sampler(spec: StudySpec, number: int, given: Cell | None = None) -> optuna.samplers.BaseSampler:
+    """The sampler that proposes the trial of that number; its values may be given.
 
     It is made anew for each trial, seeded by study and number: what it proposes is then a function of the finished
     trials, the seed and the number, and a driver that died and came back changes nothing.
     """
+    if given is not None:
+        return CellSampler(given)
     search = spec.search
-    if search.sampler == "grid":
-        return CellSampler(spec.planned(number)[1])
     seed = search.seed * 100_003 + number
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
@@ -34,7 +34,7 @@ def nsga2_population(search: SearchSpec) -> int:
 
 
 class CellSampler(optuna.samplers.BaseSampler):
-    """Proposes the values of one cell of a design.
+    """Proposes given values: those of a baseline, or of one cell of a design.
 
     Optuna's GridSampler knows no conditional parameters and no replicates, and proposes in an order of its own;
     enqueued trials would be a second list of the design, in the journal, that a driver may die in the middle of.
