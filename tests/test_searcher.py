@@ -15,8 +15,9 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.cluster import slots
+from equitune.search.engine import Engine
 from equitune.search.plan import num_exact, proposals, require_feasible
-from equitune.search.searcher import StudySearcher
+from equitune.search.searcher import StopAll, StudySearcher
 from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
@@ -35,7 +36,7 @@ def folder(tmp_path: Path, small_spec: StudySpec) -> StudyFolder:
 
 
 def open_searcher(folder: StudyFolder, spec: StudySpec) -> StudySearcher:
-    return StudySearcher(spec, folder, open_storage(folder, spec))
+    return StudySearcher(Engine(spec, folder, open_storage(folder, spec)))
 
 
 def outcome(
@@ -69,10 +70,10 @@ def test_a_study_asks_for_its_trials_and_no_more(folder: StudyFolder, small_spec
     test = searcher.suggest("6")
     assert (test["number"], test["test"]) == (3, True)
     assert searcher.suggest("7") == Searcher.FINISHED
-    assert not searcher.is_done()
+    assert not searcher._engine.is_done()
     metric = Measurement(value=0.4, n=9, split="test").model_dump(mode="json")
     searcher.on_trial_result("6", {"test": json.dumps({"accuracy": metric})})
-    assert searcher.is_done()
+    assert searcher._engine.is_done()
     assert open_searcher(folder, small_spec).suggest("8") == Searcher.FINISHED
     assert states(folder, small_spec) == [COMPLETE] * 4
     record = StudyReader(folder).read()
@@ -131,9 +132,9 @@ def test_a_worker_that_is_lost_for_good_is_a_failure_with_its_reason(
 def test_a_full_disk_halts_the_study_and_keeps_the_trial(folder: StudyFolder, small_spec: StudySpec) -> None:
     searcher = open_searcher(folder, small_spec)
     searcher.suggest("a")
-    assert not searcher.stopper().stop_all()
+    assert not StopAll(searcher._engine).stop_all()
     searcher.on_trial_result("a", {"halt": "the disk is full"})
-    assert searcher.stopper().stop_all()
+    assert StopAll(searcher._engine).stop_all()
     assert states(folder, small_spec) == [RUNNING]
 
 
@@ -142,7 +143,7 @@ def test_draining_begins_no_trial_and_going_on_finishes_the_begun_ones(
 ) -> None:
     searcher = open_searcher(folder, small_spec)
     first = searcher.suggest("a")
-    searcher.draining = True
+    searcher._engine.draining = True
     assert searcher.suggest("b") == Searcher.FINISHED
     again = open_searcher(folder, small_spec)
     assert again.suggest("c") == first
@@ -254,11 +255,11 @@ def test_every_trial_of_a_study_with_replicates_is_tested(grid: tuple[StudySpec,
     assert sorted(config["number"] for config in asked) == list(range(15))
     assert all(config["test"] for config in asked)
     assert searcher.suggest("16") == Searcher.FINISHED
-    assert not searcher.is_done()
+    assert not searcher._engine.is_done()
     metric = Measurement(value=0.4, n=9, split="test").model_dump(mode="json")
     for index in range(15):
         searcher.on_trial_result(str(index), {"test": json.dumps({"accuracy": metric})})
-    assert searcher.is_done()
+    assert searcher._engine.is_done()
 
 
 def test_more_replicates_extend_a_grid(grid: tuple[StudySpec, StudyFolder], study_file: Callable[..., Path]) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.records.results import Amount, Epoch, Measurement, TrialResult, Verdict
+from equitune.spec.objectives import Bound
 from equitune.spec.strict import Strict
 from equitune.spec.trial import TrialConfig
 
@@ -59,6 +60,8 @@ class StudyRecord:
 
     name: str
     objectives: dict[str, str]  # metric -> maximize or minimize
+    references: dict[str, float]  # objective -> the worst value that counts in a hypervolume, where one was given
+    constraints: dict[str, Bound]  # metric -> where its values may lie
     num_planned: int
     is_driven: bool  # whether a driver is at work
     info: dict[str, Any]  # study.json
@@ -112,6 +115,8 @@ class StudyReader:
         return StudyRecord(
             name=info["study"],
             objectives=info["objectives"],
+            references=info.get("references", {}),
+            constraints={name: Bound(**bound) for name, bound in info.get("constraints", {}).items()},
             num_planned=info["trials"],
             is_driven=is_driven(self.folder),
             info=info,

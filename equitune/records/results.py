@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal
 
+from equitune.spec.objectives import BY_THE_CLOCK
 from equitune.spec.strict import Strict
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAILED"]
@@ -94,3 +95,8 @@ class TrialResult(Strict):
     seconds: dict[str, float] = {}  # build, fit, measure
     provenance: dict[str, str] = {}
     traceback: str | None = None
+
+    def repeatable(self) -> "TrialResult":
+        """Without what a clock has measured: on one device and software, another run has all the rest bit for bit."""
+        metrics = {name: metric for name, metric in self.metrics.items() if name not in BY_THE_CLOCK}
+        return self.model_copy(update={"metrics": metrics, "seconds": {}})

@@ -9,7 +9,7 @@ from typing import Any
 from equitune.analysis.pareto import front
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
-from equitune.spec.study import Direction
+from equitune.spec.objectives import Direction
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
 MOST_LAYERS = 12  # that a trial's description lists

@@ -68,6 +68,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
     for config in proposals(spec):
         try:
             cost = network_cost(config, shape, classes)
+            cost.require_within(config.bounds)
         except Infeasible as error:
             trials.append(PlannedTrial(config, None, None, str(error)))
             continue
@@ -85,11 +86,11 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     """The study's trials as its sampler proposes them while it knows no results."""
     import optuna
 
+    from equitune.search.engine import suggested
     from equitune.search.samplers import make_sampler
-    from equitune.search.searcher import suggested
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=list(spec.objectives.values()))
+    study = optuna.create_study(directions=list(spec.directions.values()))
     configs = []
     for number in range(spec.search.trials):
         study.sampler = make_sampler(spec, number)

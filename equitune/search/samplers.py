@@ -7,7 +7,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from equitune.spec.design import Cell
-from equitune.spec.study import SearchSpec, StudySpec
+from equitune.spec.search import SearchSpec
+from equitune.spec.study import StudySpec
 
 
 def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
