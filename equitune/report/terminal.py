@@ -17,7 +17,7 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.report.arms import arms_table, heading, metric_columns, note
-from equitune.report.front import exact_under, short, shown
+from equitune.report.front import exact_under, short, shown, violated
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
@@ -98,7 +98,9 @@ class StudyView:
                 if trial.number not in self._printed and study:
                     self._printed.add(trial.number)
                     values = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in study.objectives)
+                    broken = violated(study, trial)
                     how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
+                    how += f" (violates {broken})" if broken else ""
                     so_far = len({each.cell for each in study.trials if each.number in self._printed})
                     self._console.print(Text(f"{so_far}/{study.num_planned} {how}"), soft_wrap=True)
 
@@ -187,17 +189,17 @@ def _fit(trials: list[TrialRecord]) -> bool:
 
 
 def summary(study: StudyRecord) -> list[str]:
-    """How the trials that count ended, in a sentence, and one line for each that did not complete."""
+    """How the trials that count ended, in a sentence; a line for each that did not complete or breaks a constraint."""
     counted = study.counted()
     counts = Counter(trial.state for trial in counted)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial yet"
     lines = [f"{study.name}: {study.state}, {study.num_settled()} of {study.num_planned} trials ({states})"]
     again = len(study.trials) - len(counted)
     if again:
-        lines.append(f"  {again} {'trials' if again > 1 else 'trial'} that failed {'are' if again > 1 else 'is'} not "
-                     "counted: the same cells were trained again")  # fmt: skip
-    lines += [f"  trial {trial.number} {trial.state}: {trial.reason}" for trial in counted if trial.reason]
-    return lines
+        what = "trials that failed are" if again > 1 else "trial that failed is"
+        lines.append(f"  {again} {what} not counted: the same cells were trained again")
+    reasons = [(trial, trial.reason or violated(study, trial)) for trial in counted]
+    return lines + [f"  trial {trial.number} {trial.state}: {reason}" for trial, reason in reasons if reason]
 
 
 def duration(seconds: float) -> str:

@@ -183,6 +183,8 @@ class Engine:
 
     def _tell(self, trial: optuna.Trial, result: TrialResult) -> None:
         state = _OPTUNA_STATES[result.state]
+        for name, violation in violations(self._spec, result).items():
+            trial.set_constraint(name, violation)
         values = objective_values(self._spec, result)
         if result.state == "INFEASIBLE":
             trial.set_constraint("infeasible", 1.0)
@@ -203,11 +205,31 @@ def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None
     return values  # type: ignore[return-value]
 
 
+def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
+    """How far a trial lies outside each constraint, at most 0 within; of one that did not complete, where it is known.
+
+    A complete trial without the metric counts as outside.
+    """
+    known = {name: metric.value for name, metric in result.metrics.items()}
+    if result.state == "COMPLETE":
+        known = dict.fromkeys(spec.constraints) | known
+    return {name: bound.violation(known[name]) for name, bound in spec.constraints.items() if name in known}
+
+
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:
     """The value that Optuna proposes for a parameter."""
+    if name in (known := trial.distributions):
+        _draw(trial, name, known[name])
     if isinstance(distribution, Choice):
         return trial.suggest_categorical(name, distribution.choice)
     if isinstance(distribution, IntRange):
         low, high = distribution.bounds
         return trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
     return trial.suggest_float(name, *distribution.bounds, step=distribution.step, log=distribution.log)
+
+
+def _draw(trial: optuna.Trial, name: str, distribution: optuna.distributions.BaseDistribution) -> None:
+    """Draws once more what a driver stored before it died: the next parameter is then drawn as it would have been."""
+    if not distribution.single() and not trial._is_relative_param(name, distribution):
+        frozen = trial.storage.get_trial(trial._trial_id)
+        trial.study.sampler.sample_independent(trial.study, frozen, name, distribution)

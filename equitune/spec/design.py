@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from equitune import catalog
 from equitune.spec.cell import Cell, active, checked_cell, completed
 from equitune.spec.search import SearchSpec
-from equitune.spec.space import Choice, Distribution, IntRange, Scalar, Section
+from equitune.spec.space import Choice, Distribution, IntRange, Scalar, Section, stepped
 from equitune.spec.strict import Location, Mistakes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def levels(distribution: Distribution) -> tuple[Scalar, ...] | None:
     steps = range(round((high - low) / distribution.step) + 1)
     if isinstance(distribution, IntRange):
         return tuple(low + step * distribution.step for step in steps)
-    return tuple(float(f"{low + step * distribution.step:.12g}") for step in steps)  # 0.3, not 0.30000000000000004
+    return tuple(stepped(low, distribution.step, step) for step in steps)
 
 
 def settled(search: SearchSpec, sections: list[Section]) -> SearchSpec:
