@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from equitune import catalog
 from equitune.spec.cell import Cell
-from equitune.spec.design import NOTHING, WITHOUT, components, listed, require_distinct, settled, without
+from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
 from equitune.spec.objectives import (
     BEFORE_TRAINING,
     Bound,
@@ -252,7 +252,7 @@ class StudySpec(Strict):
 
     def notices(self) -> list[str]:
         """What is allowed but does nothing."""
-        found = []
+        found = list(notices(self.search))
         for calls in self.augmentation.branches.values():
             for call in calls:
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
