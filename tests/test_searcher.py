@@ -21,6 +21,7 @@ from equitune.search.searcher import StopAll, StudySearcher
 from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
+from equitune.spec.objectives import UNMEASURED, Bound
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import Resources
 
@@ -105,6 +106,30 @@ def test_each_ending_is_told_in_its_own_way(
     violated = [key for key, value in trial.system_attrs.items() if key.startswith("constraints:") and value > 0]
     assert violated == ([f"constraints:{constraint}"] if constraint else [])
     assert (trial.values is not None) == (state == COMPLETE)
+
+
+def test_how_far_a_trial_lies_outside_its_constraints_is_told(folder: StudyFolder, small_spec: StudySpec) -> None:
+    bounds = {
+        "accuracy": Bound(at_least=0.75),
+        "translation_error": Bound(at_most=0.75),
+        "parameters": Bound(at_most=1000),
+    }
+    spec = small_spec.model_copy(update={"constraints": bounds})
+    searcher = open_searcher(folder, spec)
+    size = {"parameters": Measurement(value=1500, n=0, split="none")}
+    kept, unknown = outcome(0, accuracy=0.875), outcome(1)
+    kept = kept.model_copy(update={"metrics": kept.metrics | {"parameters": Measurement(value=9, n=0, split="none")}})
+    infeasible = outcome(2, "INFEASIBLE", reason="parameters: ...").model_copy(update={"metrics": size})
+    for result in (kept, unknown, infeasible):
+        searcher.suggest(str(result.number))
+        finish(searcher, folder, str(result.number), result)
+    first, second, third = open_storage(folder, spec).get_trials()
+    assert first.constraints == {"accuracy": -0.125, "translation_error": -0.25, "parameters": -991}
+    assert second.constraints == {"accuracy": 0.25, "translation_error": -0.25, "parameters": UNMEASURED}
+    assert third.constraints == {"infeasible": 1, "parameters": 500}
+    assert [trial.state for trial in (first, second, third)] == [COMPLETE, COMPLETE, PRUNED]
+    assert [trial.number for trial in open_storage(folder, spec).best_trials] == [0]
+    searcher.suggest("3")  # the sampler takes trials with different constraints
 
 
 def test_reports_of_epochs_end_nothing(folder: StudyFolder, small_spec: StudySpec) -> None:

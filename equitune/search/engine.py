@@ -154,6 +154,8 @@ class Engine:
 
     def _tell(self, trial: optuna.Trial, result: TrialResult) -> None:
         state = _OPTUNA_STATES[result.state]
+        for name, violation in violations(self._spec, result).items():
+            trial.set_constraint(name, violation)
         values = objective_values(self._spec, result)
         if result.state == "INFEASIBLE":
             trial.set_constraint("infeasible", 1.0)
@@ -170,6 +172,17 @@ def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None
     if any(value is None or not math.isfinite(value) for value in values):
         return None
     return values  # type: ignore[return-value]
+
+
+def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
+    """How far a trial lies outside each constraint, at most 0 within; of one that did not complete, where it is known.
+
+    A complete trial without the metric counts as outside.
+    """
+    known = {name: metric.value for name, metric in result.metrics.items()}
+    if result.state == "COMPLETE":
+        known = dict.fromkeys(spec.constraints) | known
+    return {name: bound.violation(known[name]) for name, bound in spec.constraints.items() if name in known}
 
 
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:

@@ -68,6 +68,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
     for config in proposals(spec):
         try:
             cost = network_cost(config, shape, classes)
+            cost.require_within(config.bounds)
         except Infeasible as error:
             trials.append(PlannedTrial(config, None, None, str(error)))
             continue
@@ -89,7 +90,7 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     from equitune.search.samplers import make_sampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=list(spec.objectives.values()))
+    study = optuna.create_study(directions=list(spec.directions.values()))
     configs = []
     for number in range(spec.search.trials):
         study.sampler = make_sampler(spec, number)
