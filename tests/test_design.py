@@ -57,7 +57,7 @@ def test_a_factorial_has_every_combination_once_and_asks_within_its_branch(study
     at = "augmentation.shifts.translate.max_px"
     shifts = [{"augmentation": "none"}, *({"augmentation": "shifts", at: px} for px in (1.0, 1.5, 2.0))]
     expected = [{"model.width": width} | prior | shift for width in (2, 4) for prior in priors for shift in shifts]
-    assert spec.cells == factorial(spec._sections()) == expected
+    assert spec.cells == factorial(spec.sections()) == expected
     assert spec.search.trials == 4 * len(expected) == 96
     for number, cell in enumerate(expected):  # the walk that makes a trial asks for just these
         assert spec.suggest(number, lambda name, _, cell=cell: cell[name]).params == cell  # type: ignore[misc]
@@ -91,11 +91,11 @@ def test_the_levels_of_each_distribution() -> None:
         (
             "model: {name: resnet, width: {int: [1, 1000], step: 1}}\n"
             "training: {epochs: {int: [1, 1000], step: 1}}\nsearch: {sampler: grid, replicates: 3}",
-            "5:10 search.sampler: 1,000,000 cells and 3 replicates are 3,000,000 trials, but a grid has at most 10,000",
+            "5:10 search.sampler: 1,000,000 cells and 3 replicates are 3,000,000 trials, but a design has at most 10,000",
         ),
         (
             "model: resnet\nsearch: {replicates: 3}",
-            "4:10 search.replicates: only a grid has replicates, but the sampler is tpe: set sampler: grid",
+            "4:10 search.replicates: only a design has replicates, but the sampler is tpe: set design: factorial",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def play(
     folder = StudyFolder(path)
     begin(folder, spec, None, ())
     for number in range(spec.search.trials):
-        replicate, cell = spec.planned(number)
+        replicate, cell = number // len(spec.cells), spec.given(number)
         config = spec.suggest(number, lambda name, _, cell=cell: cell[name])  # type: ignore[misc]
         write_json(folder.trial(number).config, config.to_json())
         width = config.model.args["width"]

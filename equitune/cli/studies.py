@@ -62,7 +62,7 @@ def search(
     if outcome.state == "interrupted":
         click.echo(f"Go on:   {same_command()}")
         sys.exit(INTERRUPTED)
-    failed = [trial for trial in study.trials if trial.state == "FAILED"]
+    failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
     sys.exit(DONE if completed and not failed else TRIALS_FAILED)
 

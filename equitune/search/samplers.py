@@ -17,18 +17,18 @@ from optuna.samplers._gp.sampler import _get_params
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from equitune.spec.design import Cell
+from equitune.spec.cell import Cell
 from equitune.spec.search import SearchSpec
 from equitune.spec.study import StudySpec
 
 TPE_STARTUP = GP_STARTUP = 10  # random trials at first: Optuna's own defaults, on which the dry run relies
 
 
-def make_sampler(spec: StudySpec, number: int) -> BaseSampler:
-    """The sampler that proposes the trial of that number."""
+def make_sampler(spec: StudySpec, number: int, given: Cell | None = None) -> BaseSampler:
+    """The sampler that proposes the trial of that number; its values may be given."""
+    if given is not None:
+        return CellSampler(given)
     search = spec.search
-    if search.sampler == "grid":
-        return CellSampler(spec.planned(number)[1])
     if search.sampler == "qmc":
         return CellSampler(sobol_cell(spec, number))
     return Seeded(lambda seed: _optuna_sampler(search, seed), f"{search.seed}/{number}")
@@ -112,7 +112,7 @@ class _GaussianProcess(optuna.samplers.GPSampler):
 
 
 class CellSampler(BaseSampler):
-    """Proposes the values of one cell of a design.
+    """Proposes given values: those of a baseline, or of one cell of a design.
 
     Optuna's GridSampler knows no conditional parameters and no replicates, and proposes in an order of its own;
     enqueued trials would be a second list of the design, in the journal, that a driver may die in the middle of.

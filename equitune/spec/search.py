@@ -1,24 +1,49 @@
 """The `search` section of a study: who proposes its trials, and when it has had enough of them."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from equitune.spec.space import Choice, Distribution
-from equitune.spec.strict import Mistakes, Strict
+from equitune.spec.space import Choice, Distribution, Scalar
+from equitune.spec.strict import Mistakes, Strict, mapping_with_text_keys, rule, shown
 
 GP_TRIALS = 100  # with more, proposing a trial takes seconds, and grows
+
+
+def _values(data: Any) -> dict[str, Any]:
+    """Parameter names with their values, as written."""
+    if not isinstance(data, dict):
+        raise rule(f"must be a mapping from parameters to values, but got {shown(data)}")
+    mistakes, values = Mistakes(), mapping_with_text_keys(data, "values")
+    for name, value in values.items():
+        if isinstance(value, dict | list):
+            sentence = f"takes one value, but got {shown(value)}: write whole names, such as {name}.NAME: 8"
+            mistakes.add((name,), sentence)
+    mistakes.raise_any()
+    return values
+
+
+def _best(data: Any) -> Any:
+    if isinstance(data, str):
+        raise rule(f"must be a mapping from parameters to values, or STUDY/NUMBER of a recorded trial, but got {data}")
+    return _values(data)
+
+
+Design = Literal["factorial", "one_at_a_time", "leave_one_out", "toggles"]
 
 
 class SearchSpec(Strict):
     """Who proposes the trials, and when the study has had enough of them."""
 
     sampler: Literal["tpe", "random", "qmc", "grid", "nsga2", "nsga3", "gp", "cmaes"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
-    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
+    trials: Annotated[int, Field(ge=1)] = 20  # of a design: cells times replicates
+    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a design, with seeds paired over the cells
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     population: Annotated[int, Field(ge=2)] | None = None  # trials a generation of nsga2 and nsga3
+    baseline: Annotated[dict[str, Scalar], BeforeValidator(_values)] | None = None  # what everything is compared with
+    design: Design | None = None  # the list of trials, in place of a sampler; `sampler: grid` is `design: factorial`
+    best: Annotated[dict[str, Scalar], BeforeValidator(_best)] | None = None  # of toggles: what is taken apart
 
     @property
     def population_size(self) -> int:
@@ -34,9 +59,16 @@ class SearchSpec(Strict):
         mistakes.raise_any()
         return self
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """What makes two searches the same one: all but the budget."""
-        given = {"sampler": self.sampler, "seed": self.seed, "population": self.population}
+        given = {
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "population": self.population,
+            "baseline": self.baseline,
+            "best": self.best,
+            "design": None if self.design == "factorial" else self.design,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
     def notices(self, parameters: Mapping[str, Distribution], branching: Collection[str]) -> Iterator[str]:
