@@ -218,18 +218,9 @@ def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
 
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:
     """The value that Optuna proposes for a parameter."""
-    if name in (known := trial.distributions):
-        _draw(trial, name, known[name])
     if isinstance(distribution, Choice):
         return trial.suggest_categorical(name, distribution.choice)
     if isinstance(distribution, IntRange):
         low, high = distribution.bounds
         return trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
     return trial.suggest_float(name, *distribution.bounds, step=distribution.step, log=distribution.log)
-
-
-def _draw(trial: optuna.Trial, name: str, distribution: optuna.distributions.BaseDistribution) -> None:
-    """Draws once more what a driver stored before it died: the next parameter is then drawn as it would have been."""
-    if not distribution.single() and not trial._is_relative_param(name, distribution):
-        frozen = trial.storage.get_trial(trial._trial_id)
-        trial.study.sampler.sample_independent(trial.study, frozen, name, distribution)
