@@ -22,8 +22,8 @@ from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
 from equitune.spec.objectives import UNMEASURED, Bound
+from equitune.spec.resources import Resources
 from equitune.spec.study import StudySpec
-from equitune.spec.trial import Resources
 
 COMPLETE, PRUNED, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
 

@@ -20,9 +20,10 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
-from equitune.search.cluster import Slots, connected, prepare
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
+from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
@@ -182,10 +183,9 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
     from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
+    placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trainable, splits=splits), {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
-        ),
+        tune.with_resources(tune.with_parameters(trainable, splits=splits, resources=spec.resources), placement),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
             scheduler=RungScheduler(engine),
@@ -204,6 +204,15 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
     )
     tuner.fit()
     shutil.rmtree(folder.attempts, ignore_errors=True)
+
+
+def _memory_of_a_gpu(spec: StudySpec) -> float:
+    """In GiB, held against what the study asks for; 0 on the CPU."""
+    if not spec.resources.gpu:
+        return 0.0
+    device_gib = gpu_memory_gib()
+    require_memory(spec.resources, device_gib)
+    return device_gib
 
 
 @contextlib.contextmanager

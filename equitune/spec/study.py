@@ -24,6 +24,7 @@ from equitune.spec.objectives import (
     read_objectives,
     reported,
 )
+from equitune.spec.resources import Resources
 from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
@@ -38,7 +39,7 @@ from equitune.spec.space import (
     settings_section,
 )
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
+from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
 

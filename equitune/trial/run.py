@@ -18,6 +18,7 @@ from equitune.trial.device import is_out_of_memory, make_deterministic, provenan
 from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
+from equitune.trial.memory import peak, reset_peak
 from equitune.trial.resize import at_size
 from equitune.trial.rung import Rungs
 
@@ -45,6 +46,7 @@ def run_trial(
     """
     make_deterministic(config.device)
     clock = _Clock()
+    reset_peak()
     result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
     try:
         data = at_size(data, config.input)
@@ -88,6 +90,7 @@ def run_trial(
         raise  # the disk's fault, not the trial's
     except Exception as error:
         result = _unfinished(result, error)
+    result = result.model_copy(update={"provenance": result.provenance | peak(config.device)})
     if folder:
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
