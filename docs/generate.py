@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 
 from equitune import catalog
 from equitune.cli import cli
-from equitune.spec.study import TRIAL_METRICS, SearchSpec
+from equitune.spec.objectives import TRIAL_METRICS
+from equitune.spec.search import SearchSpec
 from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig
 
 DOCS = Path(__file__).parent

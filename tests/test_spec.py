@@ -170,7 +170,7 @@ speed: high
         "14:13 resources.cpu: must be a number, but got 'none'",
         "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
         "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, stem, augmentation, "
-        "averaging, training, measures, objectives, search, resources",
+        "averaging, training, measures, objectives, constraints, search, resources",
     ]
 
 

@@ -16,7 +16,7 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.report.arms import arms_table, heading, metric_columns, note
-from equitune.report.front import exact_under, short, shown
+from equitune.report.front import exact_under, short, shown, violated
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
@@ -97,7 +97,9 @@ class StudyView:
                 if trial.number not in self._printed and study:
                     self._printed.add(trial.number)
                     values = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in study.objectives)
+                    broken = violated(study, trial)
                     how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
+                    how += f" (violates {broken})" if broken else ""
                     self._console.print(Text(f"{len(self._printed)}/{study.num_planned} {how}"), soft_wrap=True)
 
     def _time_left(self, study: StudyRecord) -> str:
@@ -185,14 +187,14 @@ def _fit(trials: list[TrialRecord]) -> bool:
 
 
 def summary(study: StudyRecord) -> list[str]:
-    """How the trials ended, in a sentence, and one line for each that did not complete."""
+    """How the trials ended, in a sentence, and one line for each that did not complete or violates a constraint."""
     counts: dict[str, int] = {}
     for trial in study.trials:
         counts[trial.state] = counts.get(trial.state, 0) + 1
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial yet"
     lines = [f"{study.name}: {study.state}, {len(study.ended())} of {study.num_planned} trials ({states})"]
-    lines += [f"  trial {trial.number} {trial.state}: {trial.reason}" for trial in study.ended() if trial.reason]
-    return lines
+    reasons = [(trial, trial.reason or violated(study, trial)) for trial in study.ended()]
+    return lines + [f"  trial {trial.number} {trial.state}: {reason}" for trial, reason in reasons if reason]
 
 
 def duration(seconds: float) -> str:

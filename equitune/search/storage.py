@@ -23,7 +23,7 @@ def open_storage(folder: StudyFolder, spec: StudySpec) -> optuna.Study:
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal))),
             study_name=spec.study,
-            directions=list(spec.objectives.values()),
+            directions=list(spec.directions.values()),
             load_if_exists=True,
         )
     except (ValueError, KeyError, json.JSONDecodeError) as error:

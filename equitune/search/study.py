@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,13 +19,14 @@ from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
+from equitune.records.revision import revision
 from equitune.search.cluster import Slots, connected, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
-    from equitune.search.searcher import StudySearcher
+    from equitune.search.engine import Engine
 
 MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
@@ -85,19 +85,19 @@ def _search(
     spec: StudySpec, folder: StudyFolder, splits: Splits, address: str | None, say: Callable[[str], None]
 ) -> Outcome:
     prepare(address)
-    from equitune.search.searcher import StudySearcher  # imports ray.tune and optuna, a second or two
+    from equitune.search.engine import Engine  # imports optuna, most of a second
     from equitune.search.storage import open_storage
 
-    searcher = StudySearcher(spec, folder, open_storage(folder, spec), say)
-    if searcher.is_done():
+    engine = Engine(spec, folder, open_storage(folder, spec), say)
+    if engine.is_done():
         return Outcome("complete")
     say("starting Ray")
-    with connected(spec.resources, address) as slots, _signals(searcher, say):
+    with connected(spec.resources, address) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, searcher)
-    if searcher.halted:
-        return Outcome("halted", searcher.halted)
-    return Outcome("interrupted" if searcher.draining else "complete")
+        _run_trials(spec, folder, splits, slots, engine)
+    if engine.halted:
+        return Outcome("halted", engine.halted)
+    return Outcome("interrupted" if engine.draining else "complete")
 
 
 def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
@@ -116,17 +116,19 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
 
 
 def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
+    """Makes the study's record in its folder; one that is there takes over the budget and the references."""
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        write_json(folder.study, read_json(folder.study) | budget)
+        write_json(folder.study, read_json(folder.study) | budget | {"references": spec.references})
         return
     write_json(
         folder.study,
         {
             "id": uuid.uuid4().hex,
             "study": spec.study,
-            "objectives": spec.objectives,
+            "objectives": spec.directions,
+            "references": spec.references,
+            "constraints": spec.given_constraints(),
             "trials": spec.search.trials,
             "replicates": spec.search.replicates,
             "fingerprint": spec.fingerprint(),
@@ -144,17 +146,8 @@ def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: 
 def provenance() -> dict[str, str]:
     """The program and the place that a study began with."""
     found = {"equitune": __version__, "python": platform.python_version(), "host": platform.node()}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-        found["git"] = revision.stdout.strip()
-    return found
+    git = revision()
+    return found | {"git": git} if git else found
 
 
 @contextlib.contextmanager
@@ -181,11 +174,12 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, searcher: "StudySearcher") -> None:
-    """Lets Ray Tune run trials until the searcher has none left, or the user wants an end."""
+def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine") -> None:
+    """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
 
+    from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
     tuner = tune.Tuner(
@@ -193,7 +187,8 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
             tune.with_parameters(trainable, splits=splits), {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
         ),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=StudySearcher(engine),
+            scheduler=RungScheduler(engine),
             num_samples=-1,
             max_concurrent_trials=slots.concurrent,
             reuse_actors=True,
@@ -203,7 +198,7 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(folder.attempts),
             verbose=0,
-            stop=searcher.stopper(),
+            stop=StopAll(engine),
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
         ),
     )
@@ -212,16 +207,16 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
 
 
 @contextlib.contextmanager
-def _signals(searcher: "StudySearcher", say: Callable[[str], None]) -> Iterator[None]:
+def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
     """First Ctrl-C: begin no more trials. Second, or SIGTERM: stop now; running trials go on from their last epoch."""
 
     def interrupt(signum: int, frame: Any) -> None:
-        if searcher.draining or signum == signal.SIGTERM:
-            searcher.stopping = True
+        if engine.draining or signum == signal.SIGTERM:
+            engine.stopping = True
             say("stopping")
         else:
             say("interrupted: finishing the running trials; press Ctrl-C again to stop them as well")
-        searcher.draining = True
+        engine.draining = True
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -79,7 +79,7 @@ def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResul
         torch.cuda.reset_peak_memory_stats()
 
     def report(epoch: Epoch) -> None:
-        tune.report({"epoch": epoch.epoch})
+        tune.report({"epoch": epoch.epoch, "metrics": json.dumps(epoch.metrics)})
 
     return run_trial(config, device_data(splits, config), folder=folder, on_epoch=report)
 

@@ -6,12 +6,24 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import product
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
 from equitune.spec.design import Cell, counted_trials, factorial
+from equitune.spec.objectives import (
+    BEFORE_TRAINING,
+    Bound,
+    Direction,
+    Objective,
+    declared_metrics,
+    idle_bounds,
+    read_constraints,
+    read_objectives,
+    reported,
+)
+from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
     Choice,
@@ -27,21 +39,7 @@ from equitune.spec.space import (
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
 from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
 
-Direction = Literal["maximize", "minimize"]
-
-# What every trial reports, beside what its measures declare: metric -> the direction that is better.
-TRIAL_METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize", "parameters": "minimize"}
-
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
-
-
-class SearchSpec(Strict):
-    """Who proposes the trials, and when the study has had enough of them."""
-
-    sampler: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
-    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 def _data_config(data: Any) -> DataConfig:
@@ -101,23 +99,6 @@ def _part(name: str) -> Callable[[Any, ValidationInfo], Section | None]:
     return read
 
 
-def _objectives(data: Any, known: ValidationInfo) -> dict[str, Direction]:
-    objectives = mapping_with_text_keys(data, "objectives")
-    if not objectives:
-        raise rule("a study needs at least one objective, such as {accuracy: maximize}")
-    mistakes = Mistakes()
-    metrics = TRIAL_METRICS | declared_metrics(known.data["measures"]) if "measures" in known.data else None
-    for name, direction in objectives.items():
-        if direction not in ("maximize", "minimize"):
-            mistakes.add((name,), f"must be maximize or minimize, but got {shown(direction)}")
-        elif metrics is not None and name not in metrics:
-            mistakes.add((name,), catalog.unknown("metric", name, metrics) + _who_reports(name))
-        elif metrics is not None and direction != metrics[name]:
-            mistakes.add((name,), f"better is to {metrics[name]}, but got {shown(direction)}")
-    mistakes.raise_any()
-    return objectives
-
-
 def _resources(data: Any, known: ValidationInfo) -> Resources:
     resources = data if isinstance(data, Resources) else checked(Resources, data)
     training = known.data.get("training")
@@ -126,29 +107,6 @@ def _resources(data: Any, known: ValidationInfo) -> Resources:
         if precision == "bf16" or (isinstance(precision, Choice) and "bf16" in precision.choice):
             raise rule("training.precision: bf16 needs a GPU, but gpu is 0: set resources.gpu, or train in fp32")
     return resources
-
-
-def declared_metrics(measures: tuple[Call, ...]) -> dict[str, Direction]:
-    """The metrics that these measures report, each with the direction that is better."""
-    metrics: dict[str, Direction] = {}
-    for call in measures:
-        constants = catalog.describe("measure", call.name).constants
-        of_group = constants.get("GROUP_METRICS", {}).get(call.args.get("group"), {})
-        metrics |= {name.format(**call.args): better for name, better in (constants["METRICS"] | of_group).items()}
-    return metrics
-
-
-def _who_reports(metric: str) -> str:
-    """A hint at the measure that would report a metric, were it listed, and at what it must be told."""
-    for name in catalog.names("measure"):
-        parameters = catalog.describe("measure", name).parameters
-        options = {key: get_args(kind) for key, (kind, _) in parameters.items() if get_origin(kind) is Literal}
-        for values in product(*options.values()):
-            call = filled("measure", Call(name=name, args=dict(zip(options, values, strict=True))))
-            if metric in declared_metrics((call,)):
-                said = [f"{key}: {call.args[key]}" for key in options if call.args[key] != parameters[key][1]]
-                return f"; it is reported by measure {' with '.join([name, *said])}: add it under measures"
-    return ""
 
 
 def _components(section: Section) -> list[str]:
@@ -183,7 +141,8 @@ class StudySpec(Strict):
         Section(path="training", branches={"": (Call(name="training"),)})
     )
     measures: Annotated[tuple[Call, ...], BeforeValidator(_measures)] = ()
-    objectives: Annotated[dict[str, Direction], BeforeValidator(_objectives)]
+    objectives: Annotated[dict[str, Objective], BeforeValidator(read_objectives)]
+    constraints: Annotated[dict[str, Bound], BeforeValidator(read_constraints)] = {}
     search: Annotated[SearchSpec, nested(SearchSpec)] = SearchSpec()
     resources: Annotated[Resources, BeforeValidator(_resources)] = Field(default=Resources(), validate_default=True)
 
@@ -201,6 +160,7 @@ class StudySpec(Strict):
     def _designed(self) -> "StudySpec":
         """A grid's trials are counted from its parameters; what is said of their number must agree."""
         search, mistakes = self.search, Mistakes()
+        check_objectives(search, self.objectives)
         if search.sampler != "grid":
             if search.replicates > 1:
                 sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
@@ -223,9 +183,20 @@ class StudySpec(Strict):
         replicate, cell = divmod(number, len(self.cells))
         return replicate, self.cells[cell]
 
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """The objectives in their order, each with the direction that is better."""
+        return {name: objective.direction for name, objective in self.objectives.items()}
+
+    @property
+    def references(self) -> dict[str, float]:
+        """The objectives that have a reference, each with its value."""
+        given = {name: objective.reference for name, objective in self.objectives.items()}
+        return {name: reference for name, reference in given.items() if reference is not None}
+
     def metrics(self) -> dict[str, Direction]:
         """Every metric that a trial of this study reports, with the direction that is better."""
-        return TRIAL_METRICS | declared_metrics(self.measures)
+        return reported(self.measures)
 
     def parameters(self) -> dict[str, Distribution]:
         """What the search varies, by parameter name; those of a branch are used only where it is chosen."""
@@ -263,6 +234,8 @@ class StudySpec(Strict):
             averaging=filled("averaging", averaging) if averaging else None,
             training=checked(TrainingConfig, training.args),
             measures=self.measures,
+            bounds={name: bound for name, bound in self.constraints.items() if name in BEFORE_TRAINING},
+            rung_metrics=tuple(dict.fromkeys([*self.objectives, *self.constraints])),
             device="cuda" if self.resources.gpu else "cpu",
         )
 
@@ -277,9 +250,15 @@ class StudySpec(Strict):
         if self._penalises() and not self.averaging:
             for name, part in self._without_amounts():
                 found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
+        found += idle_bounds(self.constraints, self.measures)
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
+        found += self.search.notices(self.parameters(), self._branching())
         return found
+
+    def given_constraints(self) -> dict[str, dict[str, float]]:
+        """The constraints as plain data: metric -> `at_most`, `at_least` or both."""
+        return {name: bound.given() for name, bound in self.constraints.items()}
 
     def identity(self) -> dict[str, Any]:
         """What makes two studies the same search: all but the budget, the resources and where the data lie."""
@@ -289,13 +268,19 @@ class StudySpec(Strict):
             ),
             **{section.path: section.plain() for section in self._sections()},
             "measures": [call.model_dump(mode="json") for call in self.measures],
-            "objectives": self.objectives,
-            "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+            "objectives": self.directions,
+            **({"constraints": self.given_constraints()} if self.constraints else {}),
+            "search": self.search.identity(),
         }
 
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _branching(self) -> set[str]:
+        """The parameters that a trial has only where their branch is chosen."""
+        choices = [section for section in self._sections() if len(section.branches) > 1]
+        return {name for section in choices for label in section.branches for name, _ in section.parameters_of(label)}
 
     def _penalises(self) -> bool:
         """Whether a trial may add a penalty to its loss."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from equitune.catalog import Arguments
+from equitune.spec.objectives import Bound
 from equitune.spec.space import Call, Scalar, Values
 from equitune.spec.strict import Strict
 
@@ -75,6 +76,10 @@ class TrialConfig(Strict):
     averaging: Call | None = None  # around the model; None: the model alone
     training: TrainingConfig
     measures: tuple[Call, ...]
+    bounds: dict[str, Bound] = {}  # on what is known before training; outside of them the trial does not train
+    rungs: tuple[int, ...] = ()  # epochs after which `rung_metrics` are measured cheaply
+    rung_images: Annotated[int, Field(ge=1)] = 64  # of the validation split, by each measure at a rung
+    rung_metrics: tuple[str, ...] = ()  # the study's objectives, then its other constrained metrics
     device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:

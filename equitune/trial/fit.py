@@ -37,7 +37,7 @@ def fit(
     seed: int,
     folder: TrialFolder | None = None,
     on_epoch: OnEpoch = lambda epoch: None,
-) -> None:
+) -> float:
     """Trains in place.
 
     Args:
@@ -50,6 +50,9 @@ def fit(
         folder: takes the record of each epoch and a checkpoint; where it holds one, training goes on from there.
         on_epoch: called after each epoch that is run here, with its record; what it raises ends the training.
 
+    Returns:
+        The seconds of training of all epochs, those included that another call has run; without their evaluation.
+
     Raises:
         Diverged: the loss is not finite; says at which step.
     """
@@ -60,11 +63,14 @@ def fit(
     forward = torch.compile(model) if training.compile else model
     num_steps = num_batches(len(train.labels), training.batch_size)
     done = _restore(folder.checkpoint, model, optimizer, generator) if folder else 0
+    earlier = folder.read_epochs() if folder else []
+    seconds = sum(record.train_s for record in earlier if record.epoch <= done)
     for epoch in range(done + 1, training.epochs + 1):
         started = time.perf_counter()
         first_step = (epoch - 1) * num_steps
         loss = train_epoch(forward, train, augmentation, training, optimizer, generator, first_step)
         train_s = time.perf_counter() - started
+        seconds += train_s
         validation_loss, hits = evaluate(model, validation)
         record = Epoch(
             epoch=epoch,
@@ -80,6 +86,7 @@ def fit(
             folder.append_epoch(record)
             _save(folder.checkpoint, model, optimizer, generator, epoch)
         on_epoch(record)
+    return seconds
 
 
 def train_epoch(

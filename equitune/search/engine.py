@@ -1,0 +1,204 @@
+"""The search without Ray: what runs next, whether it goes on, and how it ended.
+
+The Optuna storage is the search's truth and each trial's `result.json` is its own; whoever runs the trials may forget
+everything. An engine that dies at any call and is made anew goes on as if nothing had happened.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import optuna
+
+from equitune.analysis.arms import to_test
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.reader import StudyReader
+from equitune.records.results import Measurement, TrialResult
+from equitune.search.samplers import make_sampler
+from equitune.spec.space import Choice, Distribution, IntRange, Scalar
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+# What each state is told as. INFEASIBLE also gets a violated constraint: TPE proposes again what is told as FAIL.
+_OPTUNA_STATES = {
+    "COMPLETE": optuna.trial.TrialState.COMPLETE,
+    "PRUNED": optuna.trial.TrialState.PRUNED,
+    "INFEASIBLE": optuna.trial.TrialState.PRUNED,
+    "FAILED": optuna.trial.TrialState.FAIL,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do: to run a trial, or, without a configuration, to test a finished one."""
+
+    folder: TrialFolder
+    config: TrialConfig | None
+
+    @property
+    def number(self) -> int:
+        return self.folder.number
+
+
+class Engine:
+    """Proposes trials from Optuna and tells it how they ended; at last has the test split read for
+    the final front, or for every trial of a study that compares arms.
+
+    Trials that a dead driver left unfinished go first, under their own number.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        folder: StudyFolder,
+        study: optuna.Study,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._spec, self._folder, self._study, self._say = spec, folder, study, say
+        self._live: dict[int, optuna.Trial] = {}  # the trials that run, by number
+        self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
+        self.draining = False  # no more trials begin
+        self.stopping = False  # those that run stop, and go on another time
+        self.halted: str | None = None  # why nothing can be recorded any more
+        self._num_started = self._count_started()
+        self._orphans = self._reconcile()
+
+    def has_trials_left(self) -> bool:
+        return bool(self._orphans) or self._num_started < self._spec.search.trials
+
+    def is_done(self) -> bool:
+        """Whether every trial has ended and those that count have been tested."""
+        return not (self.has_trials_left() or self._live or self._left_to_test())
+
+    def next_task(self) -> Task | Literal["wait", "over"]:
+        """What a free worker does next: `wait` while what runs may still decide, `over` when nothing is left."""
+        if self.draining:
+            return "over"
+        if self.has_trials_left():
+            return self._next_trial()
+        if self._live:
+            return "wait"  # they may still change the front
+        if self._untested is None:
+            self._untested = self._left_to_test()
+            which = "trials" if self._spec.search.replicates > 1 else "trials of the front"
+            self._say(f"measuring the {len(self._untested)} {which} on the test split")
+        return Task(self._untested.pop(0), None) if self._untested else "over"
+
+    def reached(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Hears of an epoch, and of what was measured after it; returns whether the trial goes on."""
+        return True
+
+    def ended(self, number: int, result: TrialResult) -> None:
+        """Takes the result of a trial. A second one of the same trial changes nothing."""
+        trial = self._live.pop(number, None)
+        if trial is not None:
+            self._tell(trial, result)
+
+    def lost(self, number: int) -> None:
+        """Gives up a trial whose worker died too often."""
+        trial = self._live.pop(number, None)
+        if trial is not None:
+            reason = "its worker was lost again and again: see the study's log"
+            result = TrialResult(number=number, state="FAILED", reason=reason)
+            write_json(self._folder.trial(number).result, result.model_dump(mode="json"))
+            self._tell(trial, result)
+
+    def left(self, number: int) -> None:
+        """A trial was stopped from outside: it stays RUNNING in the study, and goes on with the next driver."""
+        self._live.pop(number, None)
+
+    def tested(self, number: int, metrics: Mapping[str, Measurement]) -> None:
+        """Takes what a finished trial scores on the test split."""
+        plain = {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
+        write_json(self._folder.trial(number).test, plain)
+
+    def _next_trial(self) -> Task:
+        if self._orphans:
+            trial = self._reopened(self._orphans.pop(0))
+        else:
+            self._study.sampler = make_sampler(self._spec, self._num_started)
+            trial = self._study.ask()
+            self._num_started += 1
+        config = self._spec.suggest(trial.number, partial(suggested, trial))
+        folder = self._folder.trial(trial.number)
+        write_json(folder.config, config.to_json())
+        self._live[trial.number] = trial
+        return Task(folder, config)
+
+    def _left_to_test(self) -> list[TrialFolder]:
+        members = to_test(StudyReader(self._folder).read())
+        return [self._folder.trial(trial.number) for trial in members if not trial.test]
+
+    def _count_started(self) -> int:
+        waiting = optuna.trial.TrialState.WAITING
+        return sum(trial.state != waiting for trial in self._study.get_trials(deepcopy=False))
+
+    def _reconcile(self) -> list[int]:
+        """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""
+        orphans = []
+        for frozen in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            path = self._folder.trial(frozen.number).result
+            if path.exists():
+                self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(path.read_bytes()))
+            else:
+                orphans.append(frozen.number)
+        return sorted(orphans)
+
+    def _reopened(self, number: int) -> optuna.Trial:
+        """A begun trial: the parameters it has return as they were, the others are sampled."""
+        self._study.sampler = make_sampler(self._spec, number)
+        storage, study_id = self._study._storage, self._study._study_id
+        return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+    def _tell(self, trial: optuna.Trial, result: TrialResult) -> None:
+        state = _OPTUNA_STATES[result.state]
+        for name, violation in violations(self._spec, result).items():
+            trial.set_constraint(name, violation)
+        values = objective_values(self._spec, result)
+        if result.state == "INFEASIBLE":
+            trial.set_constraint("infeasible", 1.0)
+        elif result.state == "COMPLETE" and values is None:
+            trial.set_constraint("unmeasured", 1.0)
+            state = optuna.trial.TrialState.PRUNED
+        complete = state == optuna.trial.TrialState.COMPLETE
+        self._study.tell(trial, values if complete else None, state=state, skip_if_finished=True)
+
+
+def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None:
+    """The objectives in the study's order; None if one of them has no value."""
+    values = [result.metrics[name].value if name in result.metrics else None for name in spec.objectives]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return values  # type: ignore[return-value]
+
+
+def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
+    """How far a trial lies outside each constraint, at most 0 within; of one that did not complete, where it is known.
+
+    A complete trial without the metric counts as outside.
+    """
+    known = {name: metric.value for name, metric in result.metrics.items()}
+    if result.state == "COMPLETE":
+        known = dict.fromkeys(spec.constraints) | known
+    return {name: bound.violation(known[name]) for name, bound in spec.constraints.items() if name in known}
+
+
+def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:
+    """The value that Optuna proposes for a parameter."""
+    if name in (known := trial.distributions):
+        _draw(trial, name, known[name])
+    if isinstance(distribution, Choice):
+        return trial.suggest_categorical(name, distribution.choice)
+    if isinstance(distribution, IntRange):
+        low, high = distribution.bounds
+        return trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
+    return trial.suggest_float(name, *distribution.bounds, step=distribution.step, log=distribution.log)
+
+
+def _draw(trial: optuna.Trial, name: str, distribution: optuna.distributions.BaseDistribution) -> None:
+    """Draws once more what a driver stored before it died: the next parameter is then drawn as it would have been."""
+    if not distribution.single() and not trial._is_relative_param(name, distribution):
+        frozen = trial.storage.get_trial(trial._trial_id)
+        trial.study.sampler.sample_independent(trial.study, frozen, name, distribution)
