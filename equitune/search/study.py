@@ -27,7 +27,9 @@ from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
     from equitune.search.engine import Engine
+    from equitune.search.postgres import HeldStorage
 
+JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
 MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
@@ -46,6 +48,7 @@ def run_study(
     source: Path | None = None,
     overrides: tuple[str, ...] = (),
     address: str | None = None,
+    storage: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
     """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
@@ -56,6 +59,7 @@ def run_study(
         source: the YAML file, of which a copy is kept.
         overrides: what `--set` changed, recorded.
         address: of a running Ray cluster; None starts a local one and ends it.
+        storage: address of the PostgreSQL database that holds the search; None takes the journal in the folder.
         say: is told what happens, a sentence at a time.
 
     Raises:
@@ -63,7 +67,7 @@ def run_study(
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with driving(folder), logging_to(folder.log):
+        with driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
                 require_same_search(folder, spec)
                 if _is_finished(folder, spec):
@@ -71,9 +75,13 @@ def run_study(
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
-            begin(folder, spec, source, overrides)  # only now: what cannot begin leaves no study behind
-            _record_data(folder, splits)
-            return _search(spec, folder, splits, address, say)
+            from equitune.search.storage import storage_at  # imports optuna, most of a second
+
+            with storage_at(storage, folder, spec) as database:
+                # Only now: what cannot begin leaves no study behind.
+                begin(folder, spec, source, overrides, database.name if database else JOURNAL)
+                _record_data(folder, splits)
+                return _search(spec, folder, splits, address, database, token, say)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
@@ -82,19 +90,27 @@ def run_study(
 
 
 def _search(
-    spec: StudySpec, folder: StudyFolder, splits: Splits, address: str | None, say: Callable[[str], None]
+    spec: StudySpec,
+    folder: StudyFolder,
+    splits: Splits,
+    address: str | None,
+    database: "HeldStorage | None",
+    token: str,
+    say: Callable[[str], None],
 ) -> Outcome:
     prepare(address)
-    from equitune.search.engine import Engine  # imports optuna, most of a second
+    from equitune.search.engine import Engine
     from equitune.search.storage import open_storage
 
-    engine = Engine(spec, folder, open_storage(folder, spec), say)
+    engine = Engine(spec, folder, open_storage(folder, spec, database, say), say)
+    if database:
+        database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, engine)
+        _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
     return Outcome("interrupted" if engine.draining else "complete")
@@ -115,10 +131,12 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
         )
 
 
-def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
+def begin(
+    folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...], storage: str = JOURNAL
+) -> None:
     """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
     if folder.study.exists():
-        budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
+        budget = {"trials": spec.search.trials, "replicates": spec.search.replicates, "storage": storage}
         write_json(folder.study, read_json(folder.study) | budget)
         return
     write_json(
@@ -133,6 +151,7 @@ def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: 
             "identity": spec.identity(),
             "overrides": list(overrides),
             "source": str(source) if source else None,
+            "storage": storage,
             "created": time.time(),
             "provenance": provenance(),
         },
@@ -181,7 +200,9 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine") -> None:
+def _run_trials(
+    spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine", token: str
+) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
@@ -191,7 +212,8 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
 
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trainable, splits=splits), {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
+            tune.with_parameters(trainable, splits=splits, token=token),
+            {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
         ),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),

@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from equitune.datasets._splits import Splits
+from equitune.errors import TakenOver
 from equitune.records.folder import TrialFolder
 from equitune.records.results import Epoch, TrialResult
 from equitune.spec.trial import TrialConfig
@@ -20,9 +21,12 @@ MOST_SIZES = 4  # that are kept on the device beside the data as they are
 _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) -> shape -> data, as long as the worker
 
 
-def trainable(config: dict[str, Any], splits: Splits) -> None:
-    """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one."""
-    folder = TrialFolder(Path(config["folder"]))
+def trainable(config: dict[str, Any], splits: Splits, token: str) -> None:
+    """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
+
+    With its driver's token it writes nothing once another driver has the study.
+    """
+    folder = TrialFolder(Path(config["folder"]), token)
     if config.get("test"):
         tune.report({"test": _test(folder, splits)})
         return
@@ -30,9 +34,12 @@ def trainable(config: dict[str, Any], splits: Splits) -> None:
         tune.report({"result": folder.result.read_text()})
         return
     try:
+        folder.require_held()
         with _logging_to(folder.log):
             result = _run(TrialConfig.from_json_text(config["trial"]), splits, folder)
         tune.report({"result": result.model_dump_json()})
+    except TakenOver as error:
+        tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: free some space" if full else f"cannot be written ({error.strerror}): mend that"

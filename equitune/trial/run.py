@@ -71,6 +71,7 @@ def run_trial(
         amounts = learned_amounts(model, untrained)
         clock.lap("measure")
         if folder:
+            folder.require_held()
             weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
             write_whole(folder.weights, save(weights))
         result = result.model_copy(
@@ -86,6 +87,7 @@ def run_trial(
     except Exception as error:
         result = _unfinished(result, error)
     if folder:
+        folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
     return result
