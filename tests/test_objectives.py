@@ -1,15 +1,22 @@
 """What a study asks of its trials: objectives, constraints, what a trial costs, and what it measures on its way."""
 
+import csv
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from invented import invent
 
+from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
-from equitune.records.reader import StudyReader
+from equitune.records.reader import StudyReader, StudyRecord
 from equitune.records.results import Epoch
+from equitune.report.front import write_front
+from equitune.report.machine import as_json
+from equitune.report.terminal import front_table, summary
 from equitune.search.plan import plan
 from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
@@ -232,3 +239,48 @@ def test_the_study_s_record_says_what_was_asked(study_file: Write, tmp_path: Pat
     assert StudyReader(folder).read().references == {"loss": 3.0}
     with pytest.raises(UserError, match="constraints was"):
         require_same_search(folder, load_study(study_file(MEASURED + "objectives: {loss: minimize}")))
+
+
+# Constraints on what is known afterwards. Invented trials: accuracy 0.5, 0.58, ... and error 0.1, 0.128, ...
+
+
+def study_with(tmp_path: Path, spec: StudySpec, **bounds: Bound) -> StudyRecord:
+    return StudyReader(invent(tmp_path / "small", constrained(spec, **bounds), 6, states={1: "FAILED"})).read()
+
+
+def test_who_violates_a_constraint_is_on_no_front(tmp_path: Path, small_spec: StudySpec) -> None:
+    study = study_with(tmp_path, small_spec, accuracy=Bound(at_least=0.7), parameters=Bound(at_most=5000))
+    assert [trial.number for trial in front(study)] == [4, 3]
+    assert [list(study.violations(trial)) for trial in study.trials] == [
+        ["accuracy"], [], ["accuracy"], [], [], ["parameters"],
+    ]  # fmt: skip
+    assert front(replace(study, constraints={})) == sorted(front(study) + [study.trials[n] for n in (0, 2, 5)],
+                                                           key=lambda trial: -trial.number)  # fmt: skip
+
+
+def test_a_constrained_metric_without_a_value_is_violated(tmp_path: Path, small_spec: StudySpec) -> None:
+    study = study_with(tmp_path, small_spec, loss=Bound(at_most=9.0))  # which no invented trial has
+    assert front(study) == []
+    assert study.violations(study.trials[0]) == {"loss": "it has no value, which counts as outside at_most 9"}
+
+
+def test_every_report_says_what_is_violated(tmp_path: Path, small_spec: StudySpec) -> None:
+    study = study_with(tmp_path, small_spec, accuracy=Bound(at_least=0.7))
+    said = "accuracy: 0.5 is below at_least 0.7"
+    assert "  trial 0 COMPLETE: " + said in summary(study)
+    plain = as_json(study)
+    assert plain["constraints"] == {"accuracy": {"at_least": 0.7}}
+    assert plain["trials"][0]["violates"] == {"accuracy": "0.5 is below at_least 0.7"}
+    _, page, table = write_front(study, tmp_path)
+    rows = {row["trial"]: row for row in csv.DictReader(table.open())}
+    assert (rows["0"]["violates"], rows["0"]["front"]) == (said, "False")
+    assert (rows["5"]["violates"], rows["5"]["front"]) == ("", "True")
+    assert "violates accuracy: 0.5 is below at_least 0.7" in page.read_text()
+
+
+@pytest.mark.parametrize("at_least", [0.0, 0.7, 2.0])  # none, some and all of them
+def test_every_front_with_violators_can_be_drawn(at_least: float, tmp_path: Path, small_spec: StudySpec) -> None:
+    study = study_with(tmp_path, small_spec, accuracy=Bound(at_least=at_least))
+    _, page, _ = write_front(study, tmp_path)
+    assert ("violates a constraint" in page.read_text()) == (at_least > 0)
+    assert front_table(study).row_count == len(front(study))

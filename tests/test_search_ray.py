@@ -137,7 +137,7 @@ def test_a_study_from_the_shell_to_its_answer(finished: Program) -> None:
     assert [trial["number"] for trial in study["trials"]] == [0, 1, 2, 3, 4]
     assert {trial["state"] for trial in study["trials"]} == {"COMPLETE"}
     for trial in study["trials"]:
-        parts = {"metrics", "amounts", "exact"}
+        parts = {"metrics", "amounts", "exact", "violates"}
         assert set(trial) == {"number", "state", "reason", "params", "front"} | parts
         assert set(trial["metrics"]["accuracy"]) == {"value", "stderr", "n"}
     members = [trial["number"] for trial in study["trials"] if trial["front"]]

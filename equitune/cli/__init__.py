@@ -10,6 +10,7 @@ import click
 
 from equitune import __version__
 from equitune.cli import studies, tools, trials
+from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
 from equitune.errors import UserError
@@ -28,6 +29,7 @@ for command in (
     trials.list_studies,
     trials.run_trial_again,
     trials.export,
+    analyze,
     measure,
     tools.ui,
     tools.mlflow,

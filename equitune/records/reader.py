@@ -34,6 +34,11 @@ class TrialRecord:
         return self.config.number
 
     @property
+    def cell(self) -> int:
+        """Its place in the list of a design; of other trials, and of designs from before, its number."""
+        return self.number if self.config.cell is None else self.config.cell
+
+    @property
     def state(self) -> str:
         return self.result.state if self.result else "RUNNING"
 
@@ -70,8 +75,7 @@ class StudyRecord:
     @property
     def state(self) -> str:
         """`running`, `complete`, or `interrupted`: the same command goes on."""
-        ended = sum(trial.result is not None for trial in self.trials)
-        if ended >= self.num_planned:
+        if self.num_settled() >= self.num_planned:
             return "complete"
         return "running" if self.is_driven else "interrupted"
 
@@ -80,8 +84,28 @@ class StudyRecord:
         """How often each combination of parameters is trained."""
         return int(self.info.get("replicates", 1))
 
+    def violations(self, trial: TrialRecord) -> dict[str, str]:
+        """The constraints that a complete trial violates, each with what is wrong; a metric without a value does."""
+        if trial.state != "COMPLETE":
+            return {}
+        values = {name: trial.metrics[name].value if name in trial.metrics else None for name in self.constraints}
+        reasons = {name: bound.why_not(values[name]) for name, bound in self.constraints.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def feasible(self) -> list[TrialRecord]:
+        """The complete trials that keep every constraint: those that a front is made of."""
+        return [trial for trial in self.trials if trial.state == "COMPLETE" and not self.violations(trial)]
+
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]
+
+    def counted(self) -> list[TrialRecord]:
+        """The trials that count, one a cell: of a design, a cell whose trial failed is trained again."""
+        return list({trial.cell: trial for trial in self.trials}.values())
+
+    def num_settled(self) -> int:
+        """How many of those that count have ended."""
+        return sum(trial.result is not None for trial in self.counted())
 
 
 class StudyReader:

@@ -58,6 +58,7 @@ class Epoch(Strict):
     lr: float  # at its end
     train_s: float
     images_per_s: float
+    metrics: dict[str, float] = {}  # at a rung: what was measured cheaply after this epoch
 
 
 class Amount(Strict):

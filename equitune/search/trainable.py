@@ -80,7 +80,7 @@ def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResul
     _spare_modules()
 
     def report(epoch: Epoch) -> None:
-        tune.report({"epoch": epoch.epoch})
+        tune.report({"epoch": epoch.epoch, "metrics": json.dumps(epoch.metrics)})
 
     try:
         data = device_data(splits, config)
