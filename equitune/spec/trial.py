@@ -50,14 +50,6 @@ class DataConfig(Strict):
     args: Values = {}
 
 
-class Resources(Strict):
-    """What one trial occupies, and how many may run at once (None: as many as fit)."""
-
-    cpu: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[float, Field(ge=0)] = 0
-    concurrent: Annotated[int, Field(ge=1)] | None = None
-
-
 class TrialConfig(Strict):
     """Everything that decides a trial's numbers, on a given device and software."""
 
@@ -65,6 +57,7 @@ class TrialConfig(Strict):
     number: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
     replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
+    cell: Annotated[int, Field(ge=0)] | None = None  # place in the list of a design, whatever the number
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
     input: InputConfig = InputConfig()
