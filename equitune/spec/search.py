@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from equitune.spec.space import Choice, Distribution, Scalar
+from equitune.spec.stopping import SchedulerSpec, read_scheduler
 from equitune.spec.strict import Mistakes, Strict, mapping_with_text_keys, rule, shown
 
 GP_TRIALS = 100  # with more, proposing a trial takes seconds, and grows
@@ -44,6 +45,7 @@ class SearchSpec(Strict):
     baseline: Annotated[dict[str, Scalar], BeforeValidator(_values)] | None = None  # what everything is compared with
     design: Design | None = None  # the list of trials, in place of a sampler; `sampler: grid` is `design: factorial`
     best: Annotated[dict[str, Scalar], BeforeValidator(_best)] | None = None  # of toggles: what is taken apart
+    scheduler: Annotated[SchedulerSpec | None, BeforeValidator(read_scheduler)] = None  # stops trials on their way
 
     @property
     def population_size(self) -> int:
@@ -56,6 +58,8 @@ class SearchSpec(Strict):
         if self.population and self.sampler not in ("nsga2", "nsga3"):
             sentence = f"only nsga2 and nsga3 have generations, but the sampler is {self.sampler}: leave it out"
             mistakes.add(("population",), sentence)
+        if self.scheduler and (self.design or self.sampler == "grid"):
+            mistakes.add(("scheduler",), "a design trains each of its trials to the end: leave the scheduler out")
         mistakes.raise_any()
         return self
 
@@ -68,6 +72,7 @@ class SearchSpec(Strict):
             "baseline": self.baseline,
             "best": self.best,
             "design": None if self.design == "factorial" else self.design,
+            "scheduler": self.scheduler and self.scheduler.model_dump(mode="json"),
         }
         return {name: value for name, value in given.items() if value is not None}
 
