@@ -13,7 +13,7 @@ import pytest
 from chaos import Chaos, Search
 from postgres import server
 
-from equitune.records.folder import StudyFolder
+from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
 from equitune.search.storage import open_storage, storage_at
 from equitune.search.study import MAX_LOST_WORKERS
@@ -64,9 +64,9 @@ def answer(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def require_whole(folder: StudyFolder, trials: int, url: str | None = None) -> None:
+def require_whole(folder: StudyFolder, trials: int, url: str | None = None, epochs: int = EPOCHS) -> None:
     """Every trial is there once, told as its folder says, its epochs without a gap."""
-    spec = load_study(folder.searchspace, (f"search.trials={trials}",))
+    spec = load_study(folder.searchspace, tuple(read_json(folder.study)["overrides"]))
     records = StudyReader(folder).read().trials
     assert [record.number for record in records] == list(range(trials))
     assert {record.state for record in records} == {"COMPLETE"}
@@ -78,8 +78,8 @@ def require_whole(folder: StudyFolder, trials: int, url: str | None = None) -> N
         assert trial.params == record.config.params
         assert trial.values == [record.metrics[name].value for name in spec.objectives]
     for each in folder.trials():
-        epochs = [json.loads(line)["epoch"] for line in each.epochs.read_text().splitlines()]
-        assert sorted(set(epochs)) == list(range(1, EPOCHS + 1)), each.path
+        found = [json.loads(line)["epoch"] for line in each.epochs.read_text().splitlines()]
+        assert sorted(set(found)) == list(range(1, epochs + 1)), each.path
         assert not each.checkpoint.exists()
 
 

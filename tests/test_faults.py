@@ -75,6 +75,30 @@ def test_a_worker_does_not_write_the_result_of_another_s_trial(
     assert {"epochs.jsonl", "checkpoint.pt"} == set(written(trial.path))
 
 
+@pytest.mark.parametrize("claims", [True, False])  # who claims nothing fences nobody: the broken twin
+def test_a_worker_that_was_given_up_writes_nothing_more(
+    claims: bool, folder: StudyFolder, small_config: TrialConfig, small_data: DeviceData
+) -> None:
+    """Its machine was cut off, its driver gave the trial to another one, and it trains on."""
+    trial = begun(folder, "first")
+    trial.claim()
+
+    def given_up(epoch: Epoch) -> None:
+        other = TrialFolder(trial.path, "first")
+        if claims:
+            other.claim()
+            other.require_held()
+
+    if not claims:
+        run_trial(small_config, small_data, folder=trial, on_epoch=given_up)
+        assert trial.result.exists()
+        return
+    with pytest.raises(TakenOver, match="another worker"):
+        run_trial(small_config, small_data, folder=trial, on_epoch=given_up)
+    assert len(trial.read_epochs()) == 1
+    assert not trial.result.exists()
+
+
 def test_no_driver_holds_a_trial_whose_study_has_none(folder: StudyFolder) -> None:
     trial = TrialFolder(folder.trial(0).path, "first")
     for text in (None, "", "{}", '{"token": "other"}'):

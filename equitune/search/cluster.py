@@ -54,13 +54,13 @@ def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
     except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
         raise UserError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
     try:
-        yield slots(resources, ray.cluster_resources())
+        yield slots(resources, ray.cluster_resources(), may_grow=address is not None)
     finally:
         ray.shutdown()
 
 
-def slots(resources: Resources, available: dict[str, float]) -> Slots:
-    """As many trials as fit, or as `concurrent` allows.
+def slots(resources: Resources, available: dict[str, float], may_grow: bool = False) -> Slots:
+    """As many trials as fit, or as `concurrent` allows; where machines may join, as many as `concurrent` says.
 
     Raises:
         UserError: not even one fits.
@@ -78,7 +78,8 @@ def slots(resources: Resources, available: dict[str, float]) -> Slots:
     fits = int(cpus // resources.cpu)
     if resources.gpu:
         fits = min(fits, int(gpus // resources.gpu) if resources.gpu >= 1 else int(gpus) * int(1 // resources.gpu))
-    return Slots(min(fits, resources.concurrent or fits), cpus, gpus)
+    concurrent = resources.concurrent or fits
+    return Slots(concurrent if may_grow else min(fits, concurrent), cpus, gpus)
 
 
 def _require_answer(address: str) -> None:

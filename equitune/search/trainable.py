@@ -24,7 +24,7 @@ _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) 
 def trainable(config: dict[str, Any], splits: Splits, token: str) -> None:
     """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
 
-    With its driver's token it writes nothing once another driver has the study.
+    It writes nothing once another driver has the study, or another worker the trial.
     """
     folder = TrialFolder(Path(config["folder"]), token)
     if config.get("test"):
@@ -34,7 +34,7 @@ def trainable(config: dict[str, Any], splits: Splits, token: str) -> None:
         tune.report({"result": folder.result.read_text()})
         return
     try:
-        folder.require_held()
+        folder.claim()
         with _logging_to(folder.log):
             result = _run(TrialConfig.from_json_text(config["trial"]), splits, folder)
         tune.report({"result": result.model_dump_json()})
