@@ -177,7 +177,7 @@ class Step:
 
 def reference_point(study: StudyRecord) -> Reference:
     """What the study gives for an objective, else the worst value of any complete trial."""
-    given = {name: float(value) for name, value in study.info.get("references", {}).items() if name in study.objectives}
+    given = {name: float(value) for name, value in study.references.items() if name in study.objectives}
     table = _losses(study, [trial for trial in study.trials if trial.state == "COMPLETE"])
     known = table[np.isfinite(table).all(axis=1)]
     if not len(known):
