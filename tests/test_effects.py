@@ -19,6 +19,7 @@ from equitune.analysis.paired import effect_of, holm, resampled, sign_flip_p, sm
 from equitune.analysis.pareto import non_dominated
 from equitune.errors import UserError
 from equitune.records.reader import StudyRecord
+from equitune.spec.objectives import Bound
 
 ACCURACY = {"accuracy": "maximize"}
 tied = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=9)
@@ -300,6 +301,14 @@ def test_replicates_are_drawn_together_for_all_arms() -> None:
         values[0, rng.integers(0, 4, 4), 0].mean() < values[1, rng.integers(0, 4, 4), 0].mean() for _ in range(200)
     ]
     assert np.mean(apart) > 0.2  # the broken twin
+
+
+def test_an_arm_whose_mean_violates_a_constraint_is_on_no_front() -> None:
+    values = np.array([[[0.9, 0.1], [0.7, 0.1]], [[0.5, 0.3], [0.6, 0.2]]])
+    for least, numbers in ((0.8, [0]), (0.85, []), (0.4, [0, 1])):
+        constraints = {"accuracy": Bound(at_least=least)}
+        found = front_uncertainty(made(front_rows(values), BOTH, varied=["arm"], constraints=constraints))
+        assert [member.arm.number for member in found.arms] == numbers
 
 
 def test_a_front_of_one_replicate_or_of_nothing() -> None:

@@ -22,8 +22,8 @@ from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
 from equitune.spec.objectives import UNMEASURED, Bound
+from equitune.spec.resources import Resources
 from equitune.spec.study import StudySpec
-from equitune.spec.trial import Resources
 
 COMPLETE, PRUNED, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
 
@@ -297,25 +297,6 @@ def test_more_replicates_extend_a_grid(grid: tuple[StudySpec, StudyFolder], stud
     begin(folder, more, None, ())
     assert StudyReader(folder).read().replicates == 4
     assert play(folder, more, lambda call: False) == spec.cells * 4
-
-
-def test_a_torn_journal_keeps_what_was_whole(folder: StudyFolder, small_spec: StudySpec) -> None:
-    searcher = open_searcher(folder, small_spec)
-    searcher.suggest("a")
-    finish(searcher, folder, "a", outcome(0))
-    with folder.journal.open("ab") as file:
-        file.write(b'{"op_code": 4, "worker_id": "tor')
-    again = open_searcher(folder, small_spec)
-    assert again.suggest("b")["number"] == 1
-    assert states(folder, small_spec) == [COMPLETE, RUNNING]
-
-
-def test_a_damaged_journal_is_refused_in_a_sentence(folder: StudyFolder, small_spec: StudySpec) -> None:
-    open_searcher(folder, small_spec).suggest("a")
-    lines = folder.journal.read_bytes().splitlines(keepends=True)
-    folder.journal.write_bytes(b"".join([*lines[:1], b"garbage\n", *lines[1:]]))
-    with pytest.raises(UserError, match=r"is damaged .*restore it from a copy"):
-        open_searcher(folder, small_spec)
 
 
 def test_another_search_space_is_refused_and_a_larger_budget_is_not(

@@ -33,7 +33,7 @@ class FrontUncertainty:
     """The front of arm means over replicates.
 
     Attributes:
-        arms: those with a value of each objective, in their order.
+        arms: those with a value of each objective whose means keep the constraints, in their order.
         replicates: that have a value at all.
         hypervolume: of the arms' means.
         interval: of what the hypervolume would be of means over endless replicates: the jackknife's pseudo-values
@@ -55,7 +55,9 @@ def front_uncertainty(study: StudyRecord, split: str = "validation") -> FrontUnc
     999 resamples, always the same. An arm's mean is over the drawn replicates in which it has a value. The reference
     point is the study's and does not move.
     """
-    found, reference = arms(study), reference_point(study)
+    found, reference = [arm for arm in arms(study) if _is_feasible(study, arm, split)], reference_point(study)
+    if not found:
+        return FrontUncertainty([], 0, np.nan, effect_of(np.empty(0)), reference)
     values = np.stack([by_replicate(found, name, split) for name in study.objectives], axis=2)  # (arms, n, objectives)
     signs = np.where([direction == "maximize" for direction in study.objectives.values()], -1.0, 1.0)
     losses = values * signs
@@ -78,6 +80,10 @@ def front_uncertainty(study: StudyRecord, split: str = "validation") -> FrontUnc
         interval = effect_of(n * volume - (n - 1) * without)
     members = [ArmOnFront(*row) for row in zip(found, on_front.tolist(), shares.tolist(), strict=True)]
     return FrontUncertainty(members, n, volume, interval, reference)
+
+
+def _is_feasible(study: StudyRecord, arm: Arm, split: str) -> bool:
+    return all(bound.why_not(arm.summary(name, split).mean) is None for name, bound in study.constraints.items())
 
 
 def _means(losses: Array, counts: Array) -> Array:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from equitune.cli.options import (
     root_option,
     same_command,
     set_option,
+    storage_address,
+    storage_option,
     tracking_option,
     tracking_store,
     use_data_root,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
@@ -44,18 +48,20 @@ def search(
     data_root: Path | None,
     tracking_uri: str | None,
     address: str | None,
+    storage: str | None,
     dry_run: bool,
 ) -> None:
     """Run the study in FILE, or go on with it where it was interrupted."""
     from equitune.records.folder import StudyFolder, studies_root
 
-    spec = _load(file, overrides)
+    spec = _load(file, overrides, root)
     use_data_root(data_root)
     if dry_run:
         _print_plan(spec)
         return
     folder = StudyFolder(studies_root(root) / spec.study)
-    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), address)
+    at = {"address": address, "storage": storage_address(storage)}
+    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), at)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -70,12 +76,13 @@ def search(
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @set_option
-def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+@root_option
+def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None) -> None:
     """Say what is wrong with each of FILES, with line and column, without running anything."""
     mistakes = []
     for file in files:
         try:
-            spec = _load(file, overrides)
+            spec = _load(file, overrides, root)
         except UserError as error:
             mistakes.append(str(error))
         else:
@@ -107,18 +114,25 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
         _print_answer(folder, root, metrics, against, draw=False)
 
 
-def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
+def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySpec":
+    from equitune.records.folder import studies_root
     from equitune.search.feasible import require_networks
+    from equitune.search.recorded import recorded_params
     from equitune.spec.load import load_study
 
-    spec = load_study(file, overrides, require_networks)
+    spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
     for notice in spec.notices():
         click.echo(f"{file}: notice: {notice}", err=True)
     return spec
 
 
 def _run(
-    spec: "StudySpec", folder: "StudyFolder", file: Path, overrides: tuple[str, ...], uri: str, address: str | None
+    spec: "StudySpec",
+    folder: "StudyFolder",
+    file: Path,
+    overrides: tuple[str, ...],
+    uri: str,
+    at: dict[str, str | None],
 ) -> Any:
     from rich.console import Console
 
@@ -130,7 +144,7 @@ def _run(
 
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
-        return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
+        return run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
 
 
 def _print_answer(

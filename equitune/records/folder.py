@@ -11,6 +11,7 @@
   attempts/                       Ray Tune's own files, one folder an attempt; disposable
 """
 
+import errno
 import json
 import os
 import re
@@ -19,15 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from equitune import catalog
-from equitune.errors import UserError
+from equitune.errors import TakenOver, UserError
 from equitune.records.results import Epoch
 
 
 class TrialFolder:
-    """The files of one trial, whose folder is named by its number. Its worker writes them, but for `config.json`."""
+    """The files of one trial, whose folder is named by its number. Its worker writes them, but for `config.json`.
 
-    def __init__(self, path: Path, number: int | None = None) -> None:
+    A worker that has its driver's token writes for as long as that driver holds the study: it may outlive it.
+    """
+
+    def __init__(self, path: Path, number: int | None = None, *, token: str | None = None) -> None:
         self.path = path
+        self._token = token
         self.number = int(path.name) if number is None else number
         self.config = path / "config.json"
         self.epochs = path / "epochs.jsonl"
@@ -37,7 +42,13 @@ class TrialFolder:
         self.test = path / "test.json"
         self.log = path / "log.txt"
 
+    def require_held(self) -> None:
+        """Raises TakenOver where another driver holds the study by now, or none."""
+        if self._token is not None and holder(self.path.parent.parent).get("token") != self._token:
+            raise TakenOver(errno.ESTALE, "another driver has taken this study over", str(self.path))
+
     def append_epoch(self, epoch: Epoch) -> None:
+        self.require_held()
         with self.epochs.open("a", encoding="utf-8") as file:
             file.write(epoch.model_dump_json() + "\n")
 
@@ -76,6 +87,14 @@ class StudyFolder:
         parent = self.path / "trials"
         names = sorted(entry.name for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
         return (TrialFolder(parent / name) for name in names)
+
+
+def holder(study: Path) -> dict[str, Any]:
+    """What `driver.json` says of who searches a study, or did; empty where it says nothing."""
+    try:
+        return dict(json.loads((study / "driver.json").read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 def studies_root(root: str | os.PathLike[str] | None = None) -> Path:

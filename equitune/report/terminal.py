@@ -189,16 +189,15 @@ def _fit(trials: list[TrialRecord]) -> bool:
 
 
 def summary(study: StudyRecord) -> list[str]:
-    """How the trials that count ended, in a sentence, and one line for each that did not complete or violates a
-    constraint."""
+    """How the trials that count ended, in a sentence; a line for each that did not complete or breaks a constraint."""
     counted = study.counted()
     counts = Counter(trial.state for trial in counted)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial yet"
     lines = [f"{study.name}: {study.state}, {study.num_settled()} of {study.num_planned} trials ({states})"]
     again = len(study.trials) - len(counted)
     if again:
-        lines.append(f"  {again} {'trials' if again > 1 else 'trial'} that failed {'are' if again > 1 else 'is'} not "
-                     "counted: the same cells were trained again")  # fmt: skip
+        what = "trials that failed are" if again > 1 else "trial that failed is"
+        lines.append(f"  {again} {what} not counted: the same cells were trained again")
     stopped = [trial for trial in study.trials if trial.state == "PRUNED"]
     if stopped:
         saved = sum(trial.config.training.epochs - len(trial.epochs) for trial in stopped)

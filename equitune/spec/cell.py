@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from equitune import catalog
-from equitune.spec.space import Choice, Distribution, IntRange, Scalar, Section
+from equitune.spec.space import Choice, Distribution, IntRange, Scalar, Section, stepped
 from equitune.spec.strict import Location, Mistakes, rule, shown
 
 Cell = dict[str, Scalar]  # parameter name -> value
@@ -33,7 +33,7 @@ def member(distribution: Distribution, value: Any) -> Scalar:
         steps = (value - low) / distribution.step
         if abs(steps - round(steps)) > CLOSE:
             raise rule(f"must be {low} plus a multiple of {distribution.step}, but got {value}")
-        value = float(f"{low + round(steps) * distribution.step:.12g}")
+        value = stepped(low, distribution.step, round(steps))
     return int(value) if is_whole else float(value)
 
 

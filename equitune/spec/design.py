@@ -177,12 +177,20 @@ def require_distinct(study: "StudySpec") -> None:
         key = f"{acting} {config.model_dump_json(exclude=decides)}"
         other = known.setdefault(key, cell)
         if other is not cell and WITHOUT in cell:
-            sentence = "leaving it out changes nothing: remove the line, or name what is not there without it"
+            sentence = "the study is the same without it: leave the line out, or name another component"
             mistakes.add(tuple(str(cell[WITHOUT]).split(".")), sentence)
         elif other is not cell:
             sentence = f"the arms {_apart(cell, other)} and {_apart(other, cell)} train the same: remove one of the two"
             mistakes.add(("search", "design"), sentence)
     mistakes.raise_any()
+
+
+def notices(search: SearchSpec) -> Iterator[str]:
+    """What a design trains once though it is named twice."""
+    best, baseline = search.best or {}, search.baseline or {}
+    differing = [name for name in best if name in baseline and baseline[name] != best[name]]
+    if search.design == "toggles" and len(differing) == 1:
+        yield f"search.best: {differing[0]} alone differs; set back it is the baseline, which is trained once"
 
 
 def _strength(augmentation: str) -> str:

@@ -3,33 +3,13 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune.spec.space import Choice, Distribution, Scalar
 from equitune.spec.stopping import SchedulerSpec, read_scheduler
-from equitune.spec.strict import Mistakes, Strict, mapping_with_text_keys, rule, shown
+from equitune.spec.strict import Mistakes, Strict, rule, shown
 
 GP_TRIALS = 100  # with more, proposing a trial takes seconds, and grows
-
-
-def _values(data: Any) -> dict[str, Any]:
-    """Parameter names with their values, as written."""
-    if not isinstance(data, dict):
-        raise rule(f"must be a mapping from parameters to values, but got {shown(data)}")
-    mistakes, values = Mistakes(), mapping_with_text_keys(data, "values")
-    for name, value in values.items():
-        if isinstance(value, dict | list):
-            sentence = f"takes one value, but got {shown(value)}: write whole names, such as {name}.NAME: 8"
-            mistakes.add((name,), sentence)
-    mistakes.raise_any()
-    return values
-
-
-def _best(data: Any) -> Any:
-    if isinstance(data, str):
-        raise rule(f"must be a mapping from parameters to values, or STUDY/NUMBER of a recorded trial, but got {data}")
-    return _values(data)
-
 
 Design = Literal["factorial", "one_at_a_time", "leave_one_out", "toggles"]
 
@@ -42,10 +22,24 @@ class SearchSpec(Strict):
     replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a design, with seeds paired over the cells
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     population: Annotated[int, Field(ge=2)] | None = None  # trials a generation of nsga2 and nsga3
-    baseline: Annotated[dict[str, Scalar], BeforeValidator(_values)] | None = None  # what everything is compared with
-    design: Design | None = None  # the list of trials, in place of a sampler; `sampler: grid` is `design: factorial`
-    best: Annotated[dict[str, Scalar], BeforeValidator(_best)] | None = None  # of toggles: what is taken apart
+    design: Design | None = None  # a list of trials in place of a sampler; `sampler: grid` is `design: factorial`
+    baseline: dict[str, Scalar] | None = None  # by parameter: what others are compared with; trained first
+    best: dict[str, Scalar] | None = None  # of toggles: what is taken apart; or STUDY/NUMBER, looked up by then
     scheduler: Annotated[SchedulerSpec | None, BeforeValidator(read_scheduler)] = None  # stops trials on their way
+
+    @field_validator("baseline", "best", mode="before")
+    @classmethod
+    def _by_parameter(cls, data: Any, field: ValidationInfo) -> Any:
+        if data is not None and not isinstance(data, dict):
+            or_trial = ", or STUDY/NUMBER of a recorded trial," if field.field_name == "best" else ","
+            raise rule(f"must be a mapping from parameters to values{or_trial} but got {shown(data)}")
+        mistakes = Mistakes()
+        for name, value in (data or {}).items():
+            if isinstance(value, dict | list):
+                sentence = f"takes one value, but got {shown(value)}: write whole names, such as {name}.NAME: 8"
+                mistakes.add((name,), sentence)
+        mistakes.raise_any()
+        return data
 
     @property
     def population_size(self) -> int:
@@ -63,17 +57,12 @@ class SearchSpec(Strict):
         mistakes.raise_any()
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What makes two searches the same one: all but the budget."""
-        given = {
-            "sampler": self.sampler,
-            "seed": self.seed,
-            "population": self.population,
-            "baseline": self.baseline,
-            "best": self.best,
-            "design": None if self.design == "factorial" else self.design,
-            "scheduler": self.scheduler and self.scheduler.model_dump(mode="json"),
-        }
+        given: dict[str, object] = {"sampler": self.sampler, "seed": self.seed, "population": self.population}
+        given |= {"baseline": self.baseline, "best": self.best}
+        given |= {"design": self.design} if self.design != "factorial" else {}
+        given["scheduler"] = self.scheduler and self.scheduler.model_dump(mode="json")
         return {name: value for name, value in given.items() if value is not None}
 
     def notices(self, parameters: Mapping[str, Distribution], branching: Collection[str]) -> Iterator[str]:

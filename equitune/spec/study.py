@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from equitune import catalog
 from equitune.spec.cell import Cell
-from equitune.spec.design import NOTHING, WITHOUT, components, listed, require_distinct, settled, without
+from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
 from equitune.spec.objectives import (
     BEFORE_TRAINING,
     Bound,
@@ -24,6 +24,7 @@ from equitune.spec.objectives import (
     read_objectives,
     reported,
 )
+from equitune.spec.resources import Resources
 from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
@@ -39,7 +40,7 @@ from equitune.spec.space import (
 )
 from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
+from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
 
@@ -256,7 +257,7 @@ class StudySpec(Strict):
 
     def notices(self) -> list[str]:
         """What is allowed but does nothing."""
-        found = []
+        found = list(notices(self.search))
         for calls in self.augmentation.branches.values():
             for call in calls:
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
