@@ -144,7 +144,7 @@ def test_parameters_drawn_in_another_order_are_caught(
     spec_of: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial whose driver died between two parameters, and goes on with the first draw as the second."""
-    one_stream = lambda spec, number: optuna.samplers.RandomSampler(seed=number)  # noqa: E731
+    one_stream = lambda spec, number, given: optuna.samplers.RandomSampler(seed=number)  # noqa: E731
     monkeypatch.setattr(engine, "make_sampler", one_stream)
     with pytest.raises(AssertionError, match="told|COMPLETE"):
         require_same_after_torn_writes(spec_of("random"), tmp_path, "after", monkeypatch)
