@@ -62,7 +62,8 @@ class Engine:
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
-        self._num_started = self._count_started()
+        study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
+        self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
 
     def has_trials_left(self) -> bool:
@@ -131,10 +132,6 @@ class Engine:
         members = to_test(StudyReader(self._folder).read())
         return [self._folder.trial(trial.number) for trial in members if not trial.test]
 
-    def _count_started(self) -> int:
-        waiting = optuna.trial.TrialState.WAITING
-        return sum(trial.state != waiting for trial in self._study.get_trials(deepcopy=False))
-
     def _reconcile(self) -> list[int]:
         """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""
         orphans = []
@@ -187,8 +184,6 @@ def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
 
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:
     """The value that Optuna proposes for a parameter."""
-    if name in (known := trial.distributions):
-        _draw(trial, name, known[name])
     if isinstance(distribution, Choice):
         return trial.suggest_categorical(name, distribution.choice)
     if isinstance(distribution, IntRange):
@@ -196,9 +191,3 @@ def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Sca
         return trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
     return trial.suggest_float(name, *distribution.bounds, step=distribution.step, log=distribution.log)
 
-
-def _draw(trial: optuna.Trial, name: str, distribution: optuna.distributions.BaseDistribution) -> None:
-    """Draws once more what a driver stored before it died: the next parameter is then drawn as it would have been."""
-    if not distribution.single() and not trial._is_relative_param(name, distribution):
-        frozen = trial.storage.get_trial(trial._trial_id)
-        trial.study.sampler.sample_independent(trial.study, frozen, name, distribution)
