@@ -99,11 +99,10 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
 
 
 def num_exact(spec: StudySpec) -> int:
-    """How many proposals do not depend on results: TPE begins with ten random ones, NSGA-II with a population."""
-    from equitune.search.samplers import nsga2_population
+    """How many proposals do not depend on results."""
+    from equitune.search.samplers import num_independent
 
-    first = {"tpe": 10, "nsga2": nsga2_population(spec.search)}.get(spec.search.sampler, spec.search.trials)
-    return min(first, spec.search.trials)
+    return num_independent(spec.search)
 
 
 def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int) -> None:

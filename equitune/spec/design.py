@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, product
 from math import prod
 
-from equitune.spec.space import Choice, Distribution, IntRange, Scalar, Section
+from equitune.spec.space import Choice, Distribution, IntRange, Scalar, Section, stepped
 from equitune.spec.strict import Location, Mistakes
 
 MAX_TRIALS = 10_000  # of a design: more is hardly meant
@@ -26,7 +26,7 @@ def levels(distribution: Distribution) -> tuple[Scalar, ...] | None:
     steps = range(round((high - low) / distribution.step) + 1)
     if isinstance(distribution, IntRange):
         return tuple(low + step * distribution.step for step in steps)
-    return tuple(float(f"{low + step * distribution.step:.12g}") for step in steps)  # 0.3, not 0.30000000000000004
+    return tuple(stepped(low, distribution.step, step) for step in steps)
 
 
 def counted_trials(sections: list[Section], replicates: int) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from equitune.spec.objectives import (
     read_objectives,
     reported,
 )
-from equitune.spec.search import SearchSpec
+from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
     Choice,
@@ -160,6 +160,7 @@ class StudySpec(Strict):
     def _designed(self) -> "StudySpec":
         """A grid's trials are counted from its parameters; what is said of their number must agree."""
         search, mistakes = self.search, Mistakes()
+        check_objectives(search, self.objectives)
         if search.sampler != "grid":
             if search.replicates > 1:
                 sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
@@ -252,6 +253,7 @@ class StudySpec(Strict):
         found += idle_bounds(self.constraints, self.measures)
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
+        found += self.search.notices(self.parameters(), self._branching())
         return found
 
     def given_constraints(self) -> dict[str, dict[str, float]]:
@@ -268,12 +270,17 @@ class StudySpec(Strict):
             "measures": [call.model_dump(mode="json") for call in self.measures],
             "objectives": self.directions,
             **({"constraints": self.given_constraints()} if self.constraints else {}),
-            "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+            "search": self.search.identity(),
         }
 
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _branching(self) -> set[str]:
+        """The parameters that a trial has only where their branch is chosen."""
+        choices = [section for section in self._sections() if len(section.branches) > 1]
+        return {name for section in choices for label in section.branches for name, _ in section.parameters_of(label)}
 
     def _penalises(self) -> bool:
         """Whether a trial may add a penalty to its loss."""
