@@ -94,7 +94,8 @@ def require_same(spec: StudySpec, path: Path, curves: replay.Curves = learns, **
 
 
 @pytest.mark.parametrize(
-    ("sampler", "workers"), [("tpe", 1), ("nsga2", 1), ("random", 1), ("random", 3), ("grid", 1), ("grid", 4)]
+    ("sampler", "workers"),
+    [("tpe", 1), ("nsga2", 1), ("nsga3", 1), ("random", 1), ("random", 3), ("qmc", 3), ("grid", 1), ("grid", 4)],
 )
 @pytest.mark.parametrize("seed", range(2))
 def test_drivers_that_die_at_random_change_nothing(
@@ -144,23 +145,14 @@ def test_parameters_of_one_stream_of_random_numbers_are_caught(
     spec_of: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial whose driver died between two parameters goes on with the first number drawn for the second."""
-    monkeypatch.setattr(samplers.Seeded, "_at", lambda self, name: self._joint if name else self._make(hash(self._key)))
+    at = samplers.Seeded._at
+    monkeypatch.setattr(samplers.Seeded, "_at", lambda self, name: self._joint if name else at(self, name))
     with pytest.raises(AssertionError, match="COMPLETE"):
         require_same_after_torn_writes(spec_of("random"), tmp_path, "after", monkeypatch)
 
 
 def forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.Engine, "_reconcile", lambda self: [])
-
-
-def repeats_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samplers go on drawing from where they are, as Optuna's do, instead of being a function of the number."""
-    going_on = {}
-
-    def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
-        return going_on.setdefault("sampler", samplers.make_sampler(spec, number))
-
-    monkeypatch.setattr(engine, "make_sampler", make_sampler)
 
 
 def begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +166,7 @@ def begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.Engine, "_reconcile", reconcile)
 
 
-@pytest.mark.parametrize("breaks", [forgets, repeats_its_seed, begins_anew])
+@pytest.mark.parametrize("breaks", [forgets, begins_anew])
 def test_broken_twins_are_caught(
     breaks: Callable[..., None], spec_of: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,4 +190,3 @@ def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Sca
         low, high = distribution.bounds
         return trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
     return trial.suggest_float(name, *distribution.bounds, step=distribution.step, log=distribution.log)
-
