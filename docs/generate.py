@@ -5,7 +5,7 @@ python docs/generate.py
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import click
 from pydantic import BaseModel
@@ -97,13 +97,15 @@ def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:
 def readable(kind: Any, constraints: list[Any]) -> str:
     """A type and its bounds, such as `int >= 1`."""
     if hasattr(kind, "__metadata__"):  # Annotated
-        kind, constraints = kind.__origin__, kind.__metadata__[0].metadata
+        kind, constraints = kind.__origin__, getattr(kind.__metadata__[0], "metadata", [])
     bounds = [
         f"{sign} {getattr(constraint, key)}"
         for constraint in constraints
         for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
         if getattr(constraint, key, None) is not None
     ]
+    if get_origin(kind) is dict:
+        return "parameter: value, ..."
     name = "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
     return f"{name} {', '.join(bounds)}".strip()
 

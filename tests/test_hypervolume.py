@@ -104,17 +104,17 @@ def test_a_reference_point_is_a_finite_number_for_each_objective(reference: list
 def test_two_thousand_trials_take_a_moment_and_one_more_of_ten_thousand_nothing(objectives: int) -> None:
     rng = np.random.default_rng(0)
     points = rng.random((10_000, objectives))
-    began = time.perf_counter()
+    began = time.process_time()
     whole = hypervolume(points[:2000], np.ones(objectives))
-    assert time.perf_counter() - began < 2  # 0.05 s alone on a core
+    assert time.process_time() - began < 2  # 0.05 s alone on a core
     volume = Hypervolume([1.0] * objectives)
     for point in points[:2000]:
         volume.add(point)
     assert volume.value == pytest.approx(whole)
-    began = time.perf_counter()
+    began = time.process_time()
     for point in points[2000:]:
         volume.add(point)
-    assert time.perf_counter() - began < 8  # 1 ms each; 0.1 s for all alone on a core
+    assert time.process_time() - began < 8  # 1 ms each; 0.1 s for all alone on a core
 
 
 def test_a_study_grows_below_one_reference_point() -> None:

@@ -18,7 +18,7 @@ from equitune.analysis.pareto import front
 from equitune.errors import Infeasible
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.search import engine, replay, samplers
+from equitune.search import engine, replay
 from equitune.search.replay import TEST_S, DriverDied, WorkerLost
 from equitune.search.storage import open_storage
 from equitune.spec.load import load_study
@@ -144,15 +144,25 @@ def test_drivers_that_die_within_a_write_change_nothing(
 def test_parameters_of_one_stream_of_random_numbers_are_caught(
     spec_of: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trial whose driver died between two parameters goes on with the first number drawn for the second."""
-    at = samplers.Seeded._at
-    monkeypatch.setattr(samplers.Seeded, "_at", lambda self, name: self._joint if name else at(self, name))
-    with pytest.raises(AssertionError, match="COMPLETE"):
+    """A trial whose driver died between two parameters, and goes on with the first draw as the second."""
+    one_stream = lambda spec, number, *given: optuna.samplers.RandomSampler(seed=number)  # noqa: E731
+    monkeypatch.setattr(engine, "make_sampler", one_stream)
+    with pytest.raises(AssertionError, match="told|COMPLETE"):
         require_same_after_torn_writes(spec_of("random"), tmp_path, "after", monkeypatch)
 
 
 def forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.Engine, "_reconcile", lambda self: [])
+
+
+def repeats_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samplers go on drawing from where they are, as Optuna's do, instead of being a function of the number."""
+    going_on = {}
+
+    def make_sampler(spec: StudySpec, number: int, *given: Any) -> optuna.samplers.BaseSampler:
+        return going_on.setdefault("sampler", optuna.samplers.TPESampler(seed=7, constant_liar=True))
+
+    monkeypatch.setattr(engine, "make_sampler", make_sampler)
 
 
 def begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +176,7 @@ def begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.Engine, "_reconcile", reconcile)
 
 
-@pytest.mark.parametrize("breaks", [forgets, begins_anew])
+@pytest.mark.parametrize("breaks", [forgets, repeats_its_seed, begins_anew])
 def test_broken_twins_are_caught(
     breaks: Callable[..., None], spec_of: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

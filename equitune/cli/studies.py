@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def search(
     """Run the study in FILE, or go on with it where it was interrupted."""
     from equitune.records.folder import StudyFolder, studies_root
 
-    spec = _load(file, overrides)
+    spec = _load(file, overrides, root)
     use_data_root(data_root)
     if dry_run:
         _print_plan(spec)
@@ -62,7 +63,7 @@ def search(
     if outcome.state == "interrupted":
         click.echo(f"Go on:   {same_command()}")
         sys.exit(INTERRUPTED)
-    failed = [trial for trial in study.trials if trial.state == "FAILED"]
+    failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
     sys.exit(DONE if completed and not failed else TRIALS_FAILED)
 
@@ -70,12 +71,13 @@ def search(
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @set_option
-def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+@root_option
+def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None) -> None:
     """Say what is wrong with each of FILES, with line and column, without running anything."""
     mistakes = []
     for file in files:
         try:
-            spec = _load(file, overrides)
+            spec = _load(file, overrides, root)
         except UserError as error:
             mistakes.append(str(error))
         else:
@@ -107,11 +109,13 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
         _print_answer(folder, root, metrics, against, draw=False)
 
 
-def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
+def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySpec":
+    from equitune.records.folder import studies_root
     from equitune.search.feasible import require_networks
+    from equitune.search.recorded import recorded_params
     from equitune.spec.load import load_study
 
-    spec = load_study(file, overrides, require_networks)
+    spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
     for notice in spec.notices():
         click.echo(f"{file}: notice: {notice}", err=True)
     return spec

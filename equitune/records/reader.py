@@ -34,6 +34,11 @@ class TrialRecord:
         return self.config.number
 
     @property
+    def cell(self) -> int:
+        """Its place in the list of a design; of other trials, and of designs from before, its number."""
+        return self.number if self.config.cell is None else self.config.cell
+
+    @property
     def state(self) -> str:
         return self.result.state if self.result else "RUNNING"
 
@@ -70,8 +75,7 @@ class StudyRecord:
     @property
     def state(self) -> str:
         """`running`, `complete`, or `interrupted`: the same command goes on."""
-        ended = sum(trial.result is not None for trial in self.trials)
-        if ended >= self.num_planned:
+        if self.num_settled() >= self.num_planned:
             return "complete"
         return "running" if self.is_driven else "interrupted"
 
@@ -94,6 +98,14 @@ class StudyRecord:
 
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]
+
+    def counted(self) -> list[TrialRecord]:
+        """The trials that count, one a cell: of a design, a cell whose trial failed is trained again."""
+        return list({trial.cell: trial for trial in self.trials}.values())
+
+    def num_settled(self) -> int:
+        """How many of those that count have ended."""
+        return sum(trial.result is not None for trial in self.counted())
 
 
 class StudyReader:

@@ -122,7 +122,7 @@ def _listed(folder: StudyFolder) -> ListedStudy:
         study=folder.name,
         state=study.state,
         changed=changed,
-        ended=len(study.ended()),
+        ended=study.num_settled(),
         planned=study.num_planned,
         front=len(members),
         best=best,

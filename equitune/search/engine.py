@@ -16,6 +16,7 @@ from equitune.analysis.arms import to_test
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
+from equitune.search.cells import OpenCells
 from equitune.search.samplers import make_sampler
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
@@ -57,6 +58,8 @@ class Engine:
         say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._spec, self._folder, self._study, self._say = spec, folder, study, say
+        self._cell_of: dict[int, int] = {}  # of a design, by the trials' numbers
+        self._cells: OpenCells | None = None
         self._live: dict[int, optuna.Trial] = {}  # the trials that run, by number
         self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
         self.draining = False  # no more trials begin
@@ -65,9 +68,12 @@ class Engine:
         study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
         self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
+        if spec.search.design:
+            self._open_cells()
 
     def has_trials_left(self) -> bool:
-        return bool(self._orphans) or self._num_started < self._spec.search.trials
+        is_open = self._num_started < self._spec.search.trials if self._cells is None else bool(self._cells)
+        return bool(self._orphans) or is_open
 
     def is_done(self) -> bool:
         """Whether every trial has ended and those that count have been tested."""
@@ -119,10 +125,15 @@ class Engine:
         if self._orphans:
             trial = self._reopened(self._orphans.pop(0))
         else:
-            self._study.sampler = make_sampler(self._spec, self._num_started)
+            if self._cells is not None:
+                self._cell_of[self._num_started] = self._cells.take()
+            self._study.sampler = self._sampler(self._num_started)
             trial = self._study.ask()
             self._num_started += 1
-        config = self._spec.suggest(trial.number, partial(suggested, trial))
+        cell = self._cell_of.get(trial.number)
+        if cell is not None:
+            trial.set_user_attr("cell", cell)
+        config = self._spec.suggest(trial.number, partial(suggested, trial), cell)
         folder = self._folder.trial(trial.number)
         write_json(folder.config, config.to_json())
         self._live[trial.number] = trial
@@ -143,9 +154,27 @@ class Engine:
                 orphans.append(frozen.number)
         return sorted(orphans)
 
+    def _open_cells(self) -> None:
+        """Finds out which cell each trial of a design has, and which cells are left."""
+        settled = set()
+        for trial in self._study.get_trials(deepcopy=False):
+            cell = trial.user_attrs.get("cell")
+            if cell is None and self._folder.trial(trial.number).config.exists():
+                cell = trial.number  # from when a trial's number was its cell
+            if cell is not None:
+                self._cell_of[trial.number] = cell
+                settled |= {cell} if trial.state != optuna.trial.TrialState.FAIL else set()
+        self._cells = OpenCells(self._spec.search.trials, settled)
+        for number in self._orphans:
+            if number not in self._cell_of and self._cells:  # its driver died before it could say: the next one, again
+                self._cell_of[number] = self._cells.take()
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number)))
+
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
-        self._study.sampler = make_sampler(self._spec, number)
+        self._study.sampler = self._sampler(number)
         storage, study_id = self._study._storage, self._study._study_id
         return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
@@ -159,6 +188,8 @@ class Engine:
         elif result.state == "COMPLETE" and values is None:
             trial.set_constraint("unmeasured", 1.0)
             state = optuna.trial.TrialState.PRUNED
+        if result.state == "FAILED" and self._cells is not None:
+            self._cells.failed(self._cell_of[trial.number])
         complete = state == optuna.trial.TrialState.COMPLETE
         self._study.tell(trial, values if complete else None, state=state, skip_if_finished=True)
 

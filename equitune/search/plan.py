@@ -93,7 +93,7 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     study = optuna.create_study(directions=list(spec.directions.values()))
     configs = []
     for number in range(spec.search.trials):
-        study.sampler = make_sampler(spec, number)
+        study.sampler = make_sampler(spec, number, spec.given(number))
         configs.append(spec.suggest(number, partial(suggested, study.ask())))
     return configs
 

@@ -18,21 +18,22 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from equitune.search.recent import RecentTPESampler
-from equitune.spec.design import Cell
+from equitune.spec.cell import Cell
 from equitune.spec.search import SearchSpec
 from equitune.spec.study import StudySpec
 
 TPE_STARTUP = GP_STARTUP = 10  # random trials at first: Optuna's own defaults, on which the dry run relies
 
 
-def make_sampler(spec: StudySpec, number: int) -> BaseSampler:
-    """The sampler that proposes the trial of that number."""
+def make_sampler(spec: StudySpec, number: int, given: Cell | None = None) -> BaseSampler:
+    """The sampler that proposes the trial of that number; its values may be given."""
     search = spec.search
-    if search.sampler == "grid":
-        return CellSampler(spec.planned(number)[1])
+    if given is not None and search.design:
+        return CellSampler(given)
     if search.sampler == "qmc":
-        return CellSampler(sobol_cell(spec, number))
-    return Seeded(lambda seed: _optuna_sampler(search, seed), f"{search.seed}/{number}")
+        return CellSampler(given or sobol_cell(spec, number))
+    sampler = Seeded(lambda seed: _optuna_sampler(search, seed), f"{search.seed}/{number}")
+    return CellSampler(given, sampler) if given is not None else sampler
 
 
 def num_independent(search: SearchSpec) -> int:
@@ -113,22 +114,24 @@ class _GaussianProcess(optuna.samplers.GPSampler):
 
 
 class CellSampler(BaseSampler):
-    """Proposes the values of one cell of a design.
+    """Proposes given values: those of a baseline, or of one cell of a design.
 
     Optuna's GridSampler knows no conditional parameters and no replicates, and proposes in an order of its own;
     enqueued trials would be a second list of the design, in the journal, that a driver may die in the middle of.
     """
 
-    def __init__(self, cell: Cell) -> None:
-        self._cell = cell
+    def __init__(self, cell: Cell, beside: BaseSampler | None = None) -> None:
+        """`beside` takes the trial among its own, as one of a generation; its values count for nothing."""
+        self._cell, self._beside = cell, beside
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
+        return self._beside.infer_relative_search_space(study, trial) if self._beside else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return {}
+        proposed = self._beside.sample_relative(study, trial, search_space) if self._beside else {}
+        return {name: self._cell[name] for name in proposed if name in self._cell}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -228,8 +228,9 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
 
 def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
-    enough = len(study.ended()) >= spec.search.trials
-    return study.state == "complete" and enough and all(trial.test for trial in to_test(study))
+    enough = study.num_settled() >= spec.search.trials
+    again = spec.search.design and any(trial.state == "FAILED" for trial in study.counted())
+    return study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:

@@ -1,24 +1,43 @@
 """The `search` section of a study: who proposes its trials, and when it has had enough of them."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from equitune.spec.space import Choice, Distribution
-from equitune.spec.strict import Mistakes, Strict
+from equitune.spec.space import Choice, Distribution, Scalar
+from equitune.spec.strict import Mistakes, Strict, rule, shown
 
 GP_TRIALS = 100  # with more, proposing a trial takes seconds, and grows
+
+Design = Literal["factorial", "one_at_a_time", "leave_one_out", "toggles"]
 
 
 class SearchSpec(Strict):
     """Who proposes the trials, and when the study has had enough of them."""
 
     sampler: Literal["tpe", "random", "qmc", "grid", "nsga2", "nsga3", "gp", "cmaes"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20  # of a grid: cells times replicates
-    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a grid, with seeds paired over the cells
+    trials: Annotated[int, Field(ge=1)] = 20  # of a design: cells times replicates
+    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a design, with seeds paired over the cells
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     population: Annotated[int, Field(ge=2)] | None = None  # trials a generation of nsga2 and nsga3
+    design: Design | None = None  # a list of trials in place of a sampler; `sampler: grid` is `design: factorial`
+    baseline: dict[str, Scalar] | None = None  # by parameter: what others are compared with; trained first
+    best: dict[str, Scalar] | None = None  # of toggles: what is taken apart; or STUDY/NUMBER, looked up by then
+
+    @field_validator("baseline", "best", mode="before")
+    @classmethod
+    def _by_parameter(cls, data: Any, field: ValidationInfo) -> Any:
+        if data is not None and not isinstance(data, dict):
+            or_trial = ", or STUDY/NUMBER of a recorded trial," if field.field_name == "best" else ","
+            raise rule(f"must be a mapping from parameters to values{or_trial} but got {shown(data)}")
+        mistakes = Mistakes()
+        for name, value in (data or {}).items():
+            if isinstance(value, dict | list):
+                sentence = f"takes one value, but got {shown(value)}: write whole names, such as {name}.NAME: 8"
+                mistakes.add((name,), sentence)
+        mistakes.raise_any()
+        return data
 
     @property
     def population_size(self) -> int:
@@ -36,7 +55,9 @@ class SearchSpec(Strict):
 
     def identity(self) -> dict[str, object]:
         """What makes two searches the same one: all but the budget."""
-        given = {"sampler": self.sampler, "seed": self.seed, "population": self.population}
+        given: dict[str, object] = {"sampler": self.sampler, "seed": self.seed, "population": self.population}
+        given |= {"baseline": self.baseline, "best": self.best}
+        given |= {"design": self.design} if self.design != "factorial" else {}
         return {name: value for name, value in given.items() if value is not None}
 
     def notices(self, parameters: Mapping[str, Distribution], branching: Collection[str]) -> Iterator[str]:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
-from equitune.spec.design import Cell, counted_trials, factorial
+from equitune.spec.cell import Cell
+from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
 from equitune.spec.objectives import (
     BEFORE_TRAINING,
     Bound,
@@ -158,30 +159,23 @@ class StudySpec(Strict):
 
     @model_validator(mode="after")
     def _designed(self) -> "StudySpec":
-        """A grid's trials are counted from its parameters; what is said of their number must agree."""
-        search, mistakes = self.search, Mistakes()
-        check_objectives(search, self.objectives)
-        if search.sampler != "grid":
-            if search.replicates > 1:
-                sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
-                mistakes.add(("search", "replicates"), sentence)
-            mistakes.raise_any()
-            return self
-        trials, counted = counted_trials(list(self._sections()), search.replicates)
-        if "trials" in search.model_fields_set and search.trials != trials:
-            mistakes.add(("search", "trials"), f"{counted} are {trials} trials, but got {search.trials}: leave it out")
-        mistakes.raise_any()
-        return self.model_copy(update={"search": search.model_copy(update={"trials": trials})})
+        """Baseline, best and design are checked against the space; a design's trials are counted."""
+        check_objectives(self.search, self.objectives)
+        study = self.model_copy(update={"search": settled(self.search, self.sections())})
+        require_distinct(study)
+        return study
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Of a grid: the combinations of values, each of which is trained once a replicate."""
-        return factorial(self._sections())
+        """Of a design: the combinations of values, each of which is trained once a replicate."""
+        return listed(self.search, self.sections())
 
-    def planned(self, number: int) -> tuple[int, Cell]:
-        """Of a grid: the replicate and the cell of the trial of that number, replicate by replicate."""
-        replicate, cell = divmod(number, len(self.cells))
-        return replicate, self.cells[cell]
+    def given(self, place: int) -> Cell | None:
+        """The values of the trial at a place in the list of trials, where they do not come from a sampler: a design's
+        cells, replicate by replicate; else the baseline, which is first."""
+        if self.search.design:
+            return self.cells[place % len(self.cells)]
+        return self.search.baseline if place == 0 else None
 
     @property
     def directions(self) -> dict[str, Direction]:
@@ -200,29 +194,38 @@ class StudySpec(Strict):
 
     def parameters(self) -> dict[str, Distribution]:
         """What the search varies, by parameter name; those of a branch are used only where it is chosen."""
-        return dict(pair for section in self._sections() for pair in section.parameters())
+        left_out = {WITHOUT: self._left_out()} if self.search.design == "leave_one_out" else {}
+        return left_out | dict(pair for section in self.sections() for pair in section.parameters())
 
-    def suggest(self, number: int, pick: Pick) -> TrialConfig:
-        """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs."""
-        params = {}
-        is_grid = self.search.sampler == "grid"
-        replicate = self.planned(number)[0] if is_grid else 0
+    def _left_out(self) -> Choice:
+        return Choice(choice=(NOTHING, *components(self.sections(), self.search.baseline or {})))
+
+    def suggest(self, number: int, pick: Pick, cell: int | None = None) -> TrialConfig:
+        """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs.
+
+        `cell` is its place in the list of a design, which is its number where none is given.
+        """
+        params: Cell = {}
+        place = number if cell is None else cell
+        replicate = place // len(self.cells) if self.search.design else 0
 
         def noted(name: str, distribution: Distribution) -> Any:
             params[name] = pick(name, distribution)
             return params[name]
 
-        given = self.input.suggest(noted)[0].args if self.input else {}
-        model = self.model.suggest(noted)[0]
-        prior, downsampler, stem = (_chosen(part, getattr(self, part), model.name, noted) for part in catalog.PARTS)
-        augmentation = self.augmentation.suggest(noted)
-        averaging = self.averaging.suggest(noted)[0] if self.averaging else None
-        training = self.training.suggest(noted)[0]
+        arm = self._arm(noted)
+        given = arm.input.suggest(noted)[0].args if arm.input else {}
+        model = arm.model.suggest(noted)[0]
+        prior, downsampler, stem = (_chosen(part, getattr(arm, part), model.name, noted) for part in catalog.PARTS)
+        augmentation = arm.augmentation.suggest(noted)
+        averaging = arm.averaging.suggest(noted)[0] if arm.averaging else None
+        training = arm.training.suggest(noted)[0]
         return TrialConfig(
             study=self.study,
             number=number,
             replicate=replicate,
-            seed=derived_seed(self.search.seed, 0 if is_grid else number, replicate),
+            cell=place if self.search.design else None,
+            seed=derived_seed(self.search.seed, 0 if self.search.design else number, replicate),
             params=params,
             data=self.data,
             input=checked(InputConfig, given),
@@ -239,9 +242,17 @@ class StudySpec(Strict):
             device="cuda" if self.resources.gpu else "cpu",
         )
 
+    def _arm(self, pick: Pick) -> "StudySpec":
+        """The study itself; of leave_one_out, what it is without the line of the component that is picked."""
+        if self.search.design != "leave_one_out":
+            return self
+        component = str(pick(WITHOUT, self._left_out()))
+        path = component.partition(".")[0]
+        return self if component == NOTHING else self.model_copy(update={path: without(getattr(self, path), component)})
+
     def notices(self) -> list[str]:
         """What is allowed but does nothing."""
-        found = []
+        found = list(notices(self.search))
         for calls in self.augmentation.branches.values():
             for call in calls:
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
@@ -266,7 +277,7 @@ class StudySpec(Strict):
             "data": self.data.model_dump(
                 mode="json", exclude={"root"} | ({"task"} if self.data.task == "class" else set())
             ),
-            **{section.path: section.plain() for section in self._sections()},
+            **{section.path: section.plain() for section in self.sections()},
             "measures": [call.model_dump(mode="json") for call in self.measures],
             "objectives": self.directions,
             **({"constraints": self.given_constraints()} if self.constraints else {}),
@@ -279,7 +290,7 @@ class StudySpec(Strict):
 
     def _branching(self) -> set[str]:
         """The parameters that a trial has only where their branch is chosen."""
-        choices = [section for section in self._sections() if len(section.branches) > 1]
+        choices = [section for section in self.sections() if len(section.branches) > 1]
         return {name for section in choices for label in section.branches for name, _ in section.parameters_of(label)}
 
     def _penalises(self) -> bool:
@@ -302,17 +313,12 @@ class StudySpec(Strict):
 
     def network_sections(self) -> list[Section]:
         """The sections that decide which network a trial trains."""
-        return [section for section in self._sections() if section.path not in ("augmentation", "training")]
+        return [section for section in self.sections() if section.path not in ("augmentation", "training")]
 
-    def _sections(self) -> Iterator[Section]:
-        if self.input:
-            yield self.input
-        yield self.model
-        yield from (part for part in (self.prior, self.downsampler, self.stem) if part)
-        yield self.augmentation
-        if self.averaging:
-            yield self.averaging
-        yield self.training
+    def sections(self) -> list[Section]:
+        """The parts of the study that may hold parameters, in the order in which a trial asks for them."""
+        parts = (self.input, self.model, self.prior, self.downsampler, self.stem)
+        return [part for part in (*parts, self.augmentation, self.averaging, self.training) if part]
 
 
 def filled_value(call: Call, key: str) -> Any:

@@ -65,6 +65,7 @@ class TrialConfig(Strict):
     number: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
     replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
+    cell: Annotated[int, Field(ge=0)] | None = None  # place in the list of a design, whatever the number
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
     input: InputConfig = InputConfig()

@@ -21,6 +21,7 @@ from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import Augment, DeviceSplit
 
 OnEpoch = Callable[[Epoch], None]
+AtRung = Callable[[nn.Module, Epoch, float], dict[str, float]]  # model, its epoch, seconds of training -> metrics
 
 
 class Diverged(Infeasible):
@@ -37,6 +38,7 @@ def fit(
     seed: int,
     folder: TrialFolder | None = None,
     on_epoch: OnEpoch = lambda epoch: None,
+    at_rung: AtRung = lambda model, epoch, seconds: {},
 ) -> float:
     """Trains in place.
 
@@ -49,6 +51,7 @@ def fit(
         seed: decides the order of images and all augmentation.
         folder: takes the record of each epoch and a checkpoint; where it holds one, training goes on from there.
         on_epoch: called after each epoch that is run here, with its record; what it raises ends the training.
+        at_rung: what it returns becomes part of an epoch's record; it leaves the model as it is.
 
     Returns:
         The seconds of training of all epochs, those included that another call has run; without their evaluation.
@@ -82,6 +85,7 @@ def fit(
             train_s=train_s,
             images_per_s=num_steps * min(training.batch_size, len(train.labels)) / train_s,
         )
+        record = record.model_copy(update={"metrics": at_rung(model, record, seconds)})
         if folder:  # the record first: a crash between the two repeats an epoch, and its record is written again
             folder.append_epoch(record)
             _save(folder.checkpoint, model, optimizer, generator, epoch)

@@ -19,6 +19,7 @@ from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
 from equitune.trial.resize import at_size
+from equitune.trial.rung import Rungs
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def run_trial(
             seed=config.seed,
             folder=folder,
             on_epoch=on_epoch,
+            at_rung=Rungs(config, validation, cost).metrics,
         )
         clock.lap("fit")
         untrained = build_model(config, data)
