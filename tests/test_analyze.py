@@ -91,6 +91,11 @@ def test_a_study_without_replicates(objectives: str, tmp_path: Path, study_file:
     json.dumps(as_json(study), allow_nan=False)
 
 
+def test_one_arm_alone_has_no_effects() -> None:
+    rows = [{"accuracy": 0.5 + 0.1 * r, "replicate": r} for r in range(3)]
+    assert "none: there is one arm alone" in text_of(made(rows, {"accuracy": "maximize"}))
+
+
 @pytest.mark.parametrize("rows", [[], [{"state": "FAILED"}], [{"state": "RUNNING"}], [{"accuracy": 0.5}]])
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_a_study_without_a_finished_trial(rows: list[dict[str, object]], replicates: int) -> None:

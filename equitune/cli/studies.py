@@ -17,6 +17,8 @@ from equitune.cli.options import (
     root_option,
     same_command,
     set_option,
+    storage_address,
+    storage_option,
     tracking_option,
     tracking_store,
     use_data_root,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
@@ -45,6 +48,7 @@ def search(
     data_root: Path | None,
     tracking_uri: str | None,
     address: str | None,
+    storage: str | None,
     dry_run: bool,
 ) -> None:
     """Run the study in FILE, or go on with it where it was interrupted."""
@@ -56,7 +60,8 @@ def search(
         _print_plan(spec)
         return
     folder = StudyFolder(studies_root(root) / spec.study)
-    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), address)
+    at = {"address": address, "storage": storage_address(storage)}
+    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), at)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -122,7 +127,12 @@ def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySp
 
 
 def _run(
-    spec: "StudySpec", folder: "StudyFolder", file: Path, overrides: tuple[str, ...], uri: str, address: str | None
+    spec: "StudySpec",
+    folder: "StudyFolder",
+    file: Path,
+    overrides: tuple[str, ...],
+    uri: str,
+    at: dict[str, str | None],
 ) -> Any:
     from rich.console import Console
 
@@ -133,8 +143,11 @@ def _run(
     from equitune.tracking.projector import projecting
 
     view = StudyView(folder, Console())
-    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
-        return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
+    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
+        outcome = run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
+        if outcome.state != "complete":
+            hurry()
+        return outcome
 
 
 def _print_answer(

@@ -95,6 +95,9 @@ def effect_lines(study: StudyRecord, said: Analysis) -> Iterator[RenderableType]
         yield heading("Effects")
         yield Text("none: effects need replicates (search: {sampler: grid, replicates: 5})")
         return
+    if not said.arm_effects:
+        yield heading("Effects")
+        yield Text("none: there is one arm alone")
     kinds = (
         (f"Effects of arms, beside arm {said.baseline.number}", said.arm_effects),
         ("Main effects of factors, averaged over the others", said.factor_effects),
@@ -183,8 +186,8 @@ def correlation_lines(said: Analysis) -> Iterator[RenderableType]:
         table.add_row("", within, *_correlation(each.within))
     yield table
     yield Text(
-        "bootstrap interval over trials; p of shuffling; a stratum: 4 trials or more of equally many parameters, "
-        "weighed by trials - 1",
+        "below 0 of an error: the more equivariant, the more accurate; bootstrap interval over trials, p of shuffling; "
+        "a stratum: 4 trials or more of equally many parameters, weighed by trials - 1",
         style="dim",
     )
 
@@ -245,7 +248,9 @@ def heading(text: str) -> Text:
 
 
 def number(value: float, sign: str = "") -> str:
-    """`0.1234`, and `12,345` of what is counted in hundreds."""
+    """`0.1234`, `12,345` of what is counted in hundreds, `1.2e-05` of what would be 0 else."""
+    if 0 < abs(value) < 0.0005:
+        return f"{value:{sign}.2g}"
     return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.4f}"
 
 

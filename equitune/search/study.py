@@ -28,7 +28,9 @@ from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
     from equitune.search.engine import Engine
+    from equitune.search.postgres import HeldStorage
 
+JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
 MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
@@ -47,6 +49,7 @@ def run_study(
     source: Path | None = None,
     overrides: tuple[str, ...] = (),
     address: str | None = None,
+    storage: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
     """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
@@ -57,6 +60,7 @@ def run_study(
         source: the YAML file, of which a copy is kept.
         overrides: what `--set` changed, recorded.
         address: of a running Ray cluster; None starts a local one and ends it.
+        storage: address of the PostgreSQL database that holds the search; None takes the journal in the folder.
         say: is told what happens, a sentence at a time.
 
     Raises:
@@ -64,7 +68,7 @@ def run_study(
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with driving(folder), logging_to(folder.log):
+        with driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
                 require_same_search(folder, spec)
                 if _is_finished(folder, spec):
@@ -72,9 +76,13 @@ def run_study(
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
-            begin(folder, spec, source, overrides)  # only now: what cannot begin leaves no study behind
-            _record_data(folder, splits)
-            return _search(spec, folder, splits, address, say)
+            from equitune.search.storage import storage_at  # imports optuna, most of a second
+
+            with storage_at(storage, folder, spec) as database:
+                # Only now: what cannot begin leaves no study behind.
+                begin(folder, spec, source, overrides, database.name if database else JOURNAL)
+                _record_data(folder, splits)
+                return _search(spec, folder, splits, address, database, token, say)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
@@ -83,19 +91,27 @@ def run_study(
 
 
 def _search(
-    spec: StudySpec, folder: StudyFolder, splits: Splits, address: str | None, say: Callable[[str], None]
+    spec: StudySpec,
+    folder: StudyFolder,
+    splits: Splits,
+    address: str | None,
+    database: "HeldStorage | None",
+    token: str,
+    say: Callable[[str], None],
 ) -> Outcome:
     prepare(address)
-    from equitune.search.engine import Engine  # imports optuna, most of a second
+    from equitune.search.engine import Engine
     from equitune.search.storage import open_storage
 
-    engine = Engine(spec, folder, open_storage(folder, spec), say)
+    engine = Engine(spec, folder, open_storage(folder, spec, database, say), say)
+    if database:
+        database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, engine)
+        _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
     return Outcome("interrupted" if engine.draining else "complete")
@@ -116,11 +132,14 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
         )
 
 
-def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
+def begin(
+    folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...], storage: str = JOURNAL
+) -> None:
     """Makes the study's record in its folder; one that is there takes over the budget and the references."""
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        write_json(folder.study, read_json(folder.study) | budget | {"references": spec.references})
+        taken_over = budget | {"references": spec.references, "storage": storage}
+        write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
         folder.study,
@@ -136,6 +155,7 @@ def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: 
             "identity": spec.identity(),
             "overrides": list(overrides),
             "source": str(source) if source else None,
+            "storage": storage,
             "created": time.time(),
             "provenance": provenance(),
         },
@@ -175,7 +195,9 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine") -> None:
+def _run_trials(
+    spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine", token: str
+) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
@@ -185,7 +207,9 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, splits=splits, resources=spec.resources), placement),
+        tune.with_resources(
+            tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
+        ),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
             scheduler=RungScheduler(engine),

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from equitune.datasets._splits import Splits
-from equitune.errors import Infeasible
+from equitune.errors import Infeasible, TakenOver
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import request_of
@@ -23,9 +23,12 @@ MOST_SIZES = 4  # that are kept on the device beside the data as they are
 _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) -> shape -> data, as long as the worker
 
 
-def trainable(config: dict[str, Any], splits: Splits, resources: Resources) -> None:
-    """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one."""
-    folder = TrialFolder(Path(config["folder"]))
+def trainable(config: dict[str, Any], splits: Splits, resources: Resources, token: str) -> None:
+    """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
+
+    It writes nothing once another driver has the study, or another worker the trial.
+    """
+    folder = TrialFolder(Path(config["folder"]), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
     _cap_memory(trial, splits, resources)
     if config.get("test"):
@@ -35,9 +38,12 @@ def trainable(config: dict[str, Any], splits: Splits, resources: Resources) -> N
         tune.report({"result": folder.result.read_text()})
         return
     try:
+        folder.claim()
         with _logging_to(folder.log):
             result = _run(trial, splits, folder)
         tune.report({"result": result.model_dump_json()})
+    except TakenOver as error:
+        tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: free some space" if full else f"cannot be written ({error.strerror}): mend that"

@@ -76,6 +76,7 @@ def run_trial(
         amounts = learned_amounts(model, untrained)
         clock.lap("measure")
         if folder:
+            folder.require_held()
             weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
             write_whole(folder.weights, save(weights))
         result = result.model_copy(
@@ -92,6 +93,7 @@ def run_trial(
         result = _unfinished(result, error)
     result = result.model_copy(update={"provenance": result.provenance | peak(config.device)})
     if folder:
+        folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
     return result
