@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@click.option("--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far.")
+@click.option("--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
@@ -45,6 +47,8 @@ def search(
     data_root: Path | None,
     tracking_uri: str | None,
     address: str | None,
+    extend: bool,
+    warm_start: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Run the study in FILE, or go on with it where it was interrupted."""
@@ -56,7 +60,8 @@ def search(
         _print_plan(spec)
         return
     folder = StudyFolder(studies_root(root) / spec.study)
-    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), address)
+    how = {"overrides": overrides, "address": address, "extend": extend, "warm_start": warm_start}
+    outcome = _run(spec, folder, file, tracking_store(tracking_uri, folder.path.parent), **how)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -121,9 +126,7 @@ def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySp
     return spec
 
 
-def _run(
-    spec: "StudySpec", folder: "StudyFolder", file: Path, overrides: tuple[str, ...], uri: str, address: str | None
-) -> Any:
+def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: Any) -> Any:
     from rich.console import Console
 
     from equitune.report.arms import write_answer
@@ -134,7 +137,7 @@ def _run(
 
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
-        return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
+        return run_study(spec, folder, source=file, say=view.say, **how)
 
 
 def _print_answer(

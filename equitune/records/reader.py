@@ -141,7 +141,7 @@ class StudyReader:
             objectives=info["objectives"],
             references=info.get("references", {}),
             constraints={name: Bound(**bound) for name, bound in info.get("constraints", {}).items()},
-            num_planned=info["trials"],
+            num_planned=info["trials"] + info.get("imported", 0),
             is_driven=is_driven(self.folder),
             info=info,
             trials=trials,

@@ -7,7 +7,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder
+from equitune.records.folder import StudyFolder, read_json
 from equitune.spec.study import StudySpec
 
 
@@ -22,7 +22,7 @@ def open_storage(folder: StudyFolder, spec: StudySpec) -> optuna.Study:
     try:
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal))),
-            study_name=spec.study,
+            study_name=study_in_use(folder, spec),
             directions=list(spec.directions.values()),
             load_if_exists=True,
         )
@@ -31,6 +31,11 @@ def open_storage(folder: StudyFolder, spec: StudySpec) -> optuna.Study:
             f"{folder.journal} is damaged ({error}): restore it from a copy, or move the study's folder away; "
             f"the results of its trials stay in {folder.path / 'trials'}"
         ) from None
+
+
+def study_in_use(folder: StudyFolder, spec: StudySpec) -> str:
+    """The name of the Optuna study that holds the search: another one after each extension."""
+    return str(read_json(folder.study).get("optuna_study", spec.study))
 
 
 def _mend_end(journal: Path) -> None:

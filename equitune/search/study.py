@@ -8,8 +8,9 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,11 +22,14 @@ from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
 from equitune.search.cluster import Slots, connected, prepare
+from equitune.search.compatible import differences, require_extends
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
+    import optuna
+
     from equitune.search.engine import Engine
 
 MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
@@ -46,6 +50,8 @@ def run_study(
     source: Path | None = None,
     overrides: tuple[str, ...] = (),
     address: str | None = None,
+    extend: bool = False,
+    warm_start: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
     """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
@@ -56,6 +62,8 @@ def run_study(
         source: the YAML file, of which a copy is kept.
         overrides: what `--set` changed, recorded.
         address: of a running Ray cluster; None starts a local one and ends it.
+        extend: goes on in another search space, which must hold every trial that there is.
+        warm_start: studies beside this one, whose fitting trials a new study begins with.
         say: is told what happens, a sentence at a time.
 
     Raises:
@@ -65,15 +73,17 @@ def run_study(
         folder.path.mkdir(parents=True, exist_ok=True)
         with driving(folder), logging_to(folder.log):
             if folder.study.exists():
-                require_same_search(folder, spec)
+                _require_same_start(folder, warm_start)
+                (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
-            begin(folder, spec, source, overrides)  # only now: what cannot begin leaves no study behind
+            started = _warm_start(folder, spec, warm_start, splits, say)
+            begin(folder, spec, source, overrides, started)  # only now: what cannot begin leaves no study behind
             _record_data(folder, splits)
-            return _search(spec, folder, splits, address, say)
+            return _search(spec, folder, splits, address, partial(_opened, spec, folder, source, overrides), say)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
@@ -82,13 +92,17 @@ def run_study(
 
 
 def _search(
-    spec: StudySpec, folder: StudyFolder, splits: Splits, address: str | None, say: Callable[[str], None]
+    spec: StudySpec,
+    folder: StudyFolder,
+    splits: Splits,
+    address: str | None,
+    open_study: "Callable[[], optuna.Study]",
+    say: Callable[[str], None],
 ) -> Outcome:
     prepare(address)
     from equitune.search.engine import Engine  # imports optuna, most of a second
-    from equitune.search.storage import open_storage
 
-    engine = Engine(spec, folder, open_storage(folder, spec), say)
+    engine = Engine(spec, folder, open_study(), say)
     if engine.is_done():
         return Outcome("complete")
     say("starting Ray")
@@ -100,6 +114,44 @@ def _search(
     return Outcome("interrupted" if engine.draining else "complete")
 
 
+def _opened(spec: StudySpec, folder: StudyFolder, source: Path | None, overrides: tuple[str, ...]) -> "optuna.Study":
+    """The study's storage, with what it begins with, and in its new search space where it is extended."""
+    from equitune.search.extend import extended
+    from equitune.search.storage import open_storage
+    from equitune.search.warm_start import bring
+
+    study = open_storage(folder, spec)
+    bring(study, folder, spec)
+    if read_json(folder.study)["fingerprint"] != spec.fingerprint():
+        study = extended(study, folder, spec, source, overrides)
+    return study
+
+
+def _warm_start(
+    folder: StudyFolder, spec: StudySpec, studies: tuple[str, ...], splits: Splits, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a new study's record says of the trials that it begins with."""
+    if not studies or folder.study.exists():
+        return {}
+    from equitune.search.warm_start import fitting
+
+    trials, said = fitting(spec, folder.path.parent, studies, splits.fingerprint)
+    for sentence in said:
+        say(f"warm start from {sentence}")
+    return {"imported": len(trials), "warm_start": {"studies": list(studies), "trials": trials}}
+
+
+def _require_same_start(folder: StudyFolder, studies: tuple[str, ...]) -> None:
+    """Refuses to bring trials to a study that has begun with others."""
+    known = read_json(folder.study).get("warm_start", {}).get("studies", [])
+    new = [name for name in studies if name not in known]
+    if new:
+        raise UserError(
+            f"--warm-start {new[0]}: only a new study begins with trials of another, and {folder.name} has begun: "
+            "leave it out, or give the study another name (study: ...)"
+        )
+
+
 def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
     """Refuses to mix two searches in one folder.
 
@@ -108,15 +160,26 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
     """
     info = read_json(folder.study)
     if info["fingerprint"] != spec.fingerprint():
-        changes = "; ".join(_differences(info["identity"], spec.identity()))
+        found = differences(info["identity"], spec.identity())
+        changes = "; ".join(f"{path} was {before}, is {after}" for path, before, after in found)
         raise UserError(
             f"study {spec.study} exists in {folder.path} with another search space: {changes}: "
-            "give the changed study a name of its own (study: ...), or move the old one away"
+            "give the changed study a name of its own (study: ...), or move the old one away; "
+            "--extend goes on in a space that holds every trial"
         )
 
 
-def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget and the references."""
+def begin(
+    folder: StudyFolder,
+    spec: StudySpec,
+    source: Path | None,
+    overrides: tuple[str, ...],
+    started: Mapping[str, Any] | None = None,
+) -> None:
+    """Makes the study's record in its folder; one that is there takes over the budget and the references.
+
+    `started` is what a new one says of a warm start.
+    """
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
         write_json(folder.study, read_json(folder.study) | budget | {"references": spec.references})
@@ -137,6 +200,7 @@ def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: 
             "source": str(source) if source else None,
             "created": time.time(),
             "provenance": provenance(),
+            **(started or {}),
         },
     )
     if source:
@@ -228,9 +292,10 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
 
 def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
-    enough = study.num_settled() >= spec.search.trials
+    enough = study.num_settled() >= spec.search.trials + study.info.get("imported", 0)
+    same = study.info["fingerprint"] == spec.fingerprint()
     again = spec.search.design and any(trial.state == "FAILED" for trial in study.counted())
-    return study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
+    return same and study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:
@@ -244,14 +309,3 @@ def _record_data(folder: StudyFolder, splits: Splits) -> None:
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
     write_json(folder.study, info | {"data_fingerprint": splits.fingerprint, "splits": sizes})
-
-
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Where two identities differ, in words."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [
-            difference
-            for key in sorted(before.keys() | after.keys())
-            for difference in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if before == after else [f"{path} was {before}, is {after}"]
