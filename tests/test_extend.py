@@ -14,8 +14,9 @@ from equitune.records.results import Measurement, TrialResult
 from equitune.search import extend
 from equitune.search.compatible import require_extends
 from equitune.search.engine import Engine, Task, suggested
+from equitune.search.samplers import optuna_distribution
 from equitune.search.storage import open_storage
-from equitune.search.study import _is_finished, _opened, begin, require_same_search
+from equitune.search.study import _is_finished, begin, require_same_search
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 
@@ -78,7 +79,7 @@ def told(study: optuna.Study) -> list[tuple[object, ...]]:
 
 
 def reopened(folder: StudyFolder, spec: StudySpec, file: Path | None = None) -> optuna.Study:
-    return _opened(spec, folder, file, WIDER)
+    return open_storage(folder, spec, adapt=partial(extend.adapted, spec, folder, file, WIDER))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
@@ -164,7 +165,7 @@ def test_a_study_is_extended_again_and_again(tmp_path: Path, study_file: Write) 
     for number, width in enumerate((5, 6, 7), 1):
         wider = load_study(file, (f"model.width={{int: [2, {width}]}}",))
         require_extends(folder, wider)
-        assert told(_opened(wider, folder, file, ())) == before
+        assert told(reopened(folder, wider, file)) == before
         assert len(read_json(folder.study)["extensions"]) == number
         assert folder.searchspace.with_suffix(f".{number}.yaml").exists()
 
@@ -217,4 +218,4 @@ def test_distributions_are_optunas_own(study_file: Write) -> None:
     parameters = spec.parameters()
     for trial in study.get_trials():
         for name, distribution in trial.distributions.items():
-            assert extend.optuna_distribution(parameters[name]) == distribution
+            assert optuna_distribution(parameters[name]) == distribution

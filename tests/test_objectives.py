@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from invented import invent
 
+from equitune.analysis.hypervolume import over_time
 from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
@@ -262,6 +263,12 @@ def test_a_constrained_metric_without_a_value_is_violated(tmp_path: Path, small_
     study = study_with(tmp_path, small_spec, loss=Bound(at_most=9.0))  # which no invented trial has
     assert front(study) == []
     assert study.violations(study.trials[0]) == {"loss": "it has no value, which counts as outside at_most 9"}
+
+
+def test_who_violates_a_constraint_adds_nothing_to_the_hypervolume(tmp_path: Path, small_spec: StudySpec) -> None:
+    study = study_with(tmp_path, small_spec, accuracy=Bound(at_least=0.7))
+    assert {step.trial for step in over_time(study)} <= {3, 4, 5}
+    assert over_time(replace(study, constraints={}))[-1].value > over_time(study)[-1].value
 
 
 def test_every_report_says_what_is_violated(tmp_path: Path, small_spec: StudySpec) -> None:

@@ -15,13 +15,15 @@ from torch import nn
 from equitune import catalog
 from equitune.datasets._splits import Splits
 from equitune.measures._evaluation import EvaluationSet
-from equitune.records.folder import TrialFolder
+from equitune.records.folder import TrialFolder, write_json
+from equitune.records.reader import read_trial
 from equitune.records.results import Epoch, TrialResult
 from equitune.search import trainable
 from equitune.spec.objectives import declared_metrics
 from equitune.spec.space import Call, filled
 from equitune.spec.trial import TrialConfig
 from equitune.trial import rung
+from equitune.trial.again import compared
 from equitune.trial.build import DeviceData, build_model
 from equitune.trial.cost import Cost
 from equitune.trial.run import run_trial
@@ -151,6 +153,21 @@ def test_a_trial_that_goes_on_after_a_rung_ends_as_if_it_had_never_stopped(
     assert resumed.repeatable().model_dump() == whole.repeatable().model_dump()
     assert set(first.metrics) == set(third.metrics) == set(ALL)
     assert third.metrics["seconds"] == resumed.metrics["seconds"].value
+
+
+def test_a_trial_with_rungs_is_the_same_when_it_runs_again(
+    config: TrialConfig, small_data: DeviceData, tmp_path: Path
+) -> None:
+    records = []
+    for name in ("then", "now"):
+        _, place = trained(config, small_data, tmp_path / name)
+        write_json(place.config, config.to_json())
+        records.append((read_trial(place), place.weights))
+    (then, weights_then), (now, weights_now) = records
+    assert then.epochs[0].metrics["seconds"] != now.epochs[0].metrics["seconds"]
+    found = compared(then, now, weights_then, weights_now, {})
+    assert found is not None
+    assert found.differences == []
 
 
 def test_only_measures_that_are_asked_for_are_taken_and_one_that_fails_costs_its_metrics_alone(

@@ -22,8 +22,8 @@ from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
 from equitune.spec.load import load_study
 from equitune.spec.objectives import UNMEASURED, Bound
+from equitune.spec.resources import Resources
 from equitune.spec.study import StudySpec
-from equitune.spec.trial import Resources
 
 COMPLETE, PRUNED, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
 
@@ -299,25 +299,6 @@ def test_more_replicates_extend_a_grid(grid: tuple[StudySpec, StudyFolder], stud
     assert play(folder, more, lambda call: False) == spec.cells * 4
 
 
-def test_a_torn_journal_keeps_what_was_whole(folder: StudyFolder, small_spec: StudySpec) -> None:
-    searcher = open_searcher(folder, small_spec)
-    searcher.suggest("a")
-    finish(searcher, folder, "a", outcome(0))
-    with folder.journal.open("ab") as file:
-        file.write(b'{"op_code": 4, "worker_id": "tor')
-    again = open_searcher(folder, small_spec)
-    assert again.suggest("b")["number"] == 1
-    assert states(folder, small_spec) == [COMPLETE, RUNNING]
-
-
-def test_a_damaged_journal_is_refused_in_a_sentence(folder: StudyFolder, small_spec: StudySpec) -> None:
-    open_searcher(folder, small_spec).suggest("a")
-    lines = folder.journal.read_bytes().splitlines(keepends=True)
-    folder.journal.write_bytes(b"".join([*lines[:1], b"garbage\n", *lines[1:]]))
-    with pytest.raises(UserError, match=r"is damaged .*restore it from a copy"):
-        open_searcher(folder, small_spec)
-
-
 def test_another_search_space_is_refused_and_a_larger_budget_is_not(
     folder: StudyFolder, study_file: Callable[..., Path]
 ) -> None:
@@ -359,6 +340,7 @@ def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..
         (Resources(cpu=2), {"CPU": 5.0}, 2),
         (Resources(cpu=0.5), {"CPU": 2.0}, 4),
         (Resources(concurrent=1), {"CPU": 2.0}, 1),
+        (Resources(concurrent=9), {"CPU": 2.0}, 2),
         (Resources(gpu=1), {"CPU": 16.0, "GPU": 4.0}, 4),
         (Resources(gpu=0.25), {"CPU": 16.0, "GPU": 2.0}, 8),
         (Resources(gpu=0.4), {"CPU": 16.0, "GPU": 2.0}, 4),
@@ -367,6 +349,7 @@ def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..
 )
 def test_as_many_trials_as_fit(asked: Resources, available: dict[str, float], concurrent: int) -> None:
     assert slots(asked, available).concurrent == concurrent
+    assert slots(asked, available, may_grow=True).concurrent == (asked.concurrent or concurrent)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -13,9 +14,11 @@ from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.records.results import Epoch, Measurement, TrialResult
 from equitune.search import warm_start
+from equitune.search.compatible import require_same_start
 from equitune.search.engine import Engine, Task
+from equitune.search.extend import adapted
 from equitune.search.storage import open_storage
-from equitune.search.study import _is_finished, _opened, _require_same_start, begin
+from equitune.search.study import _is_finished, begin
 from equitune.search.warm_start import fitting
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
@@ -62,12 +65,16 @@ def played(folder: StudyFolder, spec: StudySpec, study: optuna.Study) -> StudyRe
     return StudyReader(folder).read()
 
 
+def reopened(folder: StudyFolder, spec: StudySpec) -> optuna.Study:
+    return open_storage(folder, spec, adapt=partial(adapted, spec, folder, None, ()))
+
+
 def made(root: Path, spec: StudySpec, trials: list[str] | None = None) -> StudyFolder:
     """A study that has begun, on data that are known."""
     folder = StudyFolder(root / spec.study)
     folder.path.mkdir()
     started = {"imported": len(trials), "warm_start": {"studies": ["other"], "trials": trials}} if trials else {}
-    begin(folder, spec, None, (), started)
+    begin(folder, spec, None, (), started=started)
     write_json(folder.study, read_json(folder.study) | {"data_fingerprint": DATA})
     return folder
 
@@ -106,7 +113,7 @@ def test_the_trials_that_could_be_its_own_are_brought(root: Path, new: StudySpec
     assert "1 FAILED" in said
     assert "1 without a value of accuracy" in said
     folder = made(root, new, trials)
-    record = played(folder, new, _opened(new, folder, None, ()))
+    record = played(folder, new, reopened(folder, new))
     old = StudyReader(StudyFolder(root / "other")).read()
     for number, their_number in enumerate(expected):
         mine, theirs = record.trials[number], old.trials[their_number]
@@ -132,7 +139,7 @@ def test_the_trials_that_could_be_its_own_are_brought(root: Path, new: StudySpec
 def test_the_sampler_learns_from_what_was_brought(root: Path, new: StudySpec) -> None:
     trials, _ = fitting(new, root, ("other",), DATA)
     folder = made(root, new, trials)
-    study = _opened(new, folder, None, ())
+    study = reopened(folder, new)
     Engine(new, folder, study)
     assert [trial.values is not None for trial in study.get_trials()] == [True] * len(trials)
 
@@ -145,7 +152,7 @@ def test_a_driver_that_dies_while_it_brings_trials_leaves_the_rest_to_the_next(
     trials, _ = fitting(new, root, ("other",), DATA)
     assert len(trials) >= 3
     undisturbed = made(root, new, trials)
-    expected = [trial.config for trial in played(undisturbed, new, _opened(new, undisturbed, None, ())).trials]
+    expected = [trial.config for trial in played(undisturbed, new, reopened(undisturbed, new)).trials]
     shutil.rmtree(undisturbed.path)
     folder = made(root, new, trials)
     places = {"copytree": warm_start.shutil, "write_json": warm_start, "replace": warm_start.os}
@@ -161,9 +168,9 @@ def test_a_driver_that_dies_while_it_brings_trials_leaves_the_rest_to_the_next(
 
     monkeypatch.setattr(place, dies_in, die)
     with pytest.raises(KeyboardInterrupt):
-        _opened(new, folder, None, ())
+        reopened(folder, new)
     monkeypatch.undo()
-    record = played(folder, new, _opened(new, folder, None, ()))
+    record = played(folder, new, reopened(folder, new))
     assert [trial.config for trial in record.trials] == expected
     assert not [path for path in (folder.path / "trials").iterdir() if path.name.startswith(".")]
 
@@ -173,7 +180,7 @@ def test_a_baseline_is_the_first_trial_of_its_own(root: Path, study_file: Write)
     spec = load_study(study_file(STUDY), (*NEW[2:], "study=new", search))
     trials, _ = fitting(spec, root, ("other",), DATA)
     folder = made(root, spec, trials)
-    record = played(folder, spec, _opened(spec, folder, None, ()))
+    record = played(folder, spec, reopened(folder, spec))
     assert record.trials[len(trials)].config.params == {"model.width": 5}
     assert len(record.trials) == len(trials) + 3
     assert not Engine(spec, folder, open_storage(folder, spec)).has_trials_left()
@@ -197,10 +204,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(root: Path, new: StudySpec, 
 
 def test_only_a_new_study_begins_with_trials_of_another(root: Path, new: StudySpec) -> None:
     folder = made(root, new, ["other/2"])
-    _require_same_start(folder, ())
-    _require_same_start(folder, ("other",))  # the same command goes on
+    require_same_start(folder, ())
+    require_same_start(folder, ("other",))  # the same command goes on
     with pytest.raises(UserError, match="--warm-start third: only a new study begins with trials of another"):
-        _require_same_start(folder, ("other", "third"))
+        require_same_start(folder, ("other", "third"))
 
 
 def test_the_same_trial_is_brought_once(root: Path, new: StudySpec) -> None:

@@ -18,6 +18,11 @@ data_root_option = click.option(
 tracking_option = click.option(
     "--tracking-uri", help="MLflow's tracking store. [default: MLFLOW_TRACKING_URI or mlflow.db under the root]"
 )
+storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    help="PostgreSQL database that holds the search. [default: EQUITUNE_STORAGE or a journal in the study's folder]",
+)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one value of the file. May be repeated."
 )
@@ -27,6 +32,12 @@ def tracking_store(given: str | None, root: Path) -> str:
     from equitune.tracking.store import default_tracking_uri
 
     return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+
+
+def storage_address(given: str | None) -> str | None:
+    from equitune.search.postgres import typed
+
+    return typed(given) if given else os.environ.get("EQUITUNE_STORAGE") or None
 
 
 def use_data_root(data_root: Path | None) -> None:

@@ -17,6 +17,8 @@ from equitune.cli.options import (
     root_option,
     same_command,
     set_option,
+    storage_address,
+    storage_option,
     tracking_option,
     tracking_store,
     use_data_root,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
 @click.option("--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far.")
 @click.option("--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated.")
+@storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
@@ -49,6 +52,7 @@ def search(
     address: str | None,
     extend: bool,
     warm_start: tuple[str, ...],
+    storage: str | None,
     dry_run: bool,
 ) -> None:
     """Run the study in FILE, or go on with it where it was interrupted."""
@@ -60,7 +64,8 @@ def search(
         _print_plan(spec)
         return
     folder = StudyFolder(studies_root(root) / spec.study)
-    how = {"overrides": overrides, "address": address, "extend": extend, "warm_start": warm_start}
+    at = {"address": address, "storage": storage_address(storage)}
+    how = {"overrides": overrides, "extend": extend, "warm_start": warm_start} | at
     outcome = _run(spec, folder, file, tracking_store(tracking_uri, folder.path.parent), **how)
     study = _print_answer(folder, root)
     if outcome.state == "halted":

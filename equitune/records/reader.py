@@ -1,6 +1,7 @@
 """Reads a study back from its folder, again and again at little cost: what has ended is read once."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +59,17 @@ class TrialRecord:
     def exact(self) -> dict[str, Verdict]:
         return self.result.exact if self.result else {}
 
+    def violations(self, constraints: Mapping[str, Bound]) -> dict[str, str]:
+        """The constraints that it violates, each with what is wrong; none while it is not complete.
+
+        A metric without a value violates its constraint.
+        """
+        if self.state != "COMPLETE":
+            return {}
+        values = {name: self.metrics[name].value if name in self.metrics else None for name in constraints}
+        reasons = {name: bound.why_not(values[name]) for name, bound in constraints.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
 
 @dataclass(frozen=True)
 class StudyRecord:
@@ -65,12 +77,12 @@ class StudyRecord:
 
     name: str
     objectives: dict[str, str]  # metric -> maximize or minimize
-    references: dict[str, float]  # objective -> the worst value that counts in a hypervolume, where one was given
-    constraints: dict[str, Bound]  # metric -> where its values may lie
     num_planned: int
     is_driven: bool  # whether a driver is at work
     info: dict[str, Any]  # study.json
     trials: list[TrialRecord]
+    references: dict[str, float] = field(default_factory=dict)  # objective -> the worst value that counts, where given
+    constraints: dict[str, Bound] = field(default_factory=dict)  # metric -> where its values may lie
 
     @property
     def state(self) -> str:
@@ -85,12 +97,8 @@ class StudyRecord:
         return int(self.info.get("replicates", 1))
 
     def violations(self, trial: TrialRecord) -> dict[str, str]:
-        """The constraints that a complete trial violates, each with what is wrong; a metric without a value does."""
-        if trial.state != "COMPLETE":
-            return {}
-        values = {name: trial.metrics[name].value if name in trial.metrics else None for name in self.constraints}
-        reasons = {name: bound.why_not(values[name]) for name, bound in self.constraints.items()}
-        return {name: reason for name, reason in reasons.items() if reason}
+        """The constraints that a complete trial violates, each with what is wrong."""
+        return trial.violations(self.constraints)
 
     def feasible(self) -> list[TrialRecord]:
         """The complete trials that keep every constraint: those that a front is made of."""
@@ -140,7 +148,7 @@ class StudyReader:
             name=info["study"],
             objectives=info["objectives"],
             references=info.get("references", {}),
-            constraints={name: Bound(**bound) for name, bound in info.get("constraints", {}).items()},
+            constraints=constraints_of(info),
             num_planned=info["trials"] + info.get("imported", 0),
             is_driven=is_driven(self.folder),
             info=info,
@@ -190,6 +198,11 @@ def _parsed(kind: type[Kind], path: Path) -> Kind:
         at = ".".join(map(str, wrong["loc"]))
         reason = f"{at}: {wrong['msg']}" if at else wrong["msg"]
         raise UserError(f"{path} is not whole ({reason}): restore it from a copy, or remove it") from None
+
+
+def constraints_of(info: Mapping[str, Any]) -> dict[str, Bound]:
+    """The constraints of the study with this study.json; none where it is older than they are."""
+    return {name: Bound(**bound) for name, bound in info.get("constraints", {}).items()}
 
 
 def is_driven(folder: StudyFolder) -> bool:

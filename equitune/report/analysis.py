@@ -183,8 +183,8 @@ def correlation_lines(said: Analysis) -> Iterator[RenderableType]:
         table.add_row("", within, *_correlation(each.within))
     yield table
     yield Text(
-        "bootstrap interval over trials; p of shuffling; a stratum: 4 trials or more of equally many parameters, "
-        "weighed by trials - 1",
+        "below 0 of an error: the more equivariant, the more accurate; bootstrap interval over trials, p of shuffling; "
+        "a stratum: 4 trials or more of equally many parameters, weighed by trials - 1",
         style="dim",
     )
 

@@ -198,7 +198,12 @@ def summary(study: StudyRecord) -> list[str]:
     if again:
         what = "trials that failed are" if again > 1 else "trial that failed is"
         lines.append(f"  {again} {what} not counted: the same cells were trained again")
-    reasons = [(trial, trial.reason or violated(study, trial)) for trial in counted]
+    stopped = [trial for trial in study.trials if trial.state == "PRUNED"]
+    if stopped:
+        saved = sum(trial.config.training.epochs - len(trial.epochs) for trial in stopped)
+        planned = sum(trial.config.training.epochs for trial in study.trials)
+        lines.append(f"  early stopping saved {saved:,} of {planned:,} epochs")
+    reasons = [(trial, trial.reason or violated(study, trial)) for trial in counted if trial.state != "PRUNED"]
     return lines + [f"  trial {trial.number} {trial.state}: {reason}" for trial, reason in reasons if reason]
 
 

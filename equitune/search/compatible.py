@@ -20,6 +20,21 @@ INCIDENTAL = {
 }  # fmt: skip
 
 
+def require_same_start(folder: StudyFolder, studies: tuple[str, ...]) -> None:
+    """Refuses to bring trials to a study that has begun without them.
+
+    Raises:
+        UserError: which ones.
+    """
+    known = read_json(folder.study).get("warm_start", {}).get("studies", [])
+    new = [name for name in studies if name not in known]
+    if new:
+        raise UserError(
+            f"--warm-start {new[0]}: only a new study begins with trials of another, and {folder.name} has begun: "
+            "leave it out, or give the study another name (study: ...)"
+        )
+
+
 _SECTIONS = {"input", "model", "prior", "downsampler", "stem", "augmentation", "averaging", "training"}
 
 

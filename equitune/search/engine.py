@@ -17,6 +17,7 @@ from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_j
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.cells import OpenCells
+from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
@@ -66,6 +67,7 @@ class Engine:
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
         self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
+        self._early = recorded_rungs(spec, folder)
         self._num_started = self._count_started()
         self._orphans = self._reconcile()
         if spec.search.design:
@@ -96,6 +98,21 @@ class Engine:
 
     def reached(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Hears of an epoch, and of what was measured after it; returns whether the trial goes on."""
+        if self._early is None or number not in self._live:
+            return True
+        heard = {epoch: metrics}
+        if not all(self._early.has_heard(number, rung) for rung in self._early.rungs_before(epoch)):
+            # Its worker died between the record of a rung and the report.
+            heard = {record.epoch: record.metrics for record in self._folder.trial(number).read_epochs()} | heard
+        for at in sorted(heard):
+            if at <= epoch and (reason := self._why_stop(number, at, heard[at])):
+                try:
+                    self._stop(self._live[number], reason)
+                except OSError as error:
+                    self.halted = f"{error.filename} cannot be written: {error.strerror}"
+                    return True
+                del self._live[number]
+                return False
         return True
 
     def ended(self, number: int, result: TrialResult) -> None:
@@ -103,6 +120,8 @@ class Engine:
         trial = self._live.pop(number, None)
         if trial is not None:
             self._tell(trial, result)
+        if self._early and result.state == "COMPLETE":
+            self._early.complete(number)
 
     def lost(self, number: int) -> None:
         """Gives up a trial whose worker died too often."""
@@ -152,12 +171,35 @@ class Engine:
         """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""
         orphans = []
         for frozen in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            path = self._folder.trial(frozen.number).result
-            if path.exists():
-                self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(path.read_bytes()))
+            folder = self._folder.trial(frozen.number)
+            if folder.result.exists():
+                folder.checkpoint.unlink(missing_ok=True)
+                self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(folder.result.read_bytes()))
+            elif (last := last_rung(folder, self._early)) and (
+                reason := self._why_stop(frozen.number, last.epoch, last.metrics)
+            ):
+                self._stop(self._reopened(frozen.number), reason)
             else:
                 orphans.append(frozen.number)
         return sorted(orphans)
+
+    def _why_stop(self, number: int, epoch: int, metrics: Mapping[str, float]) -> str | None:
+        """Why a trial is stopped at a rung; None where it goes on: what others are compared with always does."""
+        if self._early is None or not self._early.hear(number, epoch, metrics):
+            return None
+        reason = self._early.why_stop(number, epoch)
+        if reason is None or self._spec.given(number) is not None:
+            return None
+        config = TrialConfig.from_json_text(self._folder.trial(number).config.read_text())
+        return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
+
+    def _stop(self, trial: optuna.Trial, reason: str) -> None:
+        """Ends a trial early. The record comes first: all else is made up for by whoever goes on."""
+        folder = self._folder.trial(trial.number)
+        result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
+        write_json(folder.result, result.model_dump(mode="json"))
+        folder.checkpoint.unlink(missing_ok=True)
+        self._tell(trial, result)
 
     def _open_cells(self) -> None:
         """Finds out which cell each trial of a design has, and which cells are left."""

@@ -9,13 +9,24 @@ import time
 from pathlib import Path
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
 from equitune.search.compatible import differences
-from equitune.spec.space import Choice, Distribution, IntRange
+from equitune.search.samplers import optuna_distribution
+from equitune.search.warm_start import bring
 from equitune.spec.study import StudySpec
+
+
+def adapted(
+    spec: StudySpec, folder: StudyFolder, source: Path | None, overrides: tuple[str, ...], study: optuna.Study
+) -> optuna.Study:
+    """The Optuna study with what it begins with; in its new search space, where it is extended."""
+    bring(study, folder, spec)
+    if read_json(folder.study)["fingerprint"] == spec.fingerprint():
+        return study
+    return extended(study, folder, spec, source, overrides)
 
 
 def extended(
@@ -52,15 +63,6 @@ def extended(
     }
     write_json(folder.study, info | update)
     return wider
-
-
-def optuna_distribution(distribution: Distribution) -> BaseDistribution:
-    """A distribution as Optuna has it."""
-    if isinstance(distribution, Choice):
-        return CategoricalDistribution(distribution.choice)
-    if isinstance(distribution, IntRange):
-        return IntDistribution(*distribution.bounds, log=distribution.log, step=distribution.step)
-    return FloatDistribution(*distribution.bounds, log=distribution.log, step=distribution.step)
 
 
 def _within(trial: FrozenTrial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:

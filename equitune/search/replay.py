@@ -143,10 +143,11 @@ class _Driver:
                 if epoch <= num_known:
                     continue
                 yield seconds
-                folder.append_epoch(_epoch(epoch, self._clock(), seconds, metrics, config))
+                record = _epoch(epoch, self._clock(), seconds, metrics, config)
+                folder.append_epoch(record)
                 self._tally.epochs += 1
                 self._event()
-                if not engine.reached(number, epoch, metrics):
+                if not engine.reached(number, epoch, record.metrics):
                     engine.left(number)  # as Tune says it of a trial that was stopped
                     self._event()
                     return
@@ -179,6 +180,7 @@ class _Driver:
 
 def _epoch(epoch: int, time_s: float, seconds: float, metrics: Mapping[str, float], config: TrialConfig) -> Epoch:
     loss, accuracy = metrics.get("loss", 0.0), metrics.get("accuracy", 0.0)
+    names = config.rung_metrics if epoch in config.rungs else ()
     return Epoch(
         epoch=epoch,
         time=time_s,
@@ -188,6 +190,7 @@ def _epoch(epoch: int, time_s: float, seconds: float, metrics: Mapping[str, floa
         lr=config.training.lr,
         train_s=seconds,
         images_per_s=0.0,
+        metrics={name: metrics[name] for name in names if math.isfinite(metrics.get(name, math.nan))},
     )
 
 

@@ -21,17 +21,20 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
-from equitune.search.cluster import Slots, connected, prepare
-from equitune.search.compatible import differences, require_extends
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
+from equitune.search.compatible import differences, require_extends, require_same_start
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
+from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
     import optuna
 
     from equitune.search.engine import Engine
+    from equitune.search.postgres import HeldStorage
 
+JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
 MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
@@ -52,6 +55,7 @@ def run_study(
     address: str | None = None,
     extend: bool = False,
     warm_start: tuple[str, ...] = (),
+    storage: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
     """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
@@ -64,6 +68,7 @@ def run_study(
         address: of a running Ray cluster; None starts a local one and ends it.
         extend: goes on in another search space, which must hold every trial that there is.
         warm_start: studies beside this one, whose fitting trials a new study begins with.
+        storage: address of the PostgreSQL database that holds the search; None takes the journal in the folder.
         say: is told what happens, a sentence at a time.
 
     Raises:
@@ -71,19 +76,26 @@ def run_study(
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with driving(folder), logging_to(folder.log):
+        with driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
-                _require_same_start(folder, warm_start)
+                require_same_start(folder, warm_start)
                 (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
-            started = _warm_start(folder, spec, warm_start, splits, say)
-            begin(folder, spec, source, overrides, started)  # only now: what cannot begin leaves no study behind
-            _record_data(folder, splits)
-            return _search(spec, folder, splits, address, partial(_opened, spec, folder, source, overrides), say)
+            from equitune.search.extend import adapted  # imports optuna, most of a second
+            from equitune.search.storage import storage_at
+            from equitune.search.warm_start import warmly_begun
+
+            started = warmly_begun(spec, folder, warm_start, splits.fingerprint, say)
+            with storage_at(storage, folder, spec) as database:
+                # Only now: what cannot begin leaves no study behind.
+                begin(folder, spec, source, overrides, database.name if database else JOURNAL, started)
+                _record_data(folder, splits)
+                adapt = partial(adapted, spec, folder, source, overrides)
+                return _search(spec, folder, splits, address, database, adapt, token, say)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
@@ -96,60 +108,27 @@ def _search(
     folder: StudyFolder,
     splits: Splits,
     address: str | None,
-    open_study: "Callable[[], optuna.Study]",
+    database: "HeldStorage | None",
+    adapt: "Callable[[optuna.Study], optuna.Study]",
+    token: str,
     say: Callable[[str], None],
 ) -> Outcome:
     prepare(address)
-    from equitune.search.engine import Engine  # imports optuna, most of a second
+    from equitune.search.engine import Engine
+    from equitune.search.storage import open_storage
 
-    engine = Engine(spec, folder, open_study(), say)
+    engine = Engine(spec, folder, open_storage(folder, spec, database, say, adapt), say)
+    if database:
+        database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, engine)
+        _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
     return Outcome("interrupted" if engine.draining else "complete")
-
-
-def _opened(spec: StudySpec, folder: StudyFolder, source: Path | None, overrides: tuple[str, ...]) -> "optuna.Study":
-    """The study's storage, with what it begins with, and in its new search space where it is extended."""
-    from equitune.search.extend import extended
-    from equitune.search.storage import open_storage
-    from equitune.search.warm_start import bring
-
-    study = open_storage(folder, spec)
-    bring(study, folder, spec)
-    if read_json(folder.study)["fingerprint"] != spec.fingerprint():
-        study = extended(study, folder, spec, source, overrides)
-    return study
-
-
-def _warm_start(
-    folder: StudyFolder, spec: StudySpec, studies: tuple[str, ...], splits: Splits, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """What a new study's record says of the trials that it begins with."""
-    if not studies or folder.study.exists():
-        return {}
-    from equitune.search.warm_start import fitting
-
-    trials, said = fitting(spec, folder.path.parent, studies, splits.fingerprint)
-    for sentence in said:
-        say(f"warm start from {sentence}")
-    return {"imported": len(trials), "warm_start": {"studies": list(studies), "trials": trials}}
-
-
-def _require_same_start(folder: StudyFolder, studies: tuple[str, ...]) -> None:
-    """Refuses to bring trials to a study that has begun with others."""
-    known = read_json(folder.study).get("warm_start", {}).get("studies", [])
-    new = [name for name in studies if name not in known]
-    if new:
-        raise UserError(
-            f"--warm-start {new[0]}: only a new study begins with trials of another, and {folder.name} has begun: "
-            "leave it out, or give the study another name (study: ...)"
-        )
 
 
 def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
@@ -174,6 +153,7 @@ def begin(
     spec: StudySpec,
     source: Path | None,
     overrides: tuple[str, ...],
+    storage: str = JOURNAL,
     started: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes the study's record in its folder; one that is there takes over the budget and the references.
@@ -182,7 +162,8 @@ def begin(
     """
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        write_json(folder.study, read_json(folder.study) | budget | {"references": spec.references})
+        taken_over = budget | {"references": spec.references, "storage": storage}
+        write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
         folder.study,
@@ -198,6 +179,7 @@ def begin(
             "identity": spec.identity(),
             "overrides": list(overrides),
             "source": str(source) if source else None,
+            "storage": storage,
             "created": time.time(),
             "provenance": provenance(),
             **(started or {}),
@@ -238,7 +220,9 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine") -> None:
+def _run_trials(
+    spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine", token: str
+) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
@@ -246,9 +230,10 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
     from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
+    placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trainable, splits=splits), {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
+            tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
         ),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
@@ -268,6 +253,15 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
     )
     tuner.fit()
     shutil.rmtree(folder.attempts, ignore_errors=True)
+
+
+def _memory_of_a_gpu(spec: StudySpec) -> float:
+    """In GiB, held against what the study asks for; 0 on the CPU."""
+    if not spec.resources.gpu:
+        return 0.0
+    device_gib = gpu_memory_gib()
+    require_memory(spec.resources, device_gib)
+    return device_gib
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ copy the next one does.
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState, create_trial
@@ -17,9 +19,25 @@ from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_t
 from equitune.records.reader import StudyReader, TrialRecord, read_trial
 from equitune.records.results import TrialResult
 from equitune.search.compatible import as_here
-from equitune.search.extend import optuna_distribution
+from equitune.search.samplers import optuna_distribution
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
+
+
+def warmly_begun(
+    spec: StudySpec, folder: StudyFolder, studies: tuple[str, ...], fingerprint: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a new study's record says of the trials that it begins with; nothing, where it has begun or asks for none.
+
+    Raises:
+        UserError: as `fitting`.
+    """
+    if not studies or folder.study.exists():
+        return {}
+    trials, said = fitting(spec, folder.path.parent, studies, fingerprint)
+    for sentence in said:
+        say(f"warm start from {sentence}")
+    return {"imported": len(trials), "warm_start": {"studies": list(studies), "trials": trials}}
 
 
 def fitting(spec: StudySpec, root: Path, studies: tuple[str, ...], fingerprint: str) -> tuple[list[str], list[str]]:

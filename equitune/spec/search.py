@@ -3,9 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune.spec.space import Choice, Distribution, Scalar
+from equitune.spec.stopping import SchedulerSpec, read_scheduler
 from equitune.spec.strict import Mistakes, Strict, rule, shown
 
 GP_TRIALS = 100  # with more, proposing a trial takes seconds, and grows
@@ -24,6 +25,7 @@ class SearchSpec(Strict):
     design: Design | None = None  # a list of trials in place of a sampler; `sampler: grid` is `design: factorial`
     baseline: dict[str, Scalar] | None = None  # by parameter: what others are compared with; trained first
     best: dict[str, Scalar] | None = None  # of toggles: what is taken apart; or STUDY/NUMBER, looked up by then
+    scheduler: Annotated[SchedulerSpec | None, BeforeValidator(read_scheduler)] = None  # stops trials on their way
 
     @field_validator("baseline", "best", mode="before")
     @classmethod
@@ -50,6 +52,8 @@ class SearchSpec(Strict):
         if self.population and self.sampler not in ("nsga2", "nsga3"):
             sentence = f"only nsga2 and nsga3 have generations, but the sampler is {self.sampler}: leave it out"
             mistakes.add(("population",), sentence)
+        if self.scheduler and (self.design or self.sampler == "grid"):
+            mistakes.add(("scheduler",), "a design trains each of its trials to the end: leave the scheduler out")
         mistakes.raise_any()
         return self
 
@@ -58,6 +62,7 @@ class SearchSpec(Strict):
         given: dict[str, object] = {"sampler": self.sampler, "seed": self.seed, "population": self.population}
         given |= {"baseline": self.baseline, "best": self.best}
         given |= {"design": self.design} if self.design != "factorial" else {}
+        given["scheduler"] = self.scheduler and self.scheduler.model_dump(mode="json")
         return {name: value for name, value in given.items() if value is not None}
 
     def notices(self, parameters: Mapping[str, Distribution], branching: Collection[str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from equitune.spec.objectives import (
     read_objectives,
     reported,
 )
+from equitune.spec.resources import Resources
 from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
@@ -37,8 +38,9 @@ from equitune.spec.space import (
     filled,
     settings_section,
 )
+from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
+from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
 
@@ -219,7 +221,8 @@ class StudySpec(Strict):
         prior, downsampler, stem = (_chosen(part, getattr(arm, part), model.name, noted) for part in catalog.PARTS)
         augmentation = arm.augmentation.suggest(noted)
         averaging = arm.averaging.suggest(noted)[0] if arm.averaging else None
-        training = arm.training.suggest(noted)[0]
+        training = checked(TrainingConfig, arm.training.suggest(noted)[0].args)
+        stopping = self.search.scheduler
         return TrialConfig(
             study=self.study,
             number=number,
@@ -235,9 +238,11 @@ class StudySpec(Strict):
             stem=stem,
             augmentation=tuple(filled("augmentation", call) for call in augmentation),
             averaging=filled("averaging", averaging) if averaging else None,
-            training=checked(TrainingConfig, training.args),
+            training=training,
             measures=self.measures,
             bounds={name: bound for name, bound in self.constraints.items() if name in BEFORE_TRAINING},
+            rungs=stopping.rungs(training.epochs) if stopping else (),
+            rung_images=stopping.images if stopping else TrialConfig.model_fields["rung_images"].default,
             rung_metrics=tuple(dict.fromkeys([*self.objectives, *self.constraints])),
             device="cuda" if self.resources.gpu else "cpu",
         )
@@ -265,6 +270,7 @@ class StudySpec(Strict):
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
         found += self.search.notices(self.parameters(), self._branching())
+        found += idle_scheduler(self.search.scheduler, self.training)
         return found
 
     def given_constraints(self) -> dict[str, dict[str, float]]:

@@ -50,14 +50,6 @@ class DataConfig(Strict):
     args: Values = {}
 
 
-class Resources(Strict):
-    """What one trial occupies, and how many may run at once (None: as many as fit)."""
-
-    cpu: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[float, Field(ge=0)] = 0
-    concurrent: Annotated[int, Field(ge=1)] | None = None
-
-
 class TrialConfig(Strict):
     """Everything that decides a trial's numbers, on a given device and software."""
 

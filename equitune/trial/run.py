@@ -18,6 +18,7 @@ from equitune.trial.device import is_out_of_memory, make_deterministic, provenan
 from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
+from equitune.trial.memory import peak, reset_peak
 from equitune.trial.resize import at_size
 from equitune.trial.rung import Rungs
 
@@ -45,6 +46,7 @@ def run_trial(
     """
     make_deterministic(config.device)
     clock = _Clock()
+    reset_peak()
     result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
     try:
         data = at_size(data, config.input)
@@ -74,6 +76,7 @@ def run_trial(
         amounts = learned_amounts(model, untrained)
         clock.lap("measure")
         if folder:
+            folder.require_held()
             weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
             write_whole(folder.weights, save(weights))
         result = result.model_copy(
@@ -88,7 +91,9 @@ def run_trial(
         raise  # the disk's fault, not the trial's
     except Exception as error:
         result = _unfinished(result, error)
+    result = result.model_copy(update={"provenance": result.provenance | peak(config.device)})
     if folder:
+        folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
     return result
