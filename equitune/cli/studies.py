@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@click.option("--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far.")
+@click.option("--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated.")
 @storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
@@ -48,6 +50,8 @@ def search(
     data_root: Path | None,
     tracking_uri: str | None,
     address: str | None,
+    extend: bool,
+    warm_start: tuple[str, ...],
     storage: str | None,
     dry_run: bool,
 ) -> None:
@@ -61,7 +65,8 @@ def search(
         return
     folder = StudyFolder(studies_root(root) / spec.study)
     at = {"address": address, "storage": storage_address(storage)}
-    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), at)
+    how = {"overrides": overrides, "extend": extend, "warm_start": warm_start} | at
+    outcome = _run(spec, folder, file, tracking_store(tracking_uri, folder.path.parent), **how)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -126,14 +131,7 @@ def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySp
     return spec
 
 
-def _run(
-    spec: "StudySpec",
-    folder: "StudyFolder",
-    file: Path,
-    overrides: tuple[str, ...],
-    uri: str,
-    at: dict[str, str | None],
-) -> Any:
+def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: Any) -> Any:
     from rich.console import Console
 
     from equitune.report.arms import write_answer
@@ -144,7 +142,7 @@ def _run(
 
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
-        outcome = run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
+        outcome = run_study(spec, folder, source=file, say=view.say, **how)
         if outcome.state != "complete":
             hurry()
         return outcome

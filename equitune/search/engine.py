@@ -13,7 +13,7 @@ from typing import Literal
 import optuna
 
 from equitune.analysis.arms import to_test
-from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.cells import OpenCells
@@ -66,6 +66,7 @@ class Engine:
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
+        self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
         self._early = recorded_rungs(spec, folder)
         study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
         self._num_started = len(study.get_trials(deepcopy=False))
@@ -74,7 +75,8 @@ class Engine:
             self._open_cells()
 
     def has_trials_left(self) -> bool:
-        is_open = self._num_started < self._spec.search.trials if self._cells is None else bool(self._cells)
+        num_own = self._num_started - self._num_brought
+        is_open = num_own < self._spec.search.trials if self._cells is None else bool(self._cells)
         return bool(self._orphans) or is_open
 
     def is_done(self) -> bool:
@@ -200,9 +202,9 @@ class Engine:
         """Finds out which cell each trial of a design has, and which cells are left."""
         settled = set()
         for trial in self._study.get_trials(deepcopy=False):
-            cell = trial.user_attrs.get("cell")
-            if cell is None and self._folder.trial(trial.number).config.exists():
-                cell = trial.number  # from when a trial's number was its cell
+            cell, config = trial.user_attrs.get("cell"), self._folder.trial(trial.number).config
+            if cell is None and config.exists():
+                cell = read_json(config).get("cell", trial.number)  # its number, before trials had a cell
             if cell is not None:
                 self._cell_of[trial.number] = cell
                 settled |= {cell} if trial.state != optuna.trial.TrialState.FAIL else set()
@@ -212,7 +214,7 @@ class Engine:
                 self._cell_of[number] = self._cells.take()
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number)))
+        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number - self._num_brought)))
 
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
