@@ -158,7 +158,7 @@ def repeats_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samplers go on drawing from where they are, as Optuna's do, instead of being a function of the number."""
     going_on = {}
 
-    def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
+    def make_sampler(spec: StudySpec, number: int, given: Any) -> optuna.samplers.BaseSampler:
         return going_on.setdefault("sampler", optuna.samplers.TPESampler(seed=7, constant_liar=True))
 
     monkeypatch.setattr(engine, "make_sampler", make_sampler)
