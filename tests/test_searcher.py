@@ -340,6 +340,7 @@ def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..
         (Resources(cpu=2), {"CPU": 5.0}, 2),
         (Resources(cpu=0.5), {"CPU": 2.0}, 4),
         (Resources(concurrent=1), {"CPU": 2.0}, 1),
+        (Resources(concurrent=9), {"CPU": 2.0}, 2),
         (Resources(gpu=1), {"CPU": 16.0, "GPU": 4.0}, 4),
         (Resources(gpu=0.25), {"CPU": 16.0, "GPU": 2.0}, 8),
         (Resources(gpu=0.4), {"CPU": 16.0, "GPU": 2.0}, 4),
@@ -348,6 +349,7 @@ def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..
 )
 def test_as_many_trials_as_fit(asked: Resources, available: dict[str, float], concurrent: int) -> None:
     assert slots(asked, available).concurrent == concurrent
+    assert slots(asked, available, may_grow=True).concurrent == (asked.concurrent or concurrent)
 
 
 @pytest.mark.parametrize(

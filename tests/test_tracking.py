@@ -236,6 +236,8 @@ def test_a_configuration_as_parameters() -> None:
         "augmentation": [{"name": "hflip", "args": {"probability": 0.5}}],
         "training": {"lr": 0.1},
         "data": {"name": "digits", "args": {"size": 16}, "limit": None},
+        "rungs": [1, 3],
+        "rung_metrics": ["accuracy"],
     }
     assert flat(config, without=("study",)) == {
         "model.name": "resnet",
@@ -247,4 +249,6 @@ def test_a_configuration_as_parameters() -> None:
         "data.name": "digits",
         "data.size": "16",
         "data.limit": "None",
+        "rungs": "1, 3",
+        "rung_metrics": "accuracy",
     }

@@ -16,7 +16,8 @@ Array = npt.NDArray[np.float64]
 
 FEWEST = 4  # trials overall, and in a stratum that counts
 RESAMPLES = 1999
-SUFFIXES = ("_error", "_correlation")  # of the metrics that say how equivariant a network is
+# Of the metrics that say how equivariant a network is.
+SUFFIXES = ("_error", "_correlation", "_consistency", "_lie_derivative", "_relative_stability")
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,14 @@ def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
     except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
         raise UserError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
     try:
-        yield slots(resources, ray.cluster_resources())
+        yield slots(resources, ray.cluster_resources(), may_grow=address is not None)
     finally:
         ray.shutdown()
 
 
-def slots(resources: Resources, available: dict[str, float]) -> Slots:
-    """As many trials as fit if all were of the smallest kind, or as `concurrent` allows.
+def slots(resources: Resources, available: dict[str, float], may_grow: bool = False) -> Slots:
+    """As many trials as fit if all were of the smallest kind, or as `concurrent` allows; where machines may join, as
+    many as `concurrent` says.
 
     Raises:
         UserError: not even one of each kind fits.
@@ -84,7 +85,8 @@ def slots(resources: Resources, available: dict[str, float]) -> Slots:
                 f"{place}.cpu: a trial asks for {request.cpu:g} CPUs, but there are {cpus:g}: ask for fewer"
             )
         most = max(most, _fitting(request, cpus, gpus))
-    return Slots(min(most, resources.concurrent or most), cpus, gpus)
+    concurrent = resources.concurrent or most
+    return Slots(concurrent if may_grow else min(most, concurrent), cpus, gpus)
 
 
 def gpu_memory_gib() -> float:

@@ -81,7 +81,8 @@ class Engine:
         self._growth = Growth(spec.search, _reference(spec))
         for values in ended_values(study) if self._growth.is_asked else ():
             self._growth.add(_losses(spec, values))
-        self._num_started = self._count_started()
+        study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
+        self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
         if spec.search.design:
             self._open_cells()
@@ -200,10 +201,6 @@ class Engine:
     def _left_to_test(self) -> list[TrialFolder]:
         members = to_test(StudyReader(self._folder).read())
         return [self._folder.trial(trial.number) for trial in members if not trial.test]
-
-    def _count_started(self) -> int:
-        waiting = optuna.trial.TrialState.WAITING
-        return sum(trial.state != waiting for trial in self._study.get_trials(deepcopy=False))
 
     def _reconcile(self) -> list[int]:
         """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""

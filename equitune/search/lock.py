@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, holder, write_json
+from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import is_driven
 
 HEARTBEAT_S = 5.0
@@ -59,7 +59,7 @@ def _require_no_other_host(folder: StudyFolder, another_beat_s: float) -> None:
 
     One that comes is a living driver's. One that does not was a dead driver's, whose pod is another by now.
     """
-    driver = holder(folder.path)
+    driver = folder.holder()
     if not is_driven(folder) or driver.get("host") in (None, platform.node()):
         return
     last, limit = _last_beat(folder), time.monotonic() + another_beat_s
@@ -81,5 +81,5 @@ def _last_beat(folder: StudyFolder) -> float:
 
 
 def _holder(folder: StudyFolder) -> str:
-    driver = holder(folder.path)
+    driver = folder.holder()
     return f"process {driver['pid']} on {driver['host']}" if {"pid", "host"} <= driver.keys() else "by another process"

@@ -26,7 +26,7 @@ _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) 
 def trainable(config: dict[str, Any], splits: Splits, resources: Resources, token: str) -> None:
     """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
 
-    With its driver's token it writes nothing once another driver has the study.
+    It writes nothing once another driver has the study, or another worker the trial.
     """
     folder = TrialFolder(Path(config["folder"]), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
@@ -38,7 +38,7 @@ def trainable(config: dict[str, Any], splits: Splits, resources: Resources, toke
         tune.report({"result": folder.result.read_text()})
         return
     try:
-        folder.require_held()
+        folder.claim()
         with _logging_to(folder.log):
             result = _run(trial, splits, folder)
         tune.report({"result": result.model_dump_json()})

@@ -182,8 +182,9 @@ def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") 
         if isinstance(value, dict):
             found |= flat(value, prefix="" if name == "args" else name.removesuffix("args").rstrip(".") + ".")
         elif isinstance(value, list):
-            found |= flat({item["name"]: item["args"] for item in value if item["args"]}, prefix=f"{name}.")
-            found[name] = ", ".join(item["name"] for item in value)
+            components = [item for item in value if isinstance(item, dict)]
+            found |= flat({item["name"]: item["args"] for item in components if item["args"]}, prefix=f"{name}.")
+            found[name] = ", ".join(str(item["name"] if item in components else item) for item in value)
         else:
             found[name] = str(value)
     return found
