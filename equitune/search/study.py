@@ -121,6 +121,7 @@ def _search(
     if database:
         database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
+        _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
@@ -128,7 +129,15 @@ def _search(
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
-    return Outcome("interrupted" if engine.draining else "complete")
+    if engine.draining:
+        return Outcome("interrupted")
+    _record_end(folder, engine)
+    return Outcome("complete")
+
+
+def _record_end(folder: StudyFolder, engine: "Engine") -> None:
+    """Keeps which budget ended the study; a larger one goes on."""
+    write_json(folder.study, read_json(folder.study) | {"ended_by": engine.ended_by()})
 
 
 def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
@@ -162,7 +171,7 @@ def begin(
     """
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        taken_over = budget | {"references": spec.references, "storage": storage}
+        taken_over = budget | {"references": spec.references, "storage": storage, "ended_by": None}
         write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
@@ -231,6 +240,7 @@ def _run_trials(
     from equitune.search.trainable import trainable
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
+    engine.gpus_of = lambda config: placement.request(config).gpu
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
