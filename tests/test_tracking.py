@@ -13,8 +13,9 @@ from equitune.records.results import Measurement
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.spec.study import StudySpec
-from equitune.tracking import projector
-from equitune.tracking.projector import Projector, projecting, sync
+from equitune.tracking import live
+from equitune.tracking.live import projecting
+from equitune.tracking.projector import Projector, sync
 from equitune.tracking.store import default_tracking_uri, flat
 
 pytestmark = pytest.mark.slow  # MLflow makes its tables: seconds
@@ -55,6 +56,8 @@ def artifacts(uri: str, run: Any) -> set[str]:
 def project(folder: StudyFolder, uri: str) -> Projector:
     made = Projector(folder, uri, write_front, write_profile)
     made.step()
+    while made.draw_next():
+        pass
     return made
 
 
@@ -82,7 +85,13 @@ def test_a_study_becomes_one_experiment_with_a_run_a_trial(tmp_path: Path, small
     assert trial.data.metrics["accuracy_stderr"] == 0.02
     assert trial.data.metrics["translation_error_untrained"] == 0.7
     assert trial.data.metrics["test_accuracy"] == 0.6
-    assert artifacts(store, trial) == {"config.json", "result.json", "profile.png", "weights.safetensors"}
+    assert artifacts(store, trial) == {
+        "config.json",
+        "result.json",
+        "profile.png",
+        "profile.json",
+        "weights.safetensors",
+    }
     assert artifacts(store, parent) == {"front.png", "front.html", "front.csv"}
     assert {name: run.info.status for name, run in found.items()} == {
         "small": "FINISHED",
@@ -166,7 +175,7 @@ def test_a_store_that_comes_back_gets_everything(
 ) -> None:
     folder = invent(tmp_path / "small", small_spec, 3)
     follower = Projector(folder, store, write_front, write_profile)
-    log, calls = follower._store.log, 0
+    log, calls = follower.store.log, 0
 
     def unreliable(*args: Any, **kwargs: Any) -> None:
         nonlocal calls
@@ -175,7 +184,7 @@ def test_a_store_that_comes_back_gets_everything(
             raise ConnectionError("gone")
         log(*args, **kwargs)
 
-    monkeypatch.setattr(follower._store, "log", unreliable)
+    monkeypatch.setattr(follower.store, "log", unreliable)
     for _ in range(3):
         with pytest.raises(ConnectionError):
             follower.step()
@@ -196,7 +205,7 @@ def _all(uri: str) -> list[Any]:
 def test_a_dead_store_is_warned_of_once_and_named_at_the_end(
     tmp_path: Path, small_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projector, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(live, "INTERVAL_S", 0.05)
     folder, said = invent(tmp_path / "small", small_spec, 1), []
     with projecting(folder, "http://127.0.0.1:9", write_front, write_profile, said.append):
         for _ in range(100):
@@ -222,11 +231,9 @@ def test_a_configuration_as_parameters() -> None:
     assert flat(config, without=("study",)) == {
         "model.name": "resnet",
         "model.width": "8",
-        "prior": "None",
         "augmentation": "hflip",
         "augmentation.hflip.probability": "0.5",
         "training.lr": "0.1",
         "data.name": "digits",
         "data.size": "16",
-        "data.limit": "None",
     }

@@ -122,7 +122,7 @@ def _run(
     from equitune.report.profile import write_profile
     from equitune.report.terminal import StudyView
     from equitune.search.study import run_study
-    from equitune.tracking.projector import projecting
+    from equitune.tracking.live import projecting
 
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):

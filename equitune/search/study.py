@@ -72,7 +72,7 @@ def run_study(
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
             begin(folder, spec, source, overrides)  # only now: what cannot begin leaves no study behind
-            _record_data(folder, splits)
+            _record_data(folder, splits, spec)
             return _search(spec, folder, splits, address, say)
     except OSError as error:
         raise UserError(
@@ -239,8 +239,8 @@ def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     return study.state == "complete" and enough and all(trial.test for trial in to_test(study))
 
 
-def _record_data(folder: StudyFolder, splits: Splits) -> None:
-    """Keeps the data's fingerprint with the study; other data under the same name are refused."""
+def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
+    """Keeps the data's fingerprint and what a trial occupies; other data under the same name are refused."""
     info = read_json(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
@@ -249,7 +249,8 @@ def _record_data(folder: StudyFolder, splits: Splits) -> None:
             "or give the study another name"
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
-    write_json(folder.study, info | {"data_fingerprint": splits.fingerprint, "splits": sizes})
+    known = {"data_fingerprint": splits.fingerprint, "splits": sizes, "image_shape": list(splits.shape)}
+    write_json(folder.study, info | known | {"resources": {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}})
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:
