@@ -22,7 +22,7 @@ LAYERS = [
 # library -> the rooms that may import it.
 DOORS = {
     "ray": {"search"},
-    "optuna": {"search"},
+    "optuna": {"search", "analysis.importance"},
     "mlflow": {"tracking"},
     "yaml": {"spec.load"},
     "matplotlib": {"report"},

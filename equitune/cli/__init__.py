@@ -10,6 +10,7 @@ import click
 
 from equitune import __version__
 from equitune.cli import studies, tools
+from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
 from equitune.errors import UserError
@@ -25,6 +26,7 @@ for command in (
     studies.search,
     studies.check,
     studies.show,
+    analyze,
     measure,
     tools.ui,
     tools.mlflow,

@@ -1,0 +1,96 @@
+"""How sure the front of arms is: which arms stay on it when other replicates had been trained."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from equitune.analysis.arms import Arm, arms
+from equitune.analysis.hypervolume import Reference, hypervolume, reference_point
+from equitune.analysis.paired import Effect, by_replicate, effect_of, resampled
+from equitune.analysis.pareto import DECIMALS, non_dominated
+from equitune.records.reader import StudyRecord
+
+Array = npt.NDArray[np.float64]
+RESAMPLES = 999
+
+
+@dataclass(frozen=True)
+class ArmOnFront:
+    """An arm beside the front of arm means.
+
+    Attributes:
+        share: of the resamples of replicates, how many have it on their front; NaN: one replicate.
+    """
+
+    arm: Arm
+    is_on_front: bool
+    share: float
+
+
+@dataclass(frozen=True)
+class FrontUncertainty:
+    """The front of arm means over replicates.
+
+    Attributes:
+        arms: those with a value of each objective, in their order.
+        replicates: that have a value at all.
+        hypervolume: of the arms' means.
+        interval: of what the hypervolume would be of means over endless replicates: the jackknife's pseudo-values
+            (Tukey, 1958), judged as paired differences are. Its mean, and not `hypervolume`, is the best estimate:
+            the front of noisy means reaches too far.
+        reference: below which it is taken; `hypervolume` is NaN where there is none.
+    """
+
+    arms: list[ArmOnFront]
+    replicates: int
+    hypervolume: float
+    interval: Effect
+    reference: Reference
+
+
+def front_uncertainty(study: StudyRecord, split: str = "validation") -> FrontUncertainty:
+    """Draws replicates anew, the same for all arms, and takes the front of the arms' means each time.
+
+    999 resamples, always the same. An arm's mean is over the drawn replicates in which it has a value. The reference
+    point is the study's and does not move.
+    """
+    found, reference = arms(study), reference_point(study)
+    values = np.stack([by_replicate(found, name, split) for name in study.objectives], axis=2)  # (arms, n, objectives)
+    signs = np.where([direction == "maximize" for direction in study.objectives.values()], -1.0, 1.0)
+    losses = values * signs
+    has_all = (~np.isnan(losses)).any(axis=1).sum(axis=1) == len(study.objectives)
+    found = [arm for arm, is_whole in zip(found, has_all, strict=True) if is_whole]
+    losses = losses[has_all][:, (~np.isnan(losses[has_all])).any(axis=(0, 2))]
+    n = losses.shape[1]
+    if not found:
+        return FrontUncertainty([], n, np.nan, effect_of(np.empty(0)), reference)
+    ones = np.ones(n)
+    on_front = non_dominated(_means(losses, ones))
+    shares = np.full(len(found), np.nan)
+    if n > 1:
+        shares = np.mean([_is_non_dominated(_means(losses, counts)) for counts in resampled(n, RESAMPLES)], axis=0)
+    volume, interval = np.nan, effect_of(np.empty(0))
+    if reference.point is not None:
+        below = reference.losses(study)
+        volume = hypervolume(_means(losses, ones), below)
+        without = np.array([hypervolume(_means(losses, ones - row), below) for row in np.eye(n)]) if n > 1 else ones
+        interval = effect_of(n * volume - (n - 1) * without)
+    members = [ArmOnFront(*row) for row in zip(found, on_front.tolist(), shares.tolist(), strict=True)]
+    return FrontUncertainty(members, n, volume, interval, reference)
+
+
+def _means(losses: Array, counts: Array) -> Array:
+    """Means of losses (arms, n, objectives) over replicates, each counted so often; NaN where none has a value."""
+    weights = counts[None, :, None] * ~np.isnan(losses)
+    total = weights.sum(axis=1)
+    sums = (weights * np.nan_to_num(losses)).sum(axis=1)
+    means: Array = np.divide(sums, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return np.round(means, DECIMALS)
+
+
+def _is_non_dominated(losses: Array) -> npt.NDArray[np.bool_]:
+    """`pareto.non_dominated` of few rows, all pairs at once."""
+    at_most = (losses[:, None] <= losses).all(axis=2)
+    dominated = (at_most & (losses[:, None] < losses).any(axis=2)).any(axis=0)
+    return np.logical_and(~dominated, np.isfinite(losses).all(axis=1))
