@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from equitune import __version__
-from equitune.cli import studies, tools
+from equitune.cli import studies, tools, trials
 from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
@@ -27,6 +27,9 @@ for command in (
     studies.check,
     studies.show,
     analyze,
+    trials.list_studies,
+    trials.run_trial_again,
+    trials.export,
     measure,
     tools.ui,
     tools.mlflow,

@@ -20,6 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
+from equitune.cli.trials import show_trial
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,15 +85,18 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", metavar="STUDY[/NUMBER]")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
 @click.option("--metric", "metrics", multiple=True, help="Show this metric, too. May be repeated.")
 @click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
 def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
-    """Show STUDY: how its trials ended, and its front; its arms, where it has replicates."""
-    from equitune.records.folder import open_study, studies_root
+    """Show STUDY: how its trials ended, and its front; its arms, where it has replicates. Or one trial, whole."""
+    from equitune.records.folder import named_trial, open_study, studies_root
 
+    if named_trial(study):
+        show_trial(study, studies_root(root), as_json)
+        return
     folder = open_study(studies_root(root), study)
     if as_json:
         from equitune.records.reader import StudyReader

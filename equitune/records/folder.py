@@ -13,6 +13,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from equitune.records.results import Epoch
 
 
 class TrialFolder:
-    """The files of one trial. Its worker writes them, but for `config.json`."""
+    """The files of one trial, whose folder is named by its number. Its worker writes them, but for `config.json`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, number: int | None = None) -> None:
         self.path = path
-        self.number = int(path.name)
+        self.number = int(path.name) if number is None else number
         self.config = path / "config.json"
         self.epochs = path / "epochs.jsonl"
         self.checkpoint = path / "checkpoint.pt"
@@ -93,6 +94,27 @@ def open_study(root: Path, name: str) -> StudyFolder:
         known = sorted(path.parent.name for path in root.glob("*/study.json"))
         raise UserError(catalog.unknown("study", name, known) + f" (in {root})")
     return folder
+
+
+def named_trial(text: str) -> tuple[str, int] | None:
+    """The study and the number of a trial, where a text names one: `capacity/12`."""
+    named = re.fullmatch(r"([^@:]+)/(\d+)", text)
+    return (named[1], int(named[2])) if named else None
+
+
+def open_trial(root: Path, study: str, number: int) -> TrialFolder:
+    """A recorded trial.
+
+    Raises:
+        UserError: there is no such study, named with the nearest, or no such trial, with the numbers there are.
+    """
+    folder = open_study(root, study)
+    trial = folder.trial(number)
+    if not trial.config.is_file():
+        numbers = [each.number for each in folder.trials()]
+        known = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "it has none"
+        raise UserError(f"{study}/{number}: study {study} has no trial {number}: {known}")
+    return trial
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,11 +2,18 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.records.results import Amount, Epoch, Measurement, TrialResult, Verdict
+from equitune.spec.strict import Strict
 from equitune.spec.trial import TrialConfig
+
+Kind = TypeVar("Kind", bound=Strict)
 
 HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
 
@@ -75,10 +82,16 @@ class StudyRecord:
 
 
 class StudyReader:
-    """Reads one study; keeps what cannot change any more."""
+    """Reads one study; keeps what cannot change any more.
 
-    def __init__(self, folder: StudyFolder) -> None:
+    Args:
+        folder: the study's.
+        brief: leaves out the epochs, which are most of a study, and what was measured on the test split.
+    """
+
+    def __init__(self, folder: StudyFolder, brief: bool = False) -> None:
         self.folder = folder
+        self._brief = brief
         self._kept: dict[int, TrialRecord] = {}
         self._configs: dict[int, TrialConfig] = {}
 
@@ -92,7 +105,7 @@ class StudyReader:
         trials = []
         for folder in self.folder.trials():
             record = self._kept.get(folder.number)
-            if record is None or (not record.test and folder.test.exists()):
+            if record is None or (not record.test and not self._brief and folder.test.exists()):
                 record = self._read_trial(folder)
             if record is not None:
                 trials.append(record)
@@ -108,21 +121,46 @@ class StudyReader:
     def _read_trial(self, folder: TrialFolder) -> TrialRecord | None:
         if not folder.config.exists():
             return None  # between the folder and its first file
-        config = self._configs.get(folder.number)
-        if config is None:
-            config = self._configs[folder.number] = TrialConfig.from_json_text(folder.config.read_text())
-        result = TrialResult.model_validate_json(folder.result.read_bytes()) if folder.result.exists() else None
-        test = read_json(folder.test) if folder.test.exists() else {}
-        record = TrialRecord(
-            config=config,
-            epochs=folder.read_epochs(),
-            result=result,
-            started=folder.config.stat().st_mtime,
-            test={name: Measurement.model_validate(value) for name, value in test.items()},
-        )
-        if result is not None:
+        record = read_trial(folder, self._configs.get(folder.number), self._brief)
+        self._configs[folder.number] = record.config
+        if record.result is not None:
             self._kept[folder.number] = record
         return record
+
+
+def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bool = False) -> TrialRecord:
+    """One trial as it stands.
+
+    Args:
+        folder: the trial's, which has a configuration.
+        config: that configuration, where it has been read before.
+        brief: leaves out its epochs, and what was measured on the test split.
+
+    Raises:
+        UserError: a file is missing or not whole.
+    """
+    config = config or _parsed(TrialConfig, folder.config)
+    result = _parsed(TrialResult, folder.result) if folder.result.exists() else None
+    test = read_json(folder.test) if not brief and folder.test.exists() else {}
+    return TrialRecord(
+        config=config,
+        epochs=[] if brief else folder.read_epochs(),
+        result=result,
+        started=folder.config.stat().st_mtime,
+        test={name: Measurement.model_validate(value) for name, value in test.items()},
+    )
+
+
+def _parsed(kind: type[Kind], path: Path) -> Kind:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        at = ".".join(map(str, wrong["loc"]))
+        reason = f"{at}: {wrong['msg']}" if at else wrong["msg"]
+        raise UserError(f"{path} is not whole ({reason}): restore it from a copy, or remove it") from None
 
 
 def is_driven(folder: StudyFolder) -> bool:

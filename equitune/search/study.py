@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
+from equitune.records.revision import revision
 from equitune.search.cluster import Slots, connected, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
@@ -144,17 +144,8 @@ def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: 
 def provenance() -> dict[str, str]:
     """The program and the place that a study began with."""
     found = {"equitune": __version__, "python": platform.python_version(), "host": platform.node()}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-        found["git"] = revision.stdout.strip()
-    return found
+    git = revision()
+    return found | {"git": git} if git else found
 
 
 @contextlib.contextmanager

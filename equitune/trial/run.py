@@ -110,6 +110,7 @@ def provenance(device: str) -> dict[str, str]:
         "torch": torch.__version__,
         "device": device,
         "device_name": name,
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # which instructions its kernels use decides the rounding
         "host": platform.node(),
     }
 
