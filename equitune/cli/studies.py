@@ -13,6 +13,7 @@ from equitune.cli.options import (
     INTERRUPTED,
     TRIALS_FAILED,
     data_root_option,
+    register_option,
     root_option,
     same_command,
     set_option,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@register_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
@@ -44,6 +46,7 @@ def search(
     data_root: Path | None,
     tracking_uri: str | None,
     address: str | None,
+    register: bool,
     dry_run: bool,
 ) -> None:
     """Run the study in FILE, or go on with it where it was interrupted."""
@@ -55,7 +58,10 @@ def search(
         _print_plan(spec)
         return
     folder = StudyFolder(studies_root(root) / spec.study)
-    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), address)
+    uri = tracking_store(tracking_uri, folder.path.parent)
+    outcome = _run(spec, folder, file, overrides, uri, address)
+    if register and outcome.state == "complete":
+        _register(folder, uri)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -131,6 +137,18 @@ def _run(
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
         return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
+
+
+def _register(folder: "StudyFolder", uri: str) -> None:
+    """Registers the front's models; a store that does not answer is no reason to fail."""
+    from equitune.cli.tools import register_models
+
+    try:
+        register_models(folder, uri, click.echo)
+    except UserError as error:
+        click.echo(
+            f"{error}: `equitune mlflow sync {folder.name}` registers the models when it answers again", err=True
+        )
 
 
 def _print_answer(
