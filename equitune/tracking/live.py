@@ -1,6 +1,7 @@
 """The projection beside a running study, in a thread of its own that takes next to nothing of the machine."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -31,30 +32,49 @@ class _Follower:
         self.stop = threading.Event()
         self.is_behind = False
         self.computed_s = 0.0  # by this thread, once it was connected
-        self._monitor: Any = None
+        self._failing: Callable[[], object] | None = None  # what failed, and has not succeeded since
+        self._pause_s = LEAST_REST_S
+        self._monitor: Any = None  # False: there can be none
 
     def run(self) -> None:
-        rest_s, rested_from = FIRST_S, time.monotonic()
-        connected_at, drawn_s = 0.0, 0.0
+        step, draw = self._step, self._draw  # the very objects, to be told apart
+        next_step, next_draw = time.monotonic() + FIRST_S, math.inf
         while not self.stop.wait(INTERVAL_S):
-            now = time.monotonic()
-            hurries = not self.is_behind and self._folder.study.exists() and self.projector.sees_the_end()
             if not self._folder.study.exists():
                 continue
-            if now - rested_from >= rest_s or hurries:
-                took_s = self._try(self._step)
-                connected_at = connected_at or now
-                rest_s = min(max(2 * rest_s, INTERVAL_S), MOST_REST_S) if took_s is None else _rest_s(took_s)
-                rested_from = time.monotonic()
-            elif connected_at and not self.is_behind and drawn_s < SHARE / 2 * (now - connected_at):
-                drawn_s += self._try(self.projector.draw_next) or 0.0
+            hurries = self._failing is not step and self.projector.sees_the_end()
+            if time.monotonic() >= next_step or hurries:
+                next_step = self._after(step)
+                next_draw = min(next_draw, next_step)
+            elif time.monotonic() >= next_draw and self._failing is not step:
+                next_draw = self._after(draw)
+
+    def _after(self, action: Callable[[], object]) -> float:
+        """Does something and returns when it may be done again: what it computes is half of SHARE of the time."""
+        try:
+            self.projector.open()
+            before_s = time.thread_time()
+            action()
+        except Exception as error:  # whatever the store does, the study goes on
+            log.warning("projection failed", exc_info=True)
+            if self._failing is None:
+                self._warn(f"MLflow at {self._uri} does not answer ({sentence(error)}): the study goes on without it")
+                self._failing, self.is_behind = action, True
+            self._pause_s = min(2 * self._pause_s, MOST_REST_S)
+            return time.monotonic() + self._pause_s
+        if self._failing is action:
+            self._warn(f"MLflow at {self._uri} is back and up to date")
+            self._failing, self.is_behind, self._pause_s = None, False, LEAST_REST_S
+        took_s = time.thread_time() - before_s
+        self.computed_s += took_s
+        return time.monotonic() + max(LEAST_REST_S, took_s * 2 / SHARE)
 
     def finish(self) -> None:
         """Sends what is left: all numbers, and then pictures for as long as a user waits."""
         started = time.monotonic()
         if not self._folder.study.exists():
             return
-        if self._monitor is not None:
+        if self._monitor:
             self._monitor.finish()
         try:
             self.projector.step()
@@ -71,26 +91,14 @@ class _Follower:
         self.projector.step()
         asked = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower()
         if self._monitor is None and asked in ("true", "1"):
-            self._monitor = _monitor(self.projector)
+            try:
+                self._monitor = _monitor(self.projector)
+            except ImportError as error:
+                self._monitor = False
+                self._warn(f"the machine's load is not logged ({error}): pip install psutil")
 
-    def _try(self, action: Callable[[], object]) -> float | None:
-        """Does something and returns the seconds that it computed; None: it failed, which is told once."""
-        try:
-            self.projector.open()
-            computed_s = time.thread_time()
-            action()
-        except Exception as error:  # whatever the store does, the study goes on
-            log.warning("projection failed", exc_info=True)
-            if not self.is_behind:
-                self._warn(f"MLflow at {self._uri} does not answer ({sentence(error)}): the study goes on without it")
-            self.is_behind = True
-            return None
-        if self.is_behind:
-            self._warn(f"MLflow at {self._uri} is back and up to date")
-        self.is_behind = False
-        took_s = time.thread_time() - computed_s
-        self.computed_s += took_s
-        return took_s
+    def _draw(self) -> None:
+        self.projector.draw_next()
 
 
 @contextmanager
@@ -125,10 +133,6 @@ def projecting(
 def _last(thread: threading.Thread, follower: _Follower) -> None:
     thread.join()
     follower.finish()
-
-
-def _rest_s(took_s: float) -> float:
-    return max(LEAST_REST_S, took_s * 2 / SHARE)
 
 
 def _monitor(projector: Projector) -> Any:

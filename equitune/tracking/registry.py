@@ -12,11 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equitune.analysis.hypervolume import ended_at
 from equitune.analysis.pareto import front, objective_values
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
-from equitune.tracking.store import DATABASES, Store, sentence
+from equitune.tracking.store import DATABASES, Store, params_of, sentence
 
 if TYPE_CHECKING:
     from equitune.trial.servable import Servable
@@ -143,13 +144,12 @@ class _Registry:
         from mlflow.entities import LoggedModelOutput, Metric
         from mlflow.models import Model
 
-        run = self._client.get_run(run_id)
         logged = self._client.create_logged_model(
             self._store.experiment,
             name=_model_name(trial),
             source_run_id=run_id,
             tags=tags,
-            params=run.data.params,
+            params=params_of(trial),
             model_type="classifier",
         )
         with tempfile.TemporaryDirectory() as scratch:
@@ -163,11 +163,11 @@ class _Registry:
                 raise
             self._client.log_model_artifacts(logged.model_id, str(path))
         self._client.finalize_logged_model(logged.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, trial.config.training.epochs)])
-        points = [
-            Metric(m.key, m.value, m.timestamp, m.step, model_id=logged.model_id, run_id=run_id)
-            for m in run.data._metric_objs
-            if m.key in self._study.objectives
+        time_ms, step = int(ended_at(trial) * 1000), trial.config.training.epochs
+        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        points = [  # the very points of the run: they are not doubled, but now also the model's
+            Metric(name, value, time_ms, step, model_id=logged.model_id, run_id=run_id)
+            for name, value in self._values(trial).items()
         ]
         self._client.log_batch(run_id, metrics=points)
         return logged

@@ -101,8 +101,7 @@ class Store:
         }
         run_id = self._create(tags, int(trial.started * 1000), f"trial {trial.number}")
         self._runs[trial.number] = run_id
-        params = flat(trial.config.to_json(), without=("params", "number", "seed", "study"))
-        log_batch(self.client, run_id, params=params)
+        log_batch(self.client, run_id, params=params_of(trial))
         if data := dataset_input(study, trial):
             self.client.log_inputs(run_id, [data])
 
@@ -212,7 +211,14 @@ def metric_points(
 
 def sentence(error: Exception) -> str:
     """What a store's error says, in a line."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("boto3", "botocore"):
+        return "artifacts on S3 need boto3: pip install 'equitune[s3]'"
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def params_of(trial: TrialRecord) -> dict[str, str]:
+    """A trial's parameters: its whole configuration, by dotted names."""
+    return flat(trial.config.to_json(), without=("params", "number", "seed", "study"))
 
 
 def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") -> dict[str, str]:
