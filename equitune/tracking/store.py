@@ -99,7 +99,9 @@ class Store:
             "equitune.study_id": study.info["id"],
             "mlflow.parentRunId": self._parent,
         }
-        run_id = self._create(tags, int(trial.started * 1000), f"trial {trial.number}")
+        begun = trial.epochs[0].time - trial.epochs[0].train_s if trial.epochs else trial.started
+        begun_ms = int(min(begun, trial.started) * 1000)  # a copy of a folder is younger than what lies in it
+        run_id = self._create(tags, begun_ms, f"trial {trial.number}")
         self._runs[trial.number] = run_id
         log_batch(self.client, run_id, params=params_of(trial))
         if data := dataset_input(study, trial):
