@@ -21,3 +21,7 @@ class Unmeasurable(Infeasible):
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class TakenOver(OSError):
+    """A driver no longer holds its study: another one does, and what is still running for the first must not write."""

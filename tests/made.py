@@ -5,6 +5,7 @@ from typing import Any
 
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.spec.objectives import Bound
 from equitune.spec.space import Call
 from equitune.spec.trial import DataConfig, TrainingConfig, TrialConfig
 
@@ -17,6 +18,8 @@ def made(
     objectives: Mapping[str, str] = BOTH,
     *,
     varied: Sequence[str] = (),
+    references: Mapping[str, float] | None = None,
+    constraints: Mapping[str, Bound] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> StudyRecord:
     """A trial a row: its metrics by name (None: not measured); `varied` are parameters; also `replicate` and `state`."""
@@ -57,4 +60,13 @@ def made(
             images_per_s=1,
         )
         trials.append(TrialRecord(config, [epoch], None if state == "RUNNING" else result, started=60.0 * number))
-    return StudyRecord("made", dict(objectives), len(rows), False, {"replicates": replicates, **(info or {})}, trials)
+    return StudyRecord(
+        name="made",
+        objectives=dict(objectives),
+        references=dict(references or {}),
+        constraints=dict(constraints or {}),
+        num_planned=len(rows),
+        is_driven=False,
+        info={"replicates": replicates, **(info or {})},
+        trials=trials,
+    )

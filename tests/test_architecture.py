@@ -23,6 +23,8 @@ LAYERS = [
 DOORS = {
     "ray": {"search"},
     "optuna": {"search", "analysis.importance"},
+    "psycopg2": {"search.postgres"},
+    "sqlalchemy": {"search.postgres"},
     "mlflow": {"tracking"},
     "yaml": {"spec.load"},
     "matplotlib": {"report"},

@@ -241,6 +241,14 @@ def test_what_a_clock_says_is_not_compared(equitune: Run, root: Path) -> None:
     assert "the same bit for bit" in equitune("trial", "small/0")[0]
 
 
+def test_a_trial_says_which_constraint_it_violates(equitune: Run, root: Path) -> None:
+    assert "violates" not in equitune("show", "small/0")[0]
+    edit(root / "small" / "study.json", lambda study: study.update(constraints={"parameters": {"at_most": 1000}}))
+    assert "  violates parameters: 1,384 is above at_most 1,000\n" in equitune("show", "small/0")[0]
+    machine = json.loads(equitune("show", "small/0", "--json")[0])
+    assert machine["violates"] == {"parameters": "1,384 is above at_most 1,000"}
+
+
 def test_a_trial_without_an_end_has_nothing_to_be_compared_with(equitune: Run, root: Path) -> None:
     trial = TrialFolder(root / "small" / "trials" / "00000")
     trial.result.unlink()

@@ -1,8 +1,9 @@
 """Whether more equivariant trials are more accurate: rank correlation over trials, overall and at equal capacity."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ Array = npt.NDArray[np.float64]
 
 FEWEST = 4  # trials overall, and in a stratum that counts
 RESAMPLES = 1999
-SUFFIXES = ("_error", "_correlation")  # of the metrics that say how equivariant a network is
+# Of the metrics that say how equivariant a network is.
+SUFFIXES = ("_error", "_correlation", "_consistency", "_lie_derivative", "_relative_stability")
 
 
 @dataclass(frozen=True)
@@ -85,44 +87,49 @@ def rank_correlation(strata: list[Array]) -> RankCorrelation:
         return RankCorrelation(math.nan, math.nan, math.nan, math.nan, 0, 0)
     rng = np.random.default_rng(0)
     weights = np.array([len(pairs) - 1.0 for pairs in counting])
-    rho = float(np.average([_spearman(pairs[None])[0] for pairs in counting], weights=weights))
-    drawn, shuffled = (
-        np.array([list(_resampled_rho(pairs, rng, whole)) for pairs in counting]) for whole in (False, True)
-    )  # (strata, resamples)
-    has_rho = ~np.isnan(drawn)
-    total = (weights[:, None] * has_rho).sum(axis=0)
-    sums = (weights[:, None] * np.nan_to_num(drawn)).sum(axis=0)
-    pooled = sums[total > 0] / total[total > 0]
+    rho = float(np.average([_spearman(pairs, np.ones((1, len(pairs))))[0] for pairs in counting], weights=weights))
+    drawn = np.array([_drawn_anew(pairs, rng) for pairs in counting])  # (strata, resamples)
+    total = weights @ ~np.isnan(drawn)
+    pooled = (weights @ np.nan_to_num(drawn))[total > 0] / total[total > 0]
     low, high = np.quantile(pooled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    by_chance = np.average(shuffled, weights=weights, axis=0)
+    by_chance = np.average([_shuffled(pairs, rng) for pairs in counting], weights=weights, axis=0)
     p = (1 + (np.abs(by_chance) >= abs(rho) - 1e-12).sum()) / (1 + RESAMPLES)
     return RankCorrelation(rho, float(low), float(high), float(p), trials, len(counting))
 
 
-def _resampled_rho(pairs: Array, rng: np.random.Generator, shuffle: bool) -> Iterator[float]:
-    """Spearman's correlation of pairs drawn anew, or with one side shuffled; NaN where all are equal."""
+def _drawn_anew(pairs: Array, rng: np.random.Generator) -> Array:
+    """Spearman's correlation of pairs (n, 2) drawn anew, (resamples,); NaN where all that is drawn is equal."""
     n = len(pairs)
-    at_once = max(1, 200_000 // n)  # keeps memory small
-    for start in range(0, RESAMPLES, at_once):
-        size = min(at_once, RESAMPLES - start)
-        if shuffle:
-            order = rng.permuted(np.tile(np.arange(n), (size, 1)), axis=1)
-            drawn = np.stack([np.broadcast_to(pairs[:, 0], (size, n)), pairs[order, 1]], axis=2)
-        else:
-            drawn = pairs[rng.integers(0, n, (size, n))]
-        yield from _spearman(drawn).tolist()
+    at_once = max(1, 400_000 // n)  # keeps memory small
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    return np.concatenate([_spearman(pairs, rng.multinomial(n, np.full(n, 1 / n), size)) for size in sizes])
 
 
-def _spearman(pairs: Array) -> Array:
-    """Spearman's correlation of many sets of pairs (sets, n, 2); NaN where one side is constant."""
-    from scipy.stats import rankdata  # half a second to import
-
-    ranks = rankdata(pairs, axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    x, y = ranks[..., 0], ranks[..., 1]
-    norms = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    rho: Array = np.divide((x * y).sum(axis=1), norms, out=np.full(len(norms), np.nan), where=norms > 0)
+def _shuffled(pairs: Array, rng: np.random.Generator) -> Array:
+    """Spearman's correlation of pairs (n, 2) with one side shuffled against the other, (resamples,)."""
+    ones = np.ones((1, len(pairs)))
+    x, y = (_ranks(side, ones)[0] for side in pairs.T)
+    norm = np.sqrt((x @ x) * (y @ y))
+    rho: Array = np.array([x @ rng.permutation(y) for _ in range(RESAMPLES)]) / norm
     return rho
+
+
+def _spearman(pairs: Array, counts: npt.NDArray[Any]) -> Array:
+    """Spearman's correlation of pairs (n, 2), each counted so often (resamples, n); NaN where one side is constant."""
+    x, y = (_ranks(side, counts) for side in pairs.T)
+    norms = np.sqrt((counts * x**2).sum(axis=1) * (counts * y**2).sum(axis=1))
+    rho: Array = np.divide((counts * x * y).sum(axis=1), norms, out=np.full(len(norms), np.nan), where=norms > 1e-12)
+    return rho
+
+
+def _ranks(values: Array, counts: npt.NDArray[Any]) -> Array:
+    """The ranks of values (n,), each counted so often (resamples, n), minus their mean; ties share their mean rank."""
+    group = np.unique(values, return_inverse=True)[1]
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
+    totals = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks: Array = np.cumsum(totals, axis=1) - (totals - 1) / 2 - (len(values) + 1) / 2
+    return ranks[:, group]
 
 
 def _value(metrics: Mapping[str, Measurement], name: str) -> float:

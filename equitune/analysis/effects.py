@@ -61,10 +61,11 @@ def arm_effects(study: StudyRecord, against: int = 0, split: str = "validation")
     made = []
     for objective in study.objectives:
         table = by_replicate(found, objective, split)
+        certain = is_certain(table)
         for index, arm in enumerate(found):
             if index != baseline:
                 change = Change("arm", found[baseline].number, arm.number)
-                made.append(compared(objective, (change,), (table[index] - table[baseline])[None], is_certain(table)))
+                made.append(compared(objective, (change,), (table[index] - table[baseline])[None], certain))
     return corrected_by_objective(made)
 
 
@@ -85,6 +86,7 @@ def factor_effects(study: StudyRecord, against: int = 0, split: str = "validatio
     made = []
     for objective in study.objectives:
         table = by_replicate(found, objective, split)
+        certain = is_certain(table)
         for factor in factors(found):
             first, *others = levels(found, factor, baseline)
             cells = cells_of(found, (factor,), table)
@@ -93,7 +95,7 @@ def factor_effects(study: StudyRecord, against: int = 0, split: str = "validatio
                 shared = [context for context in after if context in before]
                 if len(shared) >= 2:
                     differences = np.stack([after[context] - before[context] for context in shared])
-                    made.append(compared(objective, (Change(factor, first, level),), differences, is_certain(table)))
+                    made.append(compared(objective, (Change(factor, first, level),), differences, certain))
     return corrected_by_objective(made)
 
 

@@ -177,7 +177,7 @@ class Step:
 
 def reference_point(study: StudyRecord) -> Reference:
     """What the study gives for an objective, else the worst value of any complete trial."""
-    given = {name: float(value) for name, value in study.info.get("references", {}).items() if name in study.objectives}
+    given = {name: float(value) for name, value in study.references.items() if name in study.objectives}
     table = _losses(study, [trial for trial in study.trials if trial.state == "COMPLETE"])
     known = table[np.isfinite(table).all(axis=1)]
     if not len(known):
@@ -188,16 +188,20 @@ def reference_point(study: StudyRecord) -> Reference:
 
 
 def over_time(study: StudyRecord, reference: Reference | None = None) -> list[Step]:
-    """How the hypervolume grew, trial by trial in the order in which they ended, below one reference point."""
+    """How the hypervolume grew, trial by trial in the order in which they ended, below one reference point.
+
+    Trials that violate a constraint count in none of it.
+    """
     point = reference or reference_point(study)
     if point.point is None:
         return []
     began = min(trial.started for trial in study.trials)
     known = Hypervolume(point.losses(study).tolist())
+    feasible = {trial.number for trial in study.feasible()}
     steps = []
     order = sorted(study.ended(), key=lambda trial: (ended_at(trial), trial.number))
     for count, (trial, row) in enumerate(zip(order, _losses(study, order), strict=True), 1):
-        if trial.state == "COMPLETE" and known.add(row) > 0:
+        if trial.number in feasible and known.add(row) > 0:
             steps.append(Step(trial.number, count, max(0.0, ended_at(trial) - began) / 3600, known.value))
     return steps
 

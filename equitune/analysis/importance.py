@@ -19,9 +19,9 @@ FEWEST = 20  # trials: the best quarter of them are the five that PED-ANOVA asks
 BEST = 5
 SHARE = 0.1  # of the trials that PED-ANOVA calls the best, once that is more than five
 FEWEST_OF_A_PARAMETER = 10  # trials that have a conditional parameter
-TREES = 64
+TREES = 32
 MOST_CATEGORIES = 10  # of numbers whose distribution is not known
-MOST_IN_FOREST = 500  # trials that fANOVA grows its trees on; they take a second
+MOST_IN_FOREST = 300  # trials that fANOVA grows its trees on, evenly spaced: 2,000 would take a minute
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,12 @@ def _of_objective(
     values = sorted(loss for _, loss in rows)
     best = max(BEST, int(np.ceil(SHARE * len(rows))))
     reason = None
-    if not names:
+    if not known:
         reason = "no parameter varies"
     elif len(rows) < FEWEST:
         reason = f"{len(rows)} trials have a value, and it takes {FEWEST}"
+    elif not names:
+        reason = f"no parameter has a value in {FEWEST_OF_A_PARAMETER} trials"
     elif values[best - 1] == values[-1]:
         reason = (
             "it is the same in every trial" if values[0] == values[-1] else "the best trials are equal to the worst"
@@ -145,7 +147,7 @@ def _asked(identity: Mapping[str, Any]) -> Iterator[tuple[str, BaseDistribution]
     `model.depth` lies at model/resnet/depth, or `model.resnet.depth` at model/resnet/resnet/depth.
     """
     for path, section in identity.items():
-        if isinstance(section, dict):
+        if section and isinstance(section, dict):
             yield path, _categories(section)  # a choice of branches, where one was recorded under this name
             for place, distribution in _leaves((path,), section):
                 yield ".".join(place), distribution

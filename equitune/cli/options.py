@@ -24,6 +24,11 @@ register_option = click.option(
     show_default=True,
     help="Register the models of the front in MLflow, once the study is complete: about a second each.",
 )
+storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    help="PostgreSQL database that holds the search. [default: EQUITUNE_STORAGE or a journal in the study's folder]",
+)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one value of the file. May be repeated."
 )
@@ -33,6 +38,12 @@ def tracking_store(given: str | None, root: Path) -> str:
     from equitune.tracking.store import default_tracking_uri
 
     return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+
+
+def storage_address(given: str | None) -> str | None:
+    from equitune.search.postgres import typed
+
+    return typed(given) if given else os.environ.get("EQUITUNE_STORAGE") or None
 
 
 def use_data_root(data_root: Path | None) -> None:

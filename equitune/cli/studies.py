@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from equitune.cli.options import (
     root_option,
     same_command,
     set_option,
+    storage_address,
+    storage_option,
     tracking_option,
     tracking_store,
     use_data_root,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
 @register_option
+@storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
@@ -47,19 +51,21 @@ def search(
     tracking_uri: str | None,
     address: str | None,
     register: bool,
+    storage: str | None,
     dry_run: bool,
 ) -> None:
     """Run the study in FILE, or go on with it where it was interrupted."""
     from equitune.records.folder import StudyFolder, studies_root
 
-    spec = _load(file, overrides)
+    spec = _load(file, overrides, root)
     use_data_root(data_root)
     if dry_run:
         _print_plan(spec)
         return
     folder = StudyFolder(studies_root(root) / spec.study)
+    at = {"address": address, "storage": storage_address(storage)}
     uri = tracking_store(tracking_uri, folder.path.parent)
-    outcome = _run(spec, folder, file, overrides, uri, address)
+    outcome = _run(spec, folder, file, overrides, uri, at)
     if register and outcome.state == "complete":
         _register(folder, uri)
     study = _print_answer(folder, root)
@@ -68,7 +74,7 @@ def search(
     if outcome.state == "interrupted":
         click.echo(f"Go on:   {same_command()}")
         sys.exit(INTERRUPTED)
-    failed = [trial for trial in study.trials if trial.state == "FAILED"]
+    failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
     sys.exit(DONE if completed and not failed else TRIALS_FAILED)
 
@@ -76,12 +82,13 @@ def search(
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @set_option
-def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+@root_option
+def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None) -> None:
     """Say what is wrong with each of FILES, with line and column, without running anything."""
     mistakes = []
     for file in files:
         try:
-            spec = _load(file, overrides)
+            spec = _load(file, overrides, root)
         except UserError as error:
             mistakes.append(str(error))
         else:
@@ -113,18 +120,25 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
         _print_answer(folder, root, metrics, against, draw=False)
 
 
-def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
+def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySpec":
+    from equitune.records.folder import studies_root
     from equitune.search.feasible import require_networks
+    from equitune.search.recorded import recorded_params
     from equitune.spec.load import load_study
 
-    spec = load_study(file, overrides, require_networks)
+    spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
     for notice in spec.notices():
         click.echo(f"{file}: notice: {notice}", err=True)
     return spec
 
 
 def _run(
-    spec: "StudySpec", folder: "StudyFolder", file: Path, overrides: tuple[str, ...], uri: str, address: str | None
+    spec: "StudySpec",
+    folder: "StudyFolder",
+    file: Path,
+    overrides: tuple[str, ...],
+    uri: str,
+    at: dict[str, str | None],
 ) -> Any:
     from rich.console import Console
 
@@ -135,8 +149,11 @@ def _run(
     from equitune.tracking.live import projecting
 
     view = StudyView(folder, Console())
-    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
-        return run_study(spec, folder, source=file, overrides=overrides, address=address, say=view.say)
+    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
+        outcome = run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
+        if outcome.state != "complete":
+            hurry()
+        return outcome
 
 
 def _register(folder: "StudyFolder", uri: str) -> None:

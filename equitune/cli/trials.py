@@ -45,18 +45,19 @@ def list_studies(root: Path | None, as_json: bool) -> None:
 
 def show_trial(text: str, root: Path, as_json: bool) -> None:
     """What `equitune show STUDY/NUMBER` prints."""
-    from equitune.records.folder import open_trial
-    from equitune.records.reader import read_trial
+    from equitune.records.folder import open_study, open_trial, read_json
+    from equitune.records.reader import constraints_of, read_trial
     from equitune.report import trial
 
     study, number = _named(text)
     folder = open_trial(root, study, number)
     record = read_trial(folder)
+    violates = record.violations(constraints_of(read_json(open_study(root, study).study)))
     if as_json:
-        click.echo(json.dumps(trial.as_json(study, record, folder), indent=1))
+        click.echo(json.dumps(trial.as_json(study, record, folder, violates), indent=1))
         return
     console = _console()
-    for line in trial.lines(study, record, folder):
+    for line in trial.lines(study, record, folder, violates):
         console.print(line, markup=False, soft_wrap=isinstance(line, str))
 
 

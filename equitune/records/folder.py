@@ -2,42 +2,66 @@
 
 <root>/<study>/
   searchspace.yaml study.json     the question as asked, and as understood
-  study.journal                   Optuna's storage
+  study.journal                   Optuna's storage, unless that is a database
   driver.lock driver.json         who searches now
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
-                                  weights.safetensors log.txt
+                                  weights.safetensors log.txt; worker.json: who trains it
   front.png front.html front.csv  the answer; arms.csv, where there are replicates
   study.log                       what the libraries had to say
   attempts/                       Ray Tune's own files, one folder an attempt; disposable
 """
 
+import errno
 import json
 import os
+import platform
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from equitune import catalog
-from equitune.errors import UserError
+from equitune.errors import TakenOver, UserError
 from equitune.records.results import Epoch
 
 
 class TrialFolder:
-    """The files of one trial, whose folder is named by its number. Its worker writes them, but for `config.json`."""
+    """The files of one trial, whose folder is named by its number. Its worker writes them, but for `config.json`.
 
-    def __init__(self, path: Path, number: int | None = None) -> None:
+    A worker may outlive its driver, or go on on a machine that the driver has given up. One that has its driver's token
+    and claimed the trial writes for as long as that driver holds the study and no other worker claimed the trial.
+    """
+
+    def __init__(self, path: Path, number: int | None = None, *, token: str | None = None) -> None:
         self.path = path
+        self._token = token
+        self._claim: str | None = None
         self.number = int(path.name) if number is None else number
         self.config = path / "config.json"
         self.epochs = path / "epochs.jsonl"
         self.checkpoint = path / "checkpoint.pt"
         self.weights = path / "weights.safetensors"
         self.result = path / "result.json"
+        self.worker = path / "worker.json"
         self.test = path / "test.json"
         self.log = path / "log.txt"
 
+    def claim(self) -> None:
+        """Takes the trial from whichever worker had it before. Raises TakenOver where the driver is not ours."""
+        self.require_held()
+        self._claim = uuid.uuid4().hex
+        write_json(self.worker, {"pid": os.getpid(), "host": platform.node(), "claim": self._claim})
+
+    def require_held(self) -> None:
+        """Raises TakenOver where another driver holds the study by now, or none, or another worker has the trial."""
+        if self._token is not None and _said(self.path.parent.parent / "driver.json").get("token") != self._token:
+            raise TakenOver(errno.ESTALE, "another driver has taken this study over", str(self.path))
+        if self._claim is not None and _said(self.worker).get("claim") != self._claim:
+            raise TakenOver(errno.ESTALE, "another worker has taken this trial over", str(self.path))
+
     def append_epoch(self, epoch: Epoch) -> None:
+        self.require_held()
         with self.epochs.open("a", encoding="utf-8") as file:
             file.write(epoch.model_dump_json() + "\n")
 
@@ -68,14 +92,34 @@ class StudyFolder:
         self.log = path / "study.log"
         self.attempts = path / "attempts"
 
+    def holder(self) -> dict[str, Any]:
+        """What `driver.json` says of who searches now, or did; empty where it says nothing."""
+        return _said(self.driver)
+
     def trial(self, number: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / f"{number:05d}")
 
     def trials(self) -> Iterator[TrialFolder]:
         """The trials that have a folder, by number."""
+        return map(self.trial, self.numbers())
+
+    def numbers(self) -> list[int]:
+        """The numbers of the trials that have a folder, in order."""
         parent = self.path / "trials"
-        names = sorted(entry.name for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
-        return (TrialFolder(parent / name) for name in names)
+        return (
+            sorted(int(entry.name) for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
+        )
+
+    def is_tested(self, number: int) -> bool:
+        """Whether a trial has been measured on the test split: asked of all again and again, so in few steps."""
+        return os.path.exists(f"{self.path}/trials/{number:05d}/test.json")
+
+
+def _said(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 def studies_root(root: str | os.PathLike[str] | None = None) -> Path:

@@ -14,7 +14,7 @@ from equitune.report.front import short, shown
 from equitune.spec.space import Call
 
 
-def as_json(study: str, trial: TrialRecord, folder: TrialFolder) -> dict[str, Any]:
+def as_json(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[str, str]) -> dict[str, Any]:
     """What `equitune show STUDY/NUMBER --json` prints: a stable interface, to which keys may be added."""
     result = trial.result.model_dump(mode="json", exclude={"profile"}) if trial.result else {}
     return {
@@ -23,6 +23,7 @@ def as_json(study: str, trial: TrialRecord, folder: TrialFolder) -> dict[str, An
         "number": trial.number,
         "state": trial.state,
         "reason": trial.reason,
+        "violates": violates,
         "started": trial.started,
         "params": trial.config.params,
         "config": trial.config.to_json(),
@@ -38,10 +39,14 @@ def files(folder: TrialFolder) -> list[Path]:
     return [path for path in known if path.exists()]
 
 
-def lines(study: str, trial: TrialRecord, folder: TrialFolder) -> Iterator[str | Table]:
-    """What the shell prints, in order; what a trial does not have is left out."""
+def lines(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[str, str]) -> Iterator[str | Table]:
+    """What the shell prints, in order; what a trial does not have is left out.
+
+    `violates` names the constraints that the trial does not keep, and says why.
+    """
     reason = f": {trial.reason}" if trial.reason else ""
     yield f"{study}/{trial.number}: {trial.state}{reason}"
+    yield from (f"  violates {name}: {why}" for name, why in violates.items())
     yield _pairs("chosen by the search", {name: short(value) for name, value in trial.config.params.items()})
     yield _pairs("configuration", dict(_configuration(trial)))
     if trial.metrics:
@@ -82,6 +87,8 @@ def _configuration(trial: TrialRecord) -> Iterator[tuple[str, str]]:
         yield "augmentation", _call(call)
     yield "training", _settings(config.training.model_dump())
     yield "measures", "; ".join(_call(call) for call in config.measures) or "none"
+    if config.rungs:
+        yield "rungs", f"after epochs {', '.join(map(str, config.rungs))}, on {config.rung_images} images"
     yield "seed", f"{config.seed}" + (f" (replicate {config.replicate})" if config.replicate else "")
     yield "device", config.device
 

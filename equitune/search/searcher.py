@@ -5,14 +5,17 @@ schedulers know one metric. What Tune remembers is disposable.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from equitune.errors import UserError
 from equitune.records.results import Measurement, TrialResult
-from equitune.search.engine import Engine
+from equitune.search.engine import Engine, Task
 
 
 class _Forgetful:
@@ -30,12 +33,20 @@ class StudySearcher(_Forgetful, Searcher):
         self._engine = engine
         self._numbers: dict[str, int] = {}  # Tune's trial id -> ours
 
+    @contextmanager
+    def _halting(self) -> Iterator[None]:
+        """A storage that cannot be reached any more ends the attempt, not the study."""
+        try:
+            yield
+        except UserError as error:
+            self._engine.halted = self._engine.halted or str(error)
+
     def suggest(self, trial_id: str) -> Any:
-        task = self._engine.next_task()
-        if task == "over":
-            return Searcher.FINISHED
-        if task == "wait":
-            return None
+        task: Task | str = "over"
+        with self._halting():
+            task = self._engine.next_task()
+        if not isinstance(task, Task):
+            return None if task == "wait" else Searcher.FINISHED
         self._numbers[trial_id] = task.number
         proposed: dict[str, Any] = {"number": task.number, "folder": str(task.folder.path)}
         return proposed | ({"trial": task.config.model_dump_json()} if task.config else {"test": True})
@@ -45,7 +56,8 @@ class StudySearcher(_Forgetful, Searcher):
         if result.get("halt"):
             self._engine.halted = result["halt"]
         elif "result" in result:
-            self._engine.ended(self._numbers[trial_id], TrialResult.model_validate_json(result["result"]))
+            with self._halting():
+                self._engine.ended(self._numbers[trial_id], TrialResult.model_validate_json(result["result"]))
         elif "test" in result:
             metrics = json.loads(result["test"])
             measured = {name: Measurement.model_validate(metric) for name, metric in metrics.items()}
@@ -53,7 +65,9 @@ class StudySearcher(_Forgetful, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._numbers.pop(trial_id, None)
-        if number is not None:
+        if number is None:
+            return
+        with self._halting():
             (self._engine.lost if error else self._engine.left)(number)
 
     def save(self, checkpoint_path: str) -> None:

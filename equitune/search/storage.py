@@ -1,39 +1,118 @@
-"""The study's Optuna storage: a journal file in its folder, which survives the death of its driver."""
+"""The study's Optuna storage: a journal file in its folder, or PostgreSQL. What it loses, the trials restore."""
 
-import json
+import errno
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder
+from equitune.records.folder import StudyFolder, TrialFolder, read_json
+from equitune.search.engine import suggested
+from equitune.search.samplers import CellSampler
+from equitune.search.study import JOURNAL
 from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+if TYPE_CHECKING:
+    from equitune.search.postgres import HeldStorage
+
+Say = Callable[[str], None]
 
 
-def open_storage(folder: StudyFolder, spec: StudySpec) -> optuna.Study:
-    """Opens or begins the study's storage. The caller holds the study's lock.
+@contextmanager
+def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterator[HeldStorage | None]":
+    """The database at an address while the block runs, None for the study's journal. Nothing is begun there yet.
 
     Raises:
-        UserError: the journal is damaged elsewhere than at its end.
+        UserError: it does not answer; another driver holds the study; the study lies elsewhere, or another one here.
     """
-    _mend_end(folder.journal)
-    folder.journal.with_name(folder.journal.name + ".lock").unlink(missing_ok=True)  # a killed driver's; ours is held
-    try:
-        return optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal))),
-            study_name=spec.study,
-            directions=list(spec.objectives.values()),
-            load_if_exists=True,
-        )
-    except (ValueError, KeyError, json.JSONDecodeError) as error:
+    began = folder.study.exists()
+    info = read_json(folder.study) if began else {}
+    recorded = info.get("storage", JOURNAL) if began else None
+    if url is None:
+        if recorded not in (None, JOURNAL):
+            raise UserError(
+                f"the search of study {spec.study} lies in {recorded}: go on with --storage and its address"
+            )
+        yield None
+        return
+    from equitune.search.postgres import holding
+
+    if recorded == JOURNAL:
         raise UserError(
-            f"{folder.journal} is damaged ({error}): restore it from a copy, or move the study's folder away; "
-            f"the results of its trials stay in {folder.path / 'trials'}"
-        ) from None
+            f"the search of study {spec.study} lies in {folder.journal}: go on without --storage (EQUITUNE_STORAGE)"
+        )
+    with holding(url, spec.study) as storage:
+        owner = _owner(storage, spec.study)
+        if owner is not None and owner["id"] != info.get("id"):
+            raise UserError(
+                f"{storage.name} holds another study {spec.study}, of the folder {owner['folder']}: give this study a "
+                "name of its own (study: ...), or take another database"
+            )
+        if recorded not in (None, storage.name) and owner is None:
+            raise UserError(
+                f"the search of study {spec.study} lies in {recorded}, and {storage.name} does not hold it: "
+                "go on with --storage and the address it began with"
+            )
+        yield storage
 
 
-def _mend_end(journal: Path) -> None:
+def open_storage(
+    folder: StudyFolder, spec: StudySpec, storage: "HeldStorage | None" = None, say: Say = lambda sentence: None
+) -> optuna.Study:
+    """Opens or begins the study's storage: its journal where none is given. The caller holds the study's lock.
+
+    What the trials' folders know and the storage does not is restored as begun: the engine then tells how they ended.
+    """
+    study = _open_journal(folder, spec, say) if storage is None else _open(storage, spec)
+    if storage is not None:
+        study.set_user_attr("owner", {"id": read_json(folder.study)["id"], "folder": _place(folder)})
+    _restore(study, folder, spec, say)
+    return study
+
+
+def _open(storage: Any, spec: StudySpec) -> optuna.Study:
+    directions = list(spec.directions.values())
+    return optuna.create_study(storage=storage, study_name=spec.study, directions=directions, load_if_exists=True)
+
+
+def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Study:
+    """A journal that cannot be read is kept beside the new one."""
+    folder.journal.with_name(folder.journal.name + ".lock").unlink(missing_ok=True)  # a killed driver's; ours is held
+    _mend_end(folder.journal, say)
+    try:
+        return _open(_journal(folder.journal), spec)
+    except OSError:
+        raise
+    except Exception as error:  # Optuna reads what it finds, and fails in as many ways as a file can be broken
+        broken = _unused(folder.journal.with_name(folder.journal.name + ".broken"))
+        os.replace(folder.journal, broken)
+        say(f"{folder.journal} is damaged ({error}): kept as {broken.name}")
+        return _open(_journal(folder.journal), spec)
+
+
+def _journal(path: Path) -> optuna.storages.JournalStorage:
+    """Optuna locks a journal by a symbolic link; some file systems have none."""
+    lock: Any = JournalFileSymlinkLock(str(path))
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        probe.symlink_to(path.name)
+        probe.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        lock = JournalFileOpenLock(str(path))
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _mend_end(journal: Path, say: Say) -> None:
     """Cuts off a last line that was not written whole: what is appended behind it would be lost with it."""
     if journal.exists():
         data = journal.read_bytes()
@@ -41,3 +120,55 @@ def _mend_end(journal: Path) -> None:
         if len(whole) < len(data):
             with journal.open("r+b") as file:
                 file.truncate(len(whole))
+            say(f"{journal} ended within a line, as a kill may leave it: that line is gone, and all before it is kept")
+
+
+def _restore(study: optuna.Study, folder: StudyFolder, spec: StudySpec, say: Say) -> None:
+    """Brings back what the trials' folders know and the storage lost: trials, or parameters of a begun one."""
+    begun = [trial for trial in folder.trials() if trial.config.exists()]
+    known = study.get_trials(deepcopy=False)
+    lost = begun[-1].number + 1 - len(known) if begun else 0
+    if lost > 0:
+        say(f"the search's storage lacks {lost} of {begun[-1].number + 1} trials: restored from their folders")
+    by_number = {trial.number: trial for trial in begun}
+    for frozen in known:
+        if frozen.state == optuna.trial.TrialState.RUNNING and frozen.number in by_number:
+            _bring_back(study, spec, frozen.params, by_number[frozen.number])
+    for number in range(len(known), len(known) + lost):
+        study.sampler = CellSampler({})
+        study.ask()  # one without a folder stays without parameters: the engine samples them
+        if number in by_number:
+            _bring_back(study, spec, {}, by_number[number])
+
+
+def _bring_back(study: optuna.Study, spec: StudySpec, known: dict[str, Any], recorded: TrialFolder) -> None:
+    """Gives a begun trial the parameters that its folder knows."""
+    params = TrialConfig.from_json_text(recorded.config.read_text()).params
+    if known.keys() != params.keys():
+        study.sampler = CellSampler(params)
+        trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, recorded.number)
+        spec.suggest(recorded.number, partial(suggested, optuna.Trial(study, trial_id)))
+
+
+def _owner(storage: "HeldStorage", name: str) -> Any:
+    """Whose study of that name a database holds; None where there is none, or where it was just begun."""
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+    unknown = {"id": None, "folder": "of nobody"} if storage.get_n_trials(study_id) else None
+    return storage.get_study_user_attrs(study_id).get("owner", unknown)
+
+
+def _place(folder: StudyFolder) -> str:
+    return f"{platform.node()}:{folder.path}"
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number behind it where there is such a file."""
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}{number}")
+    return free

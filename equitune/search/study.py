@@ -20,14 +20,17 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
-from equitune.search.cluster import Slots, connected, prepare
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
+from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
     from equitune.search.engine import Engine
+    from equitune.search.postgres import HeldStorage
 
+JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
 MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
@@ -46,6 +49,7 @@ def run_study(
     source: Path | None = None,
     overrides: tuple[str, ...] = (),
     address: str | None = None,
+    storage: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
     """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
@@ -56,6 +60,7 @@ def run_study(
         source: the YAML file, of which a copy is kept.
         overrides: what `--set` changed, recorded.
         address: of a running Ray cluster; None starts a local one and ends it.
+        storage: address of the PostgreSQL database that holds the search; None takes the journal in the folder.
         say: is told what happens, a sentence at a time.
 
     Raises:
@@ -63,7 +68,7 @@ def run_study(
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with driving(folder), logging_to(folder.log):
+        with driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
                 require_same_search(folder, spec)
                 if _is_finished(folder, spec):
@@ -71,9 +76,13 @@ def run_study(
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
-            begin(folder, spec, source, overrides)  # only now: what cannot begin leaves no study behind
-            _record_data(folder, splits, spec)
-            return _search(spec, folder, splits, address, say)
+            from equitune.search.storage import storage_at  # imports optuna, most of a second
+
+            with storage_at(storage, folder, spec) as database:
+                # Only now: what cannot begin leaves no study behind.
+                begin(folder, spec, source, overrides, database.name if database else JOURNAL)
+                _record_data(folder, splits, spec)
+                return _search(spec, folder, splits, address, database, token, say)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
@@ -82,19 +91,27 @@ def run_study(
 
 
 def _search(
-    spec: StudySpec, folder: StudyFolder, splits: Splits, address: str | None, say: Callable[[str], None]
+    spec: StudySpec,
+    folder: StudyFolder,
+    splits: Splits,
+    address: str | None,
+    database: "HeldStorage | None",
+    token: str,
+    say: Callable[[str], None],
 ) -> Outcome:
     prepare(address)
-    from equitune.search.engine import Engine  # imports optuna, most of a second
+    from equitune.search.engine import Engine
     from equitune.search.storage import open_storage
 
-    engine = Engine(spec, folder, open_storage(folder, spec), say)
+    engine = Engine(spec, folder, open_storage(folder, spec, database, say), say)
+    if database:
+        database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, engine)
+        _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
     return Outcome("interrupted" if engine.draining else "complete")
@@ -115,24 +132,30 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
         )
 
 
-def begin(folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
+def begin(
+    folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...], storage: str = JOURNAL
+) -> None:
+    """Makes the study's record in its folder; one that is there takes over the budget and the references."""
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        write_json(folder.study, read_json(folder.study) | budget)
+        taken_over = budget | {"references": spec.references, "storage": storage}
+        write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
         folder.study,
         {
             "id": uuid.uuid4().hex,
             "study": spec.study,
-            "objectives": spec.objectives,
+            "objectives": spec.directions,
+            "references": spec.references,
+            "constraints": spec.given_constraints(),
             "trials": spec.search.trials,
             "replicates": spec.search.replicates,
             "fingerprint": spec.fingerprint(),
             "identity": spec.identity(),
             "overrides": list(overrides),
             "source": str(source) if source else None,
+            "storage": storage,
             "created": time.time(),
             "provenance": provenance(),
         },
@@ -172,7 +195,9 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine") -> None:
+def _run_trials(
+    spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine", token: str
+) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
@@ -180,9 +205,10 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
     from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
+    placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trainable, splits=splits), {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
+            tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
         ),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
@@ -202,6 +228,15 @@ def _run_trials(spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slo
     )
     tuner.fit()
     shutil.rmtree(folder.attempts, ignore_errors=True)
+
+
+def _memory_of_a_gpu(spec: StudySpec) -> float:
+    """In GiB, held against what the study asks for; 0 on the CPU."""
+    if not spec.resources.gpu:
+        return 0.0
+    device_gib = gpu_memory_gib()
+    require_memory(spec.resources, device_gib)
+    return device_gib
 
 
 @contextlib.contextmanager
@@ -226,8 +261,9 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
 
 def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
-    enough = len(study.ended()) >= spec.search.trials
-    return study.state == "complete" and enough and all(trial.test for trial in to_test(study))
+    enough = study.num_settled() >= spec.search.trials
+    again = spec.search.design and any(trial.state == "FAILED" for trial in study.counted())
+    return study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:

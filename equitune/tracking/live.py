@@ -19,12 +19,13 @@ LEAST_REST_S = 3.0  # between two steps
 SHARE = 0.01  # of the time, at most, that the thread computes: half of it for numbers, half for pictures
 MOST_REST_S = 60.0  # between two tries of a store that does not answer
 LAST_FLUSH_S = 30.0
+HURRIED_FLUSH_S = 8.0  # of the 30 s that a pod has between SIGTERM and SIGKILL
 
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
 
-class _Follower:
+class Follower:
     """Follows one study until it is told to stop. A store that is slow or gone stops nothing."""
 
     def __init__(self, projector: Projector, folder: StudyFolder, uri: str, warn: Callable[[str], None]) -> None:
@@ -69,7 +70,7 @@ class _Follower:
         self.computed_s += took_s
         return time.monotonic() + max(LEAST_REST_S, took_s * 2 / SHARE)
 
-    def finish(self) -> None:
+    def finish(self, most_s: float) -> None:
         """Sends what is left: all numbers, and then pictures for as long as a user waits."""
         started = time.monotonic()
         if not self._folder.study.exists():
@@ -79,7 +80,7 @@ class _Follower:
         try:
             self.projector.step()
             self.is_behind = True
-            while time.monotonic() - started < LAST_FLUSH_S - 5:
+            while time.monotonic() - started < 0.8 * most_s:
                 if not self.projector.draw_next():
                     self.is_behind = False
                     break
@@ -108,31 +109,34 @@ def projecting(
     write_front: WriteFront,
     write_profile: WriteProfile,
     warn: Callable[[str], None],
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Projects from a thread of its own while the block runs.
 
+    Gives a function that the block calls where the program has to end soon: the last flush is then a short one.
     Where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true, the load of the driver's machine becomes metrics of the study's
     run, by MLflow's own monitor.
     """
     projector = Projector(folder, tracking_uri, write_front, write_profile, everything=False)
-    follower = _Follower(projector, folder, tracking_uri, warn)
+    follower = Follower(projector, folder, tracking_uri, warn)
     thread = threading.Thread(target=follower.run, daemon=True)
     thread.start()
+    hurried = threading.Event()
     try:
-        yield
+        yield hurried.set
     finally:
         follower.stop.set()
-        last = threading.Thread(target=_last, args=(thread, follower), daemon=True)
+        most_s = HURRIED_FLUSH_S if hurried.is_set() else LAST_FLUSH_S
+        last = threading.Thread(target=_last, args=(thread, follower, most_s), daemon=True)
         last.start()
-        last.join(LAST_FLUSH_S)
+        last.join(most_s)
         log.info("the projection computed %.2f s beside the study", follower.computed_s)
         if follower.is_behind or last.is_alive():
             warn(f"MLflow has not got everything: run `equitune mlflow sync {folder.name}` when it answers again")
 
 
-def _last(thread: threading.Thread, follower: _Follower) -> None:
+def _last(thread: threading.Thread, follower: Follower, most_s: float) -> None:
     thread.join()
-    follower.finish()
+    follower.finish(most_s)
 
 
 def _monitor(projector: Projector) -> Any:

@@ -60,8 +60,7 @@ class Progress:
 
     def _hypervolume(self, study: StudyRecord) -> float:
         """Below the study's reference values; where it gives none, below the worst of the trials until then."""
-        given = {name: float(value) for name, value in study.info.get("references", {}).items()}
-        reference = losses([self._complete[0] | given], study.objectives)[0]
+        reference = losses([self._complete[0] | study.references], study.objectives)[0]
         members = losses([objective_values(study, trial) for trial in self._members], study.objectives)
         return hypervolume(members, reference)
 

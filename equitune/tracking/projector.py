@@ -117,6 +117,8 @@ class Projector:
         tags = {"equitune.state": trial.state, "equitune.reason": trial.reason or ""}
         tags |= {f"equitune.{name}": value for name, value in trial.result.provenance.items()}
         tags |= {f"equitune.exact.{symmetry}": verdict.said for symmetry, verdict in trial.exact.items()}
+        if broken := study.violations(trial):
+            tags["equitune.violates"] = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
         self.store.log(trial.number, points=_final_points(trial), tags=tags)
         self.store.set_status(trial.number, _STATUS[trial.state], ended_at(trial))
         self._finished.add(trial.number)
@@ -177,7 +179,8 @@ def _last_s(study: StudyRecord) -> float:
 
 def _epoch_points(epoch: Any) -> list[Point]:
     names = ("train_loss", "validation_loss", "validation_accuracy", "lr", "images_per_s")
-    return [Point(name, getattr(epoch, name), epoch.time, epoch.epoch) for name in names]
+    points = [Point(name, getattr(epoch, name), epoch.time, epoch.epoch) for name in names]
+    return points + [Point(f"rung_{name}", value, epoch.time, epoch.epoch) for name, value in epoch.metrics.items()]
 
 
 def _final_points(trial: TrialRecord) -> list[Point]:

@@ -16,6 +16,8 @@ from equitune.tracking.dataset import dataset_input
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # a batch, as MLflow's REST API allows
 FRONT, FILES = "equitune.front", "equitune.files"  # tags of a trial's run: on the front? are its files there?
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+NAMED = ("params", "number", "seed", "study")  # what a trial's run says elsewhere
+OF_THE_STUDY = ("bounds", "rungs", "rung_images", "rung_metrics")  # what is the same in every trial of it
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def sentence(error: Exception) -> str:
 
 def params_of(trial: TrialRecord) -> dict[str, str]:
     """A trial's parameters: its whole configuration, by dotted names."""
-    return flat(trial.config.to_json(), without=("params", "number", "seed", "study"))
+    return flat(trial.config.to_json(), without=NAMED + OF_THE_STUDY)
 
 
 def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") -> dict[str, str]:
@@ -233,8 +235,9 @@ def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") 
         if isinstance(value, dict):
             found |= flat(value, prefix="" if name == "args" else name.removesuffix("args").rstrip(".") + ".")
         elif isinstance(value, list):
-            found |= flat({item["name"]: item["args"] for item in value if item["args"]}, prefix=f"{name}.")
-            found[name] = ", ".join(item["name"] for item in value)
+            components = [item for item in value if isinstance(item, dict)]
+            found |= flat({item["name"]: item["args"] for item in components if item["args"]}, prefix=f"{name}.")
+            found[name] = ", ".join(str(item["name"] if item in components else item) for item in value)
         elif value is not None:
             found[name] = str(value)
     return found

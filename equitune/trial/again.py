@@ -13,15 +13,17 @@ from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.reader import TrialRecord
-from equitune.records.results import Measurement
+from equitune.records.results import Epoch, Measurement
 from equitune.records.revision import revision
+from equitune.spec.objectives import BY_THE_CLOCK
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import to_device
 from equitune.trial.fit import OnEpoch
 from equitune.trial.run import run_trial
 from equitune.trial.test import measure_on_test
 
-TIMED_EPOCH = {"time", "train_s", "images_per_s"}  # what a clock says is never the same twice
+# What a clock says is never the same twice.
+TIMED_EPOCH: dict[str, Any] = {"time": True, "train_s": True, "images_per_s": True, "metrics": set(BY_THE_CLOCK)}
 NOT_CAUSES = {"width", "peak_memory_mib"}  # of a trial's provenance: they follow from it
 
 
@@ -150,11 +152,17 @@ def _values(record: TrialRecord, epochs_only: bool) -> Iterator[tuple[str, Any]]
             for name, value in getattr(result, kind).items():
                 yield from _leaves(f"{kind} {name}", value.model_dump(mode="json"))
     for epoch in record.epochs:
-        yield from _leaves(f"epoch {epoch.epoch}", epoch.model_dump(mode="json", exclude=TIMED_EPOCH))
+        yield from _leaves(f"epoch {epoch.epoch}", _untimed(epoch))
+
+
+def _untimed(epoch: Epoch) -> dict[str, Any]:
+    plain = epoch.model_dump(mode="json", exclude=TIMED_EPOCH)
+    at_rung = plain.get("metrics", {})
+    return plain | {"metrics": {name: value for name, value in at_rung.items() if name not in BY_THE_CLOCK}}
 
 
 def _is_timed(name: str, metric: Measurement) -> bool:
-    return name == "seconds" or metric.unit == "s"
+    return name in BY_THE_CLOCK or metric.unit == "s"
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
