@@ -93,7 +93,7 @@ def run_study(
             with storage_at(storage, folder, spec) as database:
                 # Only now: what cannot begin leaves no study behind.
                 begin(folder, spec, source, overrides, database.name if database else JOURNAL, started)
-                _record_data(folder, splits)
+                _record_data(folder, splits, spec)
                 adapt = partial(adapted, spec, folder, source, overrides)
                 return _search(spec, folder, splits, address, database, adapt, token, say)
     except OSError as error:
@@ -302,8 +302,8 @@ def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     return same and study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
-def _record_data(folder: StudyFolder, splits: Splits) -> None:
-    """Keeps the data's fingerprint with the study; other data under the same name are refused."""
+def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
+    """Keeps the data's fingerprint and what a trial occupies; other data under the same name are refused."""
     info = read_json(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
@@ -312,4 +312,5 @@ def _record_data(folder: StudyFolder, splits: Splits) -> None:
             "or give the study another name"
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
-    write_json(folder.study, info | {"data_fingerprint": splits.fingerprint, "splits": sizes})
+    known = {"data_fingerprint": splits.fingerprint, "splits": sizes, "image_shape": list(splits.shape)}
+    write_json(folder.study, info | known | {"resources": {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}})
