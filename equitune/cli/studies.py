@@ -141,8 +141,11 @@ def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: 
     from equitune.tracking.projector import projecting
 
     view = StudyView(folder, Console())
-    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
-        return run_study(spec, folder, source=file, say=view.say, **how)
+    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
+        outcome = run_study(spec, folder, source=file, say=view.say, **how)
+        if outcome.state != "complete":
+            hurry()
+        return outcome
 
 
 def _print_answer(
