@@ -27,7 +27,7 @@ from equitune.measures._estimate import Estimate
 from equitune.measures._evaluation import EvaluationSet, as_float
 from equitune.measures._motion import Jvp
 from equitune.measures.lie_derivative import LieSums, differentiate
-from equitune.trial.run import make_deterministic
+from equitune.trial.device import make_deterministic
 
 IMAGES, PROBES, SIDE = 20, 100, 32  # the peer's published setting
 SPREAD = 64  # images from whose spread follows how many of them ours needs

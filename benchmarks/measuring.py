@@ -13,7 +13,7 @@ from equitune import catalog
 from equitune.groups import translation
 from equitune.measures import equivariance
 from equitune.measures._evaluation import EvaluationSet
-from equitune.trial.run import make_deterministic
+from equitune.trial.device import make_deterministic
 
 ROUNDS = 7
 CASES: dict[str, tuple] = {  # title -> (images' shape, number of them, model, prior, its arguments)

@@ -13,7 +13,7 @@ import torch
 from equitune import catalog
 from equitune.measures import equivariance
 from equitune.measures._evaluation import EvaluationSet
-from equitune.trial.run import make_deterministic
+from equitune.trial.device import make_deterministic
 
 BATCH, SIZES = 128, (128, 1024, 4096)
 CASES = {"resnet-20": ("resnet", "conv"), "small vit": ("vit", "attention")}

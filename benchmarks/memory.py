@@ -10,7 +10,7 @@ import numpy as np
 
 from equitune.datasets._splits import Split, Splits
 from equitune.search.cluster import connected, prepare
-from equitune.spec.trial import Resources
+from equitune.spec.resources import Resources
 
 MIB = 2**20
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 from equitune import catalog
 from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import DeviceSplit
+from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
-from equitune.trial.run import make_deterministic
 
 ROUNDS = 7
 CASES = {  # title -> (images' shape, number of them, model, its arguments)

@@ -5,7 +5,7 @@ python docs/generate.py
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -13,9 +13,10 @@ from pydantic_core import PydanticUndefined
 
 from equitune import catalog
 from equitune.cli import cli
+from equitune.spec.objectives import TRIAL_METRICS
+from equitune.spec.resources import Resources
 from equitune.spec.search import SearchSpec
-from equitune.spec.study import TRIAL_METRICS
-from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig
+from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig
 
 DOCS = Path(__file__).parent
 ORIGIN = "<!-- written by docs/generate.py: edit the program, not this file -->\n"
@@ -90,20 +91,28 @@ def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:
     for name, field in settings.model_fields.items():
         if name == "args":
             continue
-        options = getattr(field.annotation, "__args__", (field.annotation,))
+        if get_origin(field.annotation) is tuple:
+            inner = get_args(field.annotation)[0]
+            yield name, f"list of {{{', '.join(inner.model_fields)}}}", field.default
+            continue
+        options = get_args(field.annotation) or (field.annotation,)
+        nested = [get_args(option) if get_origin(option) is Literal else (option,) for option in options]
+        options = [each for several in nested for each in several]
         yield name, " | ".join(readable(option, field.metadata) for option in options), field.default
 
 
 def readable(kind: Any, constraints: list[Any]) -> str:
     """A type and its bounds, such as `int >= 1`."""
     if hasattr(kind, "__metadata__"):  # Annotated
-        kind, constraints = kind.__origin__, kind.__metadata__[0].metadata
+        kind, constraints = kind.__origin__, getattr(kind.__metadata__[0], "metadata", [])
     bounds = [
         f"{sign} {getattr(constraint, key)}"
         for constraint in constraints
         for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
         if getattr(constraint, key, None) is not None
     ]
+    if get_origin(kind) is dict:
+        return "parameter: value, ..."
     name = "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
     return f"{name} {', '.join(bounds)}".strip()
 

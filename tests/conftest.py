@@ -12,7 +12,8 @@ from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import DataConfig, TrialConfig
 from equitune.trial.build import DeviceData, to_device
-from equitune.trial.run import make_deterministic, run_trial
+from equitune.trial.device import make_deterministic
+from equitune.trial.run import run_trial
 
 SMALL_STUDY = """\
 study: small

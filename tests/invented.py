@@ -1,6 +1,9 @@
-"""A study's folder with invented results, for what only reads."""
+"""A study's folder with invented results, for what only reads, and invented learning curves, for replays."""
 
+import hashlib
+import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.records.results import Epoch, Measurement, TrialResult, Verdict
 from equitune.search.study import begin
 from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
 
 
 def invent(
@@ -105,6 +109,20 @@ def add_trial(folder: StudyFolder, spec: StudySpec, number: int, state: str = "C
 
 
 def _study(folder: StudyFolder) -> dict[str, Any]:
-    import json
-
     return json.loads(folder.study.read_text())  # type: ignore[no-any-return]
+
+
+def learns(config: TrialConfig) -> Iterator[tuple[float, dict[str, float]]]:
+    """A learning curve, drawn by a hash of the parameters and the replicate: of each epoch seconds and metrics."""
+    digest = hashlib.sha256(json.dumps([config.params, config.replicate], sort_keys=True).encode()).digest()
+    best, slowness, error = 0.7 + 0.3 * digest[0] / 255, 0.5 + 2 * digest[1] / 255, digest[2] / 255
+    for epoch in range(1, config.training.epochs + 1):
+        yield (
+            0.5 + digest[3] / 255,
+            {
+                "accuracy": best * (1 - math.exp(-epoch / slowness)),
+                "loss": math.exp(-epoch / slowness),
+                "translation_error": error + 0.1 * math.exp(-epoch),
+                "parameters": 1000.0 + digest[4],
+            },
+        )

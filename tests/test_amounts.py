@@ -279,7 +279,7 @@ def test_no_penalty_costs_nothing(small_config: TrialConfig, monkeypatch: pytest
     data = stripes(by_direction=False, n=64)
 
     def found(**training: object) -> dict[str, Measurement]:
-        return trial(small_config, "relaxed_p4", data, {"epochs": 1} | training, spread=0.5).metrics
+        return trial(small_config, "relaxed_p4", data, {"epochs": 1} | training, spread=0.5).repeatable().metrics
 
     default = found()
     assert found(symmetry_penalty=0.01) != default

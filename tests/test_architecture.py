@@ -22,7 +22,7 @@ LAYERS = [
 # library -> the rooms that may import it.
 DOORS = {
     "ray": {"search"},
-    "optuna": {"search"},
+    "optuna": {"search", "analysis.importance"},
     "psycopg2": {"search.postgres"},
     "sqlalchemy": {"search.postgres"},
     "mlflow": {"tracking"},

@@ -99,6 +99,7 @@ def test_show_reads_a_study_back(equitune: Run, tmp_path: Path, small_spec: Stud
             "translation_substride": {"broken_by": "stages.3: its strides do not follow", "loosened_by": None},
             "c4": {"broken_by": None, "loosened_by": "stem: w is learned"},
         },
+        "violates": {},
         "front": True,
     }
     assert study["trials"][1]["metrics"] == {}

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from equitune.records.results import Measurement, TrialResult
 from equitune.report.arms import arms_table, write_answer
 from equitune.report.machine import as_json
 from equitune.report.terminal import StudyView, answer
+from equitune.search.recorded import recorded_params
 from equitune.search.study import begin
 from equitune.spec.design import factorial, levels
 from equitune.spec.load import load_study
@@ -57,7 +59,7 @@ def test_a_factorial_has_every_combination_once_and_asks_within_its_branch(study
     at = "augmentation.shifts.translate.max_px"
     shifts = [{"augmentation": "none"}, *({"augmentation": "shifts", at: px} for px in (1.0, 1.5, 2.0))]
     expected = [{"model.width": width} | prior | shift for width in (2, 4) for prior in priors for shift in shifts]
-    assert spec.cells == factorial(spec._sections()) == expected
+    assert spec.cells == factorial(spec.sections()) == expected
     assert spec.search.trials == 4 * len(expected) == 96
     for number, cell in enumerate(expected):  # the walk that makes a trial asks for just these
         assert spec.suggest(number, lambda name, _, cell=cell: cell[name]).params == cell  # type: ignore[misc]
@@ -91,11 +93,11 @@ def test_the_levels_of_each_distribution() -> None:
         (
             "model: {name: resnet, width: {int: [1, 1000], step: 1}}\n"
             "training: {epochs: {int: [1, 1000], step: 1}}\nsearch: {sampler: grid, replicates: 3}",
-            "5:10 search.sampler: 1,000,000 cells and 3 replicates are 3,000,000 trials, but a grid has at most 10,000",
+            "5:10 search.sampler: 1,000,000 cells and 3 replicates are 3,000,000 trials, but a design has at most 10,000",
         ),
         (
             "model: resnet\nsearch: {replicates: 3}",
-            "4:10 search.replicates: only a grid has replicates, but the sampler is tpe: set sampler: grid",
+            "4:10 search.replicates: only a design has replicates, but the sampler is tpe: set design: factorial",
         ),
     ],
 )
@@ -103,6 +105,200 @@ def test_each_mistake_of_a_design_has_its_sentence(line: str, sentence: str, stu
     search = "" if "search" in line else "\nsearch: {sampler: grid}"
     (found,) = mistakes(study_file, f"study: s\nobjectives: {{accuracy: maximize}}\n{line}{search}")
     assert found.startswith(sentence)
+
+
+HEAD = "study: s\nobjectives: {accuracy: maximize}\n"
+SPACE = """\
+model: {name: resnet, depth: {choice: [8, 14]}, width: {int: [4, 8], step: 2}}
+prior: {choose: {conv: {padding: {choice: [zero, circular]}}, p4: {}}}
+augmentation: {translate: {max_px: {float: [0.1, 0.3], step: 0.1}}}
+"""
+PX = "augmentation.translate.max_px"
+BASELINE = {"model.depth": 8, "model.width": 6, "prior": "conv", "prior.conv.padding": "zero", PX: 0.3}
+
+
+def one_at_a_time(write: Write, **search: Any) -> StudySpec:
+    return load_study(write(HEAD + SPACE + json.dumps({"search": {"design": "one_at_a_time", **search}})[1:-1]))
+
+
+def test_one_at_a_time_is_every_cell_that_differs_from_the_baseline_in_one_parameter(study_file: Write) -> None:
+    spec = one_at_a_time(study_file, baseline=BASELINE, replicates=3)
+    every = load_study(study_file(HEAD + SPACE + "search: {sampler: grid}")).cells
+    differing = {
+        json.dumps(cell, sort_keys=True)
+        for cell in every
+        if sum(cell.get(name) != value for name, value in BASELINE.items() if name in cell) <= 1
+    }
+    assert {json.dumps(cell, sort_keys=True) for cell in spec.cells} == differing
+    assert spec.cells[0] == BASELINE
+    assert len(spec.cells) == 1 + 1 + 2 + 1 + 1 + 2
+    assert spec.search.trials == 3 * len(spec.cells)
+    for place in range(spec.search.trials):  # the walk that makes a trial asks for just these
+        cell = spec.given(place)
+        assert cell is not None
+        config = spec.suggest(place, lambda name, _, cell=cell: cell[name])  # type: ignore[misc]
+        assert (config.params, config.replicate, config.cell) == (cell, place // len(spec.cells), place)
+
+
+def test_the_branch_that_is_switched_to_takes_its_values_from_the_baseline(study_file: Write) -> None:
+    baseline = {name: value for name, value in BASELINE.items() if name != "prior.conv.padding"} | {"prior": "p4"}
+    with pytest.raises(UserError, match=r"baseline: must give .* lacks prior.conv.padding \(one_at_a_time switches to"):
+        one_at_a_time(study_file, baseline=baseline)
+    cells = one_at_a_time(study_file, baseline=baseline | {"prior.conv.padding": "circular"}).cells
+    assert cells[0] == baseline
+    assert [cell for cell in cells if cell["prior"] == "conv"] == [BASELINE | {"prior.conv.padding": "circular"}]
+
+
+def test_a_baseline_is_first_in_a_factorial_and_with_a_sampler(study_file: Write) -> None:
+    without = load_study(study_file(HEAD + SPACE + "search: {sampler: grid}"))
+    for word in ("sampler: grid", "design: factorial"):
+        spec = load_study(study_file(HEAD + SPACE + f"search: {{{word}, baseline: {json.dumps(BASELINE)}}}"))
+        assert spec.cells[0] == BASELINE
+        assert sorted(map(str, spec.cells)) == sorted(map(str, without.cells))
+    assert load_study(study_file(HEAD + SPACE + "search: {design: factorial}")).fingerprint() == without.fingerprint()
+    sampled = load_study(study_file(HEAD + SPACE + f"search: {{trials: 5, baseline: {json.dumps(BASELINE)}}}"))
+    assert [sampled.given(number) for number in (0, 1)] == [BASELINE, None]
+
+
+LEFT_OUT = """\
+model: {name: resnet, depth: 8, width: {choice: [4, 8]}}
+prior: {choose: {p4: {padding: {choice: [zero, circular]}}, conv: {}}}
+downsampler: aps
+augmentation: {translate: {max_px: 1}, hflip: {}}
+search: {design: leave_one_out, baseline: {model.width: 4, prior: p4, prior.p4.padding: circular}, replicates: 2}
+"""
+
+
+def test_leaving_a_component_out_is_the_study_without_its_line(study_file: Write) -> None:
+    spec = load_study(study_file(HEAD + LEFT_OUT))
+    left_out = ["nothing", "prior", "downsampler", "augmentation.translate", "augmentation.hflip"]
+    assert [cell["without"] for cell in spec.cells] == left_out
+    assert next(iter(spec.parameters())) == "without"
+    line = {
+        "prior": ("prior: ", ""),
+        "downsampler": ("downsampler: ", ""),
+        "augmentation.translate": ("augmentation: ", "augmentation: {hflip: {}}"),
+        "augmentation.hflip": ("augmentation: ", "augmentation: {translate: {max_px: 1}}"),
+        "nothing": ("study: ", "study: s"),
+    }
+    for place, cell in enumerate(spec.cells):
+        found = spec.suggest(place, lambda name, _, cell=cell: cell[name])  # type: ignore[misc]
+        begins, instead = line[str(cell["without"])]
+        lines = [instead if text.startswith(begins) else text for text in (HEAD + LEFT_OUT).splitlines()]
+        lines = [text for text in lines if not text.startswith("search")]
+        study = load_study(study_file("\n".join(lines)), ("search={}",))
+        own = {name: value for name, value in cell.items() if name != "without"}
+        expected = study.suggest(0, lambda name, _, own=own: own[name])  # type: ignore[misc]
+        same = {"number", "seed", "cell", "replicate", "params"}
+        assert found.model_dump(exclude=same) == expected.model_dump(exclude=same)
+        assert expected.params == own  # nothing that such a trial does not have
+
+
+def test_toggles_set_one_parameter_after_the_other_back(study_file: Write) -> None:
+    best = {"model.depth": 14, "model.width": 6, "prior": "p4", PX: 0.1}
+    search = {"design": "toggles", "baseline": BASELINE, "best": best}
+    spec = load_study(study_file(HEAD + SPACE + json.dumps({"search": search})[1:-1]))
+    assert spec.cells == [
+        best,
+        best | {"model.depth": 8},
+        best | {"prior": "conv", "prior.conv.padding": "zero"},
+        best | {PX: 0.3},
+        BASELINE,
+    ]
+    assert spec.notices() == []
+    one = BASELINE | {"model.width": 8}
+    spec = load_study(study_file(HEAD + SPACE + json.dumps({"search": search | {"best": one}})[1:-1]))
+    assert spec.cells == [one, BASELINE]
+    assert spec.notices() == [
+        "search.best: model.width alone differs; set back it is the baseline, which is trained once"
+    ]
+
+
+def test_the_best_may_be_a_recorded_trial(tmp_path: Path, study_file: Write) -> None:
+    design = f"search: {{design: toggles, baseline: {json.dumps(BASELINE)}, best: other/3}}"
+    best = {**BASELINE, "model.depth": 14}
+    write_json(tmp_path / "other" / "study.json", {})
+    write_json(tmp_path / "other" / "trials" / "00003" / "config.json", {"params": best})
+    recorded = partial(recorded_params, tmp_path)
+    assert load_study(study_file(HEAD + SPACE + design), recorded=recorded).search.best == best
+    for name, sentence in {
+        "othr/3": "unknown study 'othr': did you mean 'other'?",
+        "other/4": "study other has no trial 4: its trials are 3 to 3",
+        "other": "must be parameters with their values, or a recorded trial, STUDY/NUMBER, but got 'other'",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_study(study_file(HEAD + SPACE + design.replace("other/3", name)), recorded=recorded)
+        assert f"study.yaml:6:160 search.best: {sentence}" in str(caught.value)
+    best["model.width"] = 5
+    write_json(tmp_path / "other" / "trials" / "00003" / "config.json", {"params": best})
+    with pytest.raises(UserError, match=r"search.best.model.width: must be 4 plus a multiple of 2, but got 5"):
+        load_study(study_file(HEAD + SPACE + design), recorded=recorded)
+
+
+B = json.dumps(BASELINE)
+
+
+@pytest.mark.parametrize(
+    ("search", "sentence"),
+    [
+        ("design: one_at_a_time", "6:10 search.design: design: one_at_a_time needs a baseline, such as"),
+        ("baseline: [1]", "6:10 search.baseline: must be a mapping from parameters to values, but got [1]"),
+        ("baseline: {model: {depth: 8}}", "6:21 search.baseline.model: takes one value, but got a mapping"),
+        (f"baseline: {B.replace('8', '9')}", "search.baseline.model.depth: must be one of 8, 14, but got 9"),
+        (f"baseline: {B.replace('8', 'true')}", "search.baseline.model.depth: must be one of 8, 14, but got True"),
+        (f"baseline: {B.replace('6', '5')}", "search.baseline.model.width: must be 4 plus a multiple of 2, but got 5"),
+        (f"baseline: {B.replace('6', '10')}", "search.baseline.model.width: must lie between 4 and 8, but got 10"),
+        (f"baseline: {B.replace('6', '6.0')}", "search.baseline.model.width: must be a whole number, but got 6.0"),
+        (f"baseline: {B.replace('model.depth', 'depth')}", "search.baseline.depth: unknown parameter 'depth': did you"),
+        (f"baseline: {B.replace('conv', 'p4', 1)}", "search.baseline.prior.conv.padding: belongs to a branch that is"),
+        ("baseline: {prior: p4}", "6:10 search.baseline: must give each parameter a value, but lacks model.depth, mod"),
+        (f"design: one_at_a_time, baseline: {B}, sampler: tpe", "search.sampler: a design lists its trials, and no tpe"),
+        (f"design: factorial, best: {B}", "6:29 search.best: is for design: toggles, but the design is factorial"),
+        (f"best: {B}", "6:10 search.best: is what design: toggles takes apart: set that design, or leave it out"),
+        (f"design: toggles, baseline: {B}", "6:10 search.design: design: toggles needs a best"),
+        (f"design: toggles, baseline: {B}, best: {B}", "search.best: equals the baseline: there is nothing to set back"),
+        (f"design: toggles, baseline: {B}, best: a/1", "search.best: must be a mapping from parameters to values, or S"),
+        ("design: leave_one_out", "6:10 search.design: leave_one_out trains one value of each parameter, but model.depth"),
+        (f"design: one_at_a_time, baseline: {B}, trials: 7", "search.trials: 8 cells and 1 replicate are 8 trials, but"),
+        ("design: ofat", "6:10 search.design: must be one of 'factorial', 'one_at_a_time', 'leave_one_out' or 'toggles'"),
+        (f"design: one_at_a_time, baseline: {B}, replicates: 5000", "search.design: 8 cells and 5000 replicates are 40,"),
+    ],
+)  # fmt: skip
+def test_each_mistake_of_a_baseline_has_its_place(search: str, sentence: str, study_file: Write) -> None:
+    (found,) = mistakes(study_file, HEAD + SPACE + f"search: {{{search}}}")
+    assert sentence in found
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("model: resnet", "search.design: leave_one_out needs a prior, a downsampler, a stem, an averaging or augment"),
+        ("model: resnet\nprior: conv", "4:1 prior: the study is the same without it: leave the line out, or name anot"),
+        (
+            "model: resnet\naugmentation: {hflip: {}, translate: {max_px: 0}}",
+            "4:27 augmentation.translate: the study is the same without it",
+        ),
+    ],
+)
+def test_a_component_that_changes_nothing_is_no_arm(lines: str, sentence: str, study_file: Write) -> None:
+    (found,) = mistakes(study_file, HEAD + lines + "\nsearch: {design: leave_one_out}")
+    assert sentence in found
+
+
+def test_arms_that_train_the_same_are_refused(study_file: Write) -> None:
+    lines = "model: resnet\naugmentation: {choose: {none: {}, a: {translate: {max_px: {choice: [0, 1]}}}}}\n"
+    baseline = "{augmentation: a, augmentation.a.translate.max_px: %s}"
+    (found,) = mistakes(study_file, HEAD + lines + f"search: {{design: one_at_a_time, baseline: {baseline % 0}}}")
+    assert "the arms augmentation none and augmentation a, augmentation.a.translate.max_px 0 train the same" in found
+
+
+@pytest.mark.parametrize(("design", "place"), [("sampler: grid", "sampler"), ("design: factorial", "design")])
+def test_a_design_of_a_billion_cells_is_refused_without_making_them(design: str, place: str, study_file: Write) -> None:
+    line = "model: {name: resnet, width: {int: [1, 1000000000], step: 1}}\n"
+    (found,) = mistakes(study_file, HEAD + line + f"search: {{{design}}}")
+    assert f"search.{place}: 1,000,000,000 cells and 1 replicate are 1,000,000,000 trials" in found
+    (found,) = mistakes(study_file, HEAD + line + "search: {design: one_at_a_time, baseline: {model.width: 3}}")
+    assert "1,000,000,000 cells" in found
 
 
 def test_a_recorded_trial_without_a_replicate_is_readable(small_config: TrialConfig) -> None:
@@ -157,7 +353,7 @@ def play(
     folder = StudyFolder(path)
     begin(folder, spec, None, ())
     for number in range(spec.search.trials):
-        replicate, cell = spec.planned(number)
+        replicate, cell = number // len(spec.cells), spec.given(number)
         config = spec.suggest(number, lambda name, _, cell=cell: cell[name])  # type: ignore[misc]
         write_json(folder.trial(number).config, config.to_json())
         width = config.model.args["width"]

@@ -8,8 +8,8 @@ from torch import nn
 
 from equitune import catalog
 from equitune.measures._evaluation import EvaluationSet, Report
+from equitune.spec.objectives import declared_metrics
 from equitune.spec.space import Call
-from equitune.spec.study import declared_metrics
 from equitune.trial.build import DeviceData
 
 NAMES = catalog.names("measure")

@@ -38,7 +38,7 @@ def test_the_main_line_gives_a_front_and_every_other_command_follows(tmp_path: P
     assert max(trial["metrics"]["accuracy"]["value"] for trial in study["trials"]) >= 0.97
     for name in ("front.png", "front.html", "front.csv"):
         assert (tmp_path / "studies" / "capacity" / name).exists()
-    assert len(others) == 6
+    assert len(others) == 11
     for line in others:
         assert run(line, tmp_path)
 

@@ -165,12 +165,12 @@ speed: high
         "10:25 training.lr: takes one value, but got a list: to search over values write {choice: [1, 2]}",
         "11:33 measures.0.group: must be one of 'translation', 'rotation', 'flip', 'd4', 'scale', 'shear' or 'hue', but got 'rotations'",
         "12:14 objectives.accuracy: must be maximize or minimize, but got 'up'",
-        "13:10 search.sampler: must be one of 'tpe', 'random', 'nsga2' or 'grid', but got 'tpee'",
+        "13:10 search.sampler: must be one of 'tpe', 'random', 'qmc', 'grid', 'nsga2', 'nsga3', 'gp' or 'cmaes', but got 'tpee'",
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
-        "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, concurrent",
+        "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, gpu_memory_gib, sizes, concurrent",
         "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, stem, augmentation, "
-        "averaging, training, measures, objectives, search, resources",
+        "averaging, training, measures, objectives, constraints, search, resources",
     ]
 
 

@@ -12,6 +12,7 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.records.results import Measurement
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
+from equitune.spec.objectives import Bound
 from equitune.spec.study import StudySpec
 from equitune.tracking import projector
 from equitune.tracking.projector import Projector, projecting, sync
@@ -78,6 +79,7 @@ def test_a_study_becomes_one_experiment_with_a_run_a_trial(tmp_path: Path, small
     assert trial.data.params["model.width"] == "4"
     assert trial.data.params["augmentation.translate.max_px"] == "2.0"
     assert trial.data.params["measures"] == "equivariance"
+    assert not [name for name in trial.data.params if name.startswith(("bounds", "rung"))]
     assert trial.data.metrics["accuracy"] == pytest.approx(0.74)
     assert trial.data.metrics["accuracy_stderr"] == 0.02
     assert trial.data.metrics["translation_error_untrained"] == 0.7
@@ -103,6 +105,22 @@ def test_epochs_are_a_curve_against_epochs(tmp_path: Path, small_spec: StudySpec
     history = MlflowClient(store).get_metric_history(runs(store)["trial 0"].info.run_id, "validation_accuracy")
     assert [(point.step, point.value) for point in history] == [(1, 0.51), (2, 0.52)]
     assert history[0].timestamp == 1_700_000_001_000
+
+
+def test_rungs_are_points_and_a_broken_constraint_is_a_tag(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    from mlflow import MlflowClient
+
+    constraints = {"accuracy": Bound(at_least=0.55), "parameters": Bound(at_most=1e4)}
+    folder = invent(tmp_path / "small", small_spec.model_copy(update={"constraints": constraints}), 2)
+    epoch = folder.trial(0).read_epochs()[0]
+    folder.trial(0).append_epoch(epoch.model_copy(update={"metrics": {"translation_error": 0.25}}))
+    project(folder, store)
+    found = runs(store)
+    history = MlflowClient(store).get_metric_history(found["trial 0"].info.run_id, "rung_translation_error")
+    assert [(point.step, point.value) for point in history] == [(1, 0.25)]
+    assert found["trial 0"].data.tags["equitune.violates"] == "accuracy: 0.5 is below at_least 0.55"
+    assert "equitune.violates" not in found["trial 1"].data.tags
+    assert found["trial 1"].data.tags["equitune.front"] == "true"
 
 
 def test_projecting_twice_changes_nothing(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
@@ -218,6 +236,8 @@ def test_a_configuration_as_parameters() -> None:
         "augmentation": [{"name": "hflip", "args": {"probability": 0.5}}],
         "training": {"lr": 0.1},
         "data": {"name": "digits", "args": {"size": 16}, "limit": None},
+        "rungs": [1, 3],
+        "rung_metrics": ["accuracy"],
     }
     assert flat(config, without=("study",)) == {
         "model.name": "resnet",
@@ -229,4 +249,6 @@ def test_a_configuration_as_parameters() -> None:
         "data.name": "digits",
         "data.size": "16",
         "data.limit": "None",
+        "rungs": "1, 3",
+        "rung_metrics": "accuracy",
     }

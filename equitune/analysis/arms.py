@@ -83,9 +83,9 @@ class Arm:
 
 
 def arms(study: StudyRecord) -> list[Arm]:
-    """The study's trials, grouped by equal parameters."""
+    """The study's trials that count, grouped by equal parameters."""
     groups: dict[tuple[tuple[str, type, object], ...], list[TrialRecord]] = {}
-    for trial in study.trials:
+    for trial in study.counted():
         key = tuple(sorted((name, type(value), value) for name, value in trial.config.params.items()))
         groups.setdefault(key, []).append(trial)
     return [Arm(number, trials) for number, trials in enumerate(groups.values())]

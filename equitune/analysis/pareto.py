@@ -35,12 +35,12 @@ def losses(values: Sequence[Mapping[str, float | None]], objectives: Mapping[str
 
 
 def front(study: StudyRecord) -> list[TrialRecord]:
-    """The complete trials on the Pareto front, the best in the first objective first."""
-    complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
-    table = losses([objective_values(study, trial) for trial in complete], study.objectives)
+    """The trials on the Pareto front, the best in the first objective first; who violates a constraint is on none."""
+    feasible = study.feasible()
+    table = losses([objective_values(study, trial) for trial in feasible], study.objectives)
     order = np.lexsort(table.T[::-1])
     on_front = non_dominated(table)
-    return [complete[index] for index in order if on_front[index]]
+    return [feasible[index] for index in order if on_front[index]]
 
 
 def objective_values(study: StudyRecord, trial: TrialRecord) -> dict[str, float | None]:

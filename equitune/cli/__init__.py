@@ -9,7 +9,8 @@ from typing import NoReturn
 import click
 
 from equitune import __version__
-from equitune.cli import studies, tools
+from equitune.cli import studies, tools, trials
+from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
 from equitune.errors import UserError
@@ -25,6 +26,10 @@ for command in (
     studies.search,
     studies.check,
     studies.show,
+    trials.list_studies,
+    trials.run_trial_again,
+    trials.export,
+    analyze,
     measure,
     tools.ui,
     tools.mlflow,

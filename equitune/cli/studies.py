@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
+from equitune.cli.trials import show_trial
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def search(
     """Run the study in FILE, or go on with it where it was interrupted."""
     from equitune.records.folder import StudyFolder, studies_root
 
-    spec = _load(file, overrides)
+    spec = _load(file, overrides, root)
     use_data_root(data_root)
     if dry_run:
         _print_plan(spec)
@@ -66,7 +68,7 @@ def search(
     if outcome.state == "interrupted":
         click.echo(f"Go on:   {same_command()}")
         sys.exit(INTERRUPTED)
-    failed = [trial for trial in study.trials if trial.state == "FAILED"]
+    failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
     sys.exit(DONE if completed and not failed else TRIALS_FAILED)
 
@@ -74,12 +76,13 @@ def search(
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @set_option
-def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+@root_option
+def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None) -> None:
     """Say what is wrong with each of FILES, with line and column, without running anything."""
     mistakes = []
     for file in files:
         try:
-            spec = _load(file, overrides)
+            spec = _load(file, overrides, root)
         except UserError as error:
             mistakes.append(str(error))
         else:
@@ -89,15 +92,18 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", metavar="STUDY[/NUMBER]")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
 @click.option("--metric", "metrics", multiple=True, help="Show this metric, too. May be repeated.")
 @click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
 def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
-    """Show STUDY: how its trials ended, and its front; its arms, where it has replicates."""
-    from equitune.records.folder import open_study, studies_root
+    """Show STUDY: how its trials ended, and its front; its arms, where it has replicates. Or one trial, whole."""
+    from equitune.records.folder import named_trial, open_study, studies_root
 
+    if named_trial(study):
+        show_trial(study, studies_root(root), as_json)
+        return
     folder = open_study(studies_root(root), study)
     if as_json:
         from equitune.records.reader import StudyReader
@@ -108,11 +114,13 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
         _print_answer(folder, root, metrics, against, draw=False)
 
 
-def _load(file: Path, overrides: tuple[str, ...]) -> "StudySpec":
+def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySpec":
+    from equitune.records.folder import studies_root
     from equitune.search.feasible import require_networks
+    from equitune.search.recorded import recorded_params
     from equitune.spec.load import load_study
 
-    spec = load_study(file, overrides, require_networks)
+    spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
     for notice in spec.notices():
         click.echo(f"{file}: notice: {notice}", err=True)
     return spec

@@ -34,6 +34,12 @@ METRICS = {
     "{group}_softmax_deviation": "minimize",
 }
 GROUP_METRICS = {"translation": {"translation_pixel_change": "minimize"}}  # what one group has alone
+SHARES = [  # the metrics that lie in [0, 1]
+    "{group}_consistency",
+    "{group}_consistent_and_correct",
+    "{group}_orbit_accuracy",
+    "translation_pixel_change",
+]
 
 NEED_LABELS = ("consistent_and_correct", "orbit_accuracy")
 

@@ -27,6 +27,7 @@ METRICS = {
     "accuracy_unseen": "maximize",
     "accuracy_rotated": "maximize",
 }
+SHARES = ["accuracy_90", "accuracy_180", "accuracy_270", "accuracy_unseen", "accuracy_rotated"]  # they lie in [0, 1]
 
 
 def measure(

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import platform
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,17 +27,17 @@ from equitune.records.results import Epoch
 
 
 class TrialFolder:
-    """The files of one trial. Its worker writes them, but for `config.json`.
+    """The files of one trial, whose folder is named by its number. Its worker writes them, but for `config.json`.
 
     A worker may outlive its driver, or go on on a machine that the driver has given up. One that has its driver's token
     and claimed the trial writes for as long as that driver holds the study and no other worker claimed the trial.
     """
 
-    def __init__(self, path: Path, token: str | None = None) -> None:
+    def __init__(self, path: Path, number: int | None = None, *, token: str | None = None) -> None:
         self.path = path
         self._token = token
         self._claim: str | None = None
-        self.number = int(path.name)
+        self.number = int(path.name) if number is None else number
         self.config = path / "config.json"
         self.epochs = path / "epochs.jsonl"
         self.checkpoint = path / "checkpoint.pt"
@@ -128,6 +129,27 @@ def open_study(root: Path, name: str) -> StudyFolder:
         known = sorted(path.parent.name for path in root.glob("*/study.json"))
         raise UserError(catalog.unknown("study", name, known) + f" (in {root})")
     return folder
+
+
+def named_trial(text: str) -> tuple[str, int] | None:
+    """The study and the number of a trial, where a text names one: `capacity/12`."""
+    named = re.fullmatch(r"([^@:]+)/(\d+)", text)
+    return (named[1], int(named[2])) if named else None
+
+
+def open_trial(root: Path, study: str, number: int) -> TrialFolder:
+    """A recorded trial.
+
+    Raises:
+        UserError: there is no such study, named with the nearest, or no such trial, with the numbers there are.
+    """
+    folder = open_study(root, study)
+    trial = folder.trial(number)
+    if not trial.config.is_file():
+        numbers = [each.number for each in folder.trials()]
+        known = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "it has none"
+        raise UserError(f"{study}/{number}: study {study} has no trial {number}: {known}")
+    return trial
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -1,12 +1,21 @@
 """Reads a study back from its folder, again and again at little cost: what has ended is read once."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.records.results import Amount, Epoch, Measurement, TrialResult, Verdict
+from equitune.spec.objectives import Bound
+from equitune.spec.strict import Strict
 from equitune.spec.trial import TrialConfig
+
+Kind = TypeVar("Kind", bound=Strict)
 
 HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
 
@@ -24,6 +33,11 @@ class TrialRecord:
     @property
     def number(self) -> int:
         return self.config.number
+
+    @property
+    def cell(self) -> int:
+        """Its place in the list of a design; of other trials, and of designs from before, its number."""
+        return self.number if self.config.cell is None else self.config.cell
 
     @property
     def state(self) -> str:
@@ -45,6 +59,17 @@ class TrialRecord:
     def exact(self) -> dict[str, Verdict]:
         return self.result.exact if self.result else {}
 
+    def violations(self, constraints: Mapping[str, Bound]) -> dict[str, str]:
+        """The constraints that it violates, each with what is wrong; none while it is not complete.
+
+        A metric without a value violates its constraint.
+        """
+        if self.state != "COMPLETE":
+            return {}
+        values = {name: self.metrics[name].value if name in self.metrics else None for name in constraints}
+        reasons = {name: bound.why_not(values[name]) for name, bound in constraints.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
 
 @dataclass(frozen=True)
 class StudyRecord:
@@ -56,12 +81,13 @@ class StudyRecord:
     is_driven: bool  # whether a driver is at work
     info: dict[str, Any]  # study.json
     trials: list[TrialRecord]
+    references: dict[str, float] = field(default_factory=dict)  # objective -> the worst value that counts, where given
+    constraints: dict[str, Bound] = field(default_factory=dict)  # metric -> where its values may lie
 
     @property
     def state(self) -> str:
         """`running`, `complete`, or `interrupted`: the same command goes on."""
-        ended = sum(trial.result is not None for trial in self.trials)
-        if ended >= self.num_planned:
+        if self.num_settled() >= self.num_planned:
             return "complete"
         return "running" if self.is_driven else "interrupted"
 
@@ -70,15 +96,37 @@ class StudyRecord:
         """How often each combination of parameters is trained."""
         return int(self.info.get("replicates", 1))
 
+    def violations(self, trial: TrialRecord) -> dict[str, str]:
+        """The constraints that a complete trial violates, each with what is wrong."""
+        return trial.violations(self.constraints)
+
+    def feasible(self) -> list[TrialRecord]:
+        """The complete trials that keep every constraint: those that a front is made of."""
+        return [trial for trial in self.trials if trial.state == "COMPLETE" and not self.violations(trial)]
+
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]
 
+    def counted(self) -> list[TrialRecord]:
+        """The trials that count, one a cell: of a design, a cell whose trial failed is trained again."""
+        return list({trial.cell: trial for trial in self.trials}.values())
+
+    def num_settled(self) -> int:
+        """How many of those that count have ended."""
+        return sum(trial.result is not None for trial in self.counted())
+
 
 class StudyReader:
-    """Reads one study; keeps what cannot change any more."""
+    """Reads one study; keeps what cannot change any more.
 
-    def __init__(self, folder: StudyFolder) -> None:
+    Args:
+        folder: the study's.
+        brief: leaves out the epochs, which are most of a study, and what was measured on the test split.
+    """
+
+    def __init__(self, folder: StudyFolder, brief: bool = False) -> None:
         self.folder = folder
+        self._brief = brief
         self._kept: dict[int, TrialRecord] = {}
         self._configs: dict[int, TrialConfig] = {}
 
@@ -92,13 +140,15 @@ class StudyReader:
         trials = []
         for folder in self.folder.trials():
             record = self._kept.get(folder.number)
-            if record is None or (not record.test and folder.test.exists()):
+            if record is None or (not record.test and not self._brief and folder.test.exists()):
                 record = self._read_trial(folder)
             if record is not None:
                 trials.append(record)
         return StudyRecord(
             name=info["study"],
             objectives=info["objectives"],
+            references=info.get("references", {}),
+            constraints=constraints_of(info),
             num_planned=info["trials"],
             is_driven=is_driven(self.folder),
             info=info,
@@ -108,21 +158,51 @@ class StudyReader:
     def _read_trial(self, folder: TrialFolder) -> TrialRecord | None:
         if not folder.config.exists():
             return None  # between the folder and its first file
-        config = self._configs.get(folder.number)
-        if config is None:
-            config = self._configs[folder.number] = TrialConfig.from_json_text(folder.config.read_text())
-        result = TrialResult.model_validate_json(folder.result.read_bytes()) if folder.result.exists() else None
-        test = read_json(folder.test) if folder.test.exists() else {}
-        record = TrialRecord(
-            config=config,
-            epochs=folder.read_epochs(),
-            result=result,
-            started=folder.config.stat().st_mtime,
-            test={name: Measurement.model_validate(value) for name, value in test.items()},
-        )
-        if result is not None:
+        record = read_trial(folder, self._configs.get(folder.number), self._brief)
+        self._configs[folder.number] = record.config
+        if record.result is not None:
             self._kept[folder.number] = record
         return record
+
+
+def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bool = False) -> TrialRecord:
+    """One trial as it stands.
+
+    Args:
+        folder: the trial's, which has a configuration.
+        config: that configuration, where it has been read before.
+        brief: leaves out its epochs, and what was measured on the test split.
+
+    Raises:
+        UserError: a file is missing or not whole.
+    """
+    config = config or _parsed(TrialConfig, folder.config)
+    result = _parsed(TrialResult, folder.result) if folder.result.exists() else None
+    test = read_json(folder.test) if not brief and folder.test.exists() else {}
+    return TrialRecord(
+        config=config,
+        epochs=[] if brief else folder.read_epochs(),
+        result=result,
+        started=folder.config.stat().st_mtime,
+        test={name: Measurement.model_validate(value) for name, value in test.items()},
+    )
+
+
+def _parsed(kind: type[Kind], path: Path) -> Kind:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        at = ".".join(map(str, wrong["loc"]))
+        reason = f"{at}: {wrong['msg']}" if at else wrong["msg"]
+        raise UserError(f"{path} is not whole ({reason}): restore it from a copy, or remove it") from None
+
+
+def constraints_of(info: Mapping[str, Any]) -> dict[str, Bound]:
+    """The constraints of the study with this study.json; none where it is older than they are."""
+    return {name: Bound(**bound) for name, bound in info.get("constraints", {}).items()}
 
 
 def is_driven(folder: StudyFolder) -> bool:

@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal
 
+from equitune.spec.objectives import BY_THE_CLOCK
 from equitune.spec.strict import Strict
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAILED"]
@@ -57,6 +58,7 @@ class Epoch(Strict):
     lr: float  # at its end
     train_s: float
     images_per_s: float
+    metrics: dict[str, float] = {}  # at a rung: what was measured cheaply after this epoch
 
 
 class Amount(Strict):
@@ -94,3 +96,8 @@ class TrialResult(Strict):
     seconds: dict[str, float] = {}  # build, fit, measure
     provenance: dict[str, str] = {}
     traceback: str | None = None
+
+    def repeatable(self) -> "TrialResult":
+        """Without what a clock has measured: on one device and software, another run has all the rest bit for bit."""
+        metrics = {name: metric for name, metric in self.metrics.items() if name not in BY_THE_CLOCK}
+        return self.model_copy(update={"metrics": metrics, "seconds": {}})

@@ -9,9 +9,10 @@ from typing import Any
 from equitune.analysis.pareto import front
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
-from equitune.spec.study import Direction
+from equitune.spec.objectives import Direction
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
+VIOLATES = "violates a constraint"
 MOST_LAYERS = 12  # that a trial's description lists
 INCLUDES = {"translation_substride": "translation", "d4": "c4"}  # a symmetry, and the one that is a part of it
 BETTER: dict[Direction, str] = {"maximize": "higher is better", "minimize": "lower is better"}
@@ -35,14 +36,17 @@ def write_picture(study: StudyRecord, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     members = front(study)
-    others = [trial for trial in measured(study) if trial.number not in {member.number for member in members}]
+    dominated, violating = _others(study, members)
     x_name, y_name, colour_name = axis_names(study)
-    for trials, style in ((others, {"color": GREY, "alpha": 0.6}), (members, {"color": BLUE})):
+    for trials, style in ((dominated + violating, {"color": GREY, "alpha": 0.6}), (members, {"color": BLUE})):
         bars = [_errors(trials, name) for name in (x_name, y_name)]
         axes.errorbar(
             *_columns(trials, x_name, y_name), xerr=bars[0], yerr=bars[1], fmt="none", elinewidth=1, capsize=2, **style
         )
-    axes.scatter(*_columns(others, x_name, y_name), s=28, color=GREY, alpha=0.7, label="dominated")
+    axes.scatter(*_columns(dominated, x_name, y_name), s=28, color=GREY, alpha=0.7, label="dominated")
+    if violating:
+        crosses = _columns(violating, x_name, y_name)
+        axes.scatter(*crosses, s=28, color=GREY, alpha=0.7, marker="x", label=VIOLATES)
     place = _columns(members, x_name, y_name)
     if colour_name and members:
         from matplotlib.colors import LogNorm
@@ -79,15 +83,17 @@ def write_page(study: StudyRecord, path: Path) -> None:
     import plotly.graph_objects as go
 
     members = front(study)
-    numbers = {member.number for member in members}
+    dominated, violating = _others(study, members)
     x_name, y_name, colour_name = axis_names(study)
     figure = go.Figure()
     for name, trials, on_front in (
-        ("dominated", [trial for trial in measured(study) if trial.number not in numbers], False),
+        ("dominated", dominated, False),
+        *([(VIOLATES, violating, False)] if violating else []),
         ("front", members, True),
     ):
         points = [(point(trial, x_name), point(trial, y_name)) for trial in trials]
         marker: dict[str, Any] = {"size": 12 if on_front else 7, "color": BLUE if on_front else GREY}
+        marker["symbol"] = "x" if name == VIOLATES else "circle"
         if on_front and colour_name:
             values = [point(trial, colour_name)[0] for trial in trials]
             logs = [math.log10(max(value, 1e-12)) for value in values]
@@ -131,7 +137,7 @@ def rows(study: StudyRecord) -> Iterator[list[Any]]:
     metrics = sorted({name for trial in study.ended() for name in trial.metrics}, key=_objectives_first(study))
     params = sorted({name for trial in study.trials for name in trial.config.params})
     columns = [f"{split}{name}{part}" for split in ("", "test_") for name in metrics for part in ("", "_stderr")]
-    yield ["trial", "state", "front", *columns, *params, "exact_under", "reason"]
+    yield ["trial", "state", "front", *columns, *params, "exact_under", "violates", "reason"]
     for trial in members + [trial for trial in study.ended() if trial.number not in numbers]:
         values = [split.get(name) for split in (trial.metrics, trial.test) for name in metrics]
         yield [
@@ -141,6 +147,7 @@ def rows(study: StudyRecord) -> Iterator[list[Any]]:
             *(number for value in values for number in ((value.value, value.stderr) if value else (None, None))),
             *(trial.config.params.get(name) for name in params),
             exact_under(trial) if trial.exact else None,
+            violated(study, trial) or None,
             trial.reason,
         ]
 
@@ -169,6 +176,13 @@ def measured(study: StudyRecord) -> list[TrialRecord]:
         for trial in study.trials
         if trial.state == "COMPLETE" and all(_has_value(trial.metrics.get(name)) for name in study.objectives)
     ]
+
+
+def _others(study: StudyRecord, members: list[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    """The trials of the picture that are not on the front: dominated ones, and those that violate a constraint."""
+    on_front = {member.number for member in members}
+    dominated = [t for t in measured(study) if t.number not in on_front and not study.violations(t)]
+    return dominated, [trial for trial in measured(study) if study.violations(trial)]
 
 
 def label(study: StudyRecord, name: str) -> str:
@@ -210,6 +224,7 @@ def _hover(study: StudyRecord, trial: TrialRecord) -> str:
     lines = [f"<b>trial {trial.number}</b>"]
     lines += [f"{escape(name)}: {shown(trial.metrics.get(name))}" for name in study.objectives]
     lines += [f"{escape(name)} = {escape(short(value))}" for name, value in trial.config.params.items()]
+    lines += [f"violates {escape(name)}: {escape(reason)}" for name, reason in study.violations(trial).items()]
     if trial.exact:
         lines.append(f"exact under: {exact_under(trial)}")
     if trial.amounts:
@@ -220,6 +235,11 @@ def _hover(study: StudyRecord, trial: TrialRecord) -> str:
     if len(trial.amounts) > MOST_LAYERS:
         lines.append(f"and {len(trial.amounts) - MOST_LAYERS} more layers")
     return "<br>".join(lines)
+
+
+def violated(study: StudyRecord, trial: TrialRecord) -> str:
+    """The constraints that a trial violates, with what is wrong; empty where it keeps them all."""
+    return "; ".join(f"{name}: {reason}" for name, reason in study.violations(trial).items())
 
 
 def shown(metric: Measurement | None) -> str:

@@ -18,6 +18,8 @@ def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
         "study": study.name,
         "state": study.state,
         "objectives": study.objectives,
+        "references": study.references,
+        "constraints": {name: bound.given() for name, bound in study.constraints.items()},
         "trials": [
             {
                 "number": trial.number,
@@ -36,6 +38,7 @@ def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
                     symmetry: {"broken_by": verdict.broken_by, "loosened_by": verdict.loosened_by}
                     for symmetry, verdict in trial.exact.items()
                 },
+                "violates": study.violations(trial),
                 "front": trial.number in members,
             }
             for trial in study.trials

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.report.arms import arms_table, heading, metric_columns, note
-from equitune.report.front import exact_under, short, shown
+from equitune.report.front import exact_under, short, shown, violated
 
 REFRESH_S = 0.5
 MOST_ROWS = 12  # of the live front
@@ -78,11 +79,11 @@ class StudyView:
         study = self._read()
         if study is None:
             return Text(f"{self._folder.name}: {self._doing} ...")
-        ended = len(study.ended())
+        settled = study.num_settled()
         head = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=study.num_planned, completed=ended, width=30)
+        bar = ProgressBar(total=study.num_planned, completed=settled, width=30)
         head.add_row(
-            Text(study.name, style="bold"), bar, f"{ended} of {study.num_planned} trials", self._time_left(study)
+            Text(study.name, style="bold"), bar, f"{settled} of {study.num_planned} trials", self._time_left(study)
         )
         parts: list[RenderableType] = [head, Text(self._doing, style="dim")]
         parts += [_running(trial) for trial in study.trials if trial.result is None and study.is_driven]
@@ -97,8 +98,11 @@ class StudyView:
                 if trial.number not in self._printed and study:
                     self._printed.add(trial.number)
                     values = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in study.objectives)
+                    broken = violated(study, trial)
                     how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
-                    self._console.print(Text(f"{len(self._printed)}/{study.num_planned} {how}"), soft_wrap=True)
+                    how += f" (violates {broken})" if broken else ""
+                    so_far = len({each.cell for each in study.trials if each.number in self._printed})
+                    self._console.print(Text(f"{so_far}/{study.num_planned} {how}"), soft_wrap=True)
 
     def _time_left(self, study: StudyRecord) -> str:
         new = [trial for trial in study.trials if trial.number not in (self._ended_before or set())]
@@ -106,7 +110,7 @@ class StudyView:
         if not num_ended:
             return ""
         per_trial_s = (time.time() - min(trial.started for trial in new)) / num_ended
-        return f"about {duration(per_trial_s * (study.num_planned - len(study.ended())))} left"
+        return f"about {duration(per_trial_s * (study.num_planned - study.num_settled()))} left"
 
 
 def answer(
@@ -185,14 +189,22 @@ def _fit(trials: list[TrialRecord]) -> bool:
 
 
 def summary(study: StudyRecord) -> list[str]:
-    """How the trials ended, in a sentence, and one line for each that did not complete."""
-    counts: dict[str, int] = {}
-    for trial in study.trials:
-        counts[trial.state] = counts.get(trial.state, 0) + 1
+    """How the trials that count ended, in a sentence; a line for each that did not complete or breaks a constraint."""
+    counted = study.counted()
+    counts = Counter(trial.state for trial in counted)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial yet"
-    lines = [f"{study.name}: {study.state}, {len(study.ended())} of {study.num_planned} trials ({states})"]
-    lines += [f"  trial {trial.number} {trial.state}: {trial.reason}" for trial in study.ended() if trial.reason]
-    return lines
+    lines = [f"{study.name}: {study.state}, {study.num_settled()} of {study.num_planned} trials ({states})"]
+    again = len(study.trials) - len(counted)
+    if again:
+        what = "trials that failed are" if again > 1 else "trial that failed is"
+        lines.append(f"  {again} {what} not counted: the same cells were trained again")
+    stopped = [trial for trial in study.trials if trial.state == "PRUNED"]
+    if stopped:
+        saved = sum(trial.config.training.epochs - len(trial.epochs) for trial in stopped)
+        planned = sum(trial.config.training.epochs for trial in study.trials)
+        lines.append(f"  early stopping saved {saved:,} of {planned:,} epochs")
+    reasons = [(trial, trial.reason or violated(study, trial)) for trial in counted if trial.state != "PRUNED"]
+    return lines + [f"  trial {trial.number} {trial.state}: {reason}" for trial, reason in reasons if reason]
 
 
 def duration(seconds: float) -> str:

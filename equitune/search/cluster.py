@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from equitune.errors import UserError
-from equitune.spec.trial import Resources
+from equitune.search.resources import Request, requests
+from equitune.spec.resources import Resources
 
 CONNECT_S = 5.0
 
@@ -60,26 +61,50 @@ def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
 
 
 def slots(resources: Resources, available: dict[str, float], may_grow: bool = False) -> Slots:
-    """As many trials as fit, or as `concurrent` allows; where machines may join, as many as `concurrent` says.
+    """As many trials as fit if all were of the smallest kind, or as `concurrent` allows; where machines may join, as
+    many as `concurrent` says.
 
     Raises:
-        UserError: not even one fits.
+        UserError: not even one of each kind fits.
     """
     cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
-    if resources.gpu > gpus:
+    if resources.gpu == "auto" and gpus < 1:
         raise UserError(
-            f"resources.gpu: a trial asks for {resources.gpu:g} GPU, but there are {gpus:g}: "
-            "run with `--set resources.gpu=0`, or on a cluster that has them (--address)"
+            "resources.gpu: auto shares GPUs among trials, but there is none: run with `--set resources.gpu=0`, "
+            "or on a cluster that has them (--address)"
         )
-    if resources.cpu > cpus:
-        raise UserError(
-            f"resources.cpu: a trial asks for {resources.cpu:g} CPUs, but there are {cpus:g}: ask for fewer"
-        )
-    fits = int(cpus // resources.cpu)
-    if resources.gpu:
-        fits = min(fits, int(gpus // resources.gpu) if resources.gpu >= 1 else int(gpus) * int(1 // resources.gpu))
-    concurrent = resources.concurrent or fits
-    return Slots(concurrent if may_grow else min(fits, concurrent), cpus, gpus)
+    most = 0
+    for place, request in requests(resources):
+        if request.gpu > gpus:
+            raise UserError(
+                f"{place}.gpu: a trial asks for {request.gpu:g} GPU, but there are {gpus:g}: "
+                "run with `--set resources.gpu=0`, or on a cluster that has them (--address)"
+            )
+        if request.cpu > cpus:
+            raise UserError(
+                f"{place}.cpu: a trial asks for {request.cpu:g} CPUs, but there are {cpus:g}: ask for fewer"
+            )
+        most = max(most, _fitting(request, cpus, gpus))
+    concurrent = resources.concurrent or most
+    return Slots(concurrent if may_grow else min(most, concurrent), cpus, gpus)
+
+
+def gpu_memory_gib() -> float:
+    """The memory of a GPU of the cluster, in GiB, as a worker that has one sees it; 0 where torch sees none."""
+    import ray
+
+    from equitune.trial.memory import device_gib
+
+    return float(ray.get(ray.remote(num_cpus=0, num_gpus=0.01)(device_gib).remote()))
+
+
+def _fitting(request: Request, cpus: float, gpus: float) -> int:
+    """How many trials of this request run at once; one never lies on two GPUs unless it asks for whole ones."""
+    fits = int(cpus // request.cpu)
+    if request.gpu:
+        parts = int(gpus // request.gpu) if request.gpu >= 1 else int(gpus) * int(1 / request.gpu + 1e-9)
+        fits = min(fits, parts)
+    return fits
 
 
 def _require_answer(address: str) -> None:

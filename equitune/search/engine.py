@@ -16,6 +16,8 @@ from equitune.analysis.arms import to_test
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
+from equitune.search.cells import OpenCells
+from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
@@ -57,16 +59,22 @@ class Engine:
         say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._spec, self._folder, self._study, self._say = spec, folder, study, say
+        self._cell_of: dict[int, int] = {}  # of a design, by the trials' numbers
+        self._cells: OpenCells | None = None
         self._live: dict[int, optuna.Trial] = {}  # the trials that run, by number
         self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
+        self._early = recorded_rungs(spec, folder)
         self._num_started = self._count_started()
         self._orphans = self._reconcile()
+        if spec.search.design:
+            self._open_cells()
 
     def has_trials_left(self) -> bool:
-        return bool(self._orphans) or self._num_started < self._spec.search.trials
+        is_open = self._num_started < self._spec.search.trials if self._cells is None else bool(self._cells)
+        return bool(self._orphans) or is_open
 
     def is_done(self) -> bool:
         """Whether every trial has ended and those that count have been tested."""
@@ -88,6 +96,21 @@ class Engine:
 
     def reached(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Hears of an epoch, and of what was measured after it; returns whether the trial goes on."""
+        if self._early is None or number not in self._live:
+            return True
+        heard = {epoch: metrics}
+        if not all(self._early.has_heard(number, rung) for rung in self._early.rungs_before(epoch)):
+            # Its worker died between the record of a rung and the report.
+            heard = {record.epoch: record.metrics for record in self._folder.trial(number).read_epochs()} | heard
+        for at in sorted(heard):
+            if at <= epoch and (reason := self._why_stop(number, at, heard[at])):
+                try:
+                    self._stop(self._live[number], reason)
+                except OSError as error:
+                    self.halted = f"{error.filename} cannot be written: {error.strerror}"
+                    return True
+                del self._live[number]
+                return False
         return True
 
     def ended(self, number: int, result: TrialResult) -> None:
@@ -95,6 +118,8 @@ class Engine:
         trial = self._live.pop(number, None)
         if trial is not None:
             self._tell(trial, result)
+        if self._early and result.state == "COMPLETE":
+            self._early.complete(number)
 
     def lost(self, number: int) -> None:
         """Gives up a trial whose worker died too often."""
@@ -118,10 +143,15 @@ class Engine:
         if self._orphans:
             trial = self._reopened(self._orphans.pop(0))
         else:
-            self._study.sampler = make_sampler(self._spec, self._num_started)
+            if self._cells is not None:
+                self._cell_of[self._num_started] = self._cells.take()
+            self._study.sampler = self._sampler(self._num_started)
             trial = self._study.ask()
             self._num_started += 1
-        config = self._spec.suggest(trial.number, partial(suggested, trial))
+        cell = self._cell_of.get(trial.number)
+        if cell is not None:
+            trial.set_user_attr("cell", cell)
+        config = self._spec.suggest(trial.number, partial(suggested, trial), cell)
         folder = self._folder.trial(trial.number)
         write_json(folder.config, config.to_json())
         self._live[trial.number] = trial
@@ -139,27 +169,72 @@ class Engine:
         """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""
         orphans = []
         for frozen in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            path = self._folder.trial(frozen.number).result
-            if path.exists():
-                self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(path.read_bytes()))
+            folder = self._folder.trial(frozen.number)
+            if folder.result.exists():
+                folder.checkpoint.unlink(missing_ok=True)
+                self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(folder.result.read_bytes()))
+            elif (last := last_rung(folder, self._early)) and (
+                reason := self._why_stop(frozen.number, last.epoch, last.metrics)
+            ):
+                self._stop(self._reopened(frozen.number), reason)
             else:
                 orphans.append(frozen.number)
         return sorted(orphans)
 
+    def _why_stop(self, number: int, epoch: int, metrics: Mapping[str, float]) -> str | None:
+        """Why a trial is stopped at a rung; None where it goes on: what others are compared with always does."""
+        if self._early is None or not self._early.hear(number, epoch, metrics):
+            return None
+        reason = self._early.why_stop(number, epoch)
+        if reason is None or self._spec.given(number) is not None:
+            return None
+        config = TrialConfig.from_json_text(self._folder.trial(number).config.read_text())
+        return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
+
+    def _stop(self, trial: optuna.Trial, reason: str) -> None:
+        """Ends a trial early. The record comes first: all else is made up for by whoever goes on."""
+        folder = self._folder.trial(trial.number)
+        result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
+        write_json(folder.result, result.model_dump(mode="json"))
+        folder.checkpoint.unlink(missing_ok=True)
+        self._tell(trial, result)
+
+    def _open_cells(self) -> None:
+        """Finds out which cell each trial of a design has, and which cells are left."""
+        settled = set()
+        for trial in self._study.get_trials(deepcopy=False):
+            cell = trial.user_attrs.get("cell")
+            if cell is None and self._folder.trial(trial.number).config.exists():
+                cell = trial.number  # from when a trial's number was its cell
+            if cell is not None:
+                self._cell_of[trial.number] = cell
+                settled |= {cell} if trial.state != optuna.trial.TrialState.FAIL else set()
+        self._cells = OpenCells(self._spec.search.trials, settled)
+        for number in self._orphans:
+            if number not in self._cell_of and self._cells:  # its driver died before it could say: the next one, again
+                self._cell_of[number] = self._cells.take()
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number)))
+
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
-        self._study.sampler = make_sampler(self._spec, number)
+        self._study.sampler = self._sampler(number)
         storage, study_id = self._study._storage, self._study._study_id
         return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _tell(self, trial: optuna.Trial, result: TrialResult) -> None:
         state = _OPTUNA_STATES[result.state]
+        for name, violation in violations(self._spec, result).items():
+            trial.set_constraint(name, violation)
         values = objective_values(self._spec, result)
         if result.state == "INFEASIBLE":
             trial.set_constraint("infeasible", 1.0)
         elif result.state == "COMPLETE" and values is None:
             trial.set_constraint("unmeasured", 1.0)
             state = optuna.trial.TrialState.PRUNED
+        if result.state == "FAILED" and self._cells is not None:
+            self._cells.failed(self._cell_of[trial.number])
         complete = state == optuna.trial.TrialState.COMPLETE
         self._study.tell(trial, values if complete else None, state=state, skip_if_finished=True)
 
@@ -170,6 +245,17 @@ def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None
     if any(value is None or not math.isfinite(value) for value in values):
         return None
     return values  # type: ignore[return-value]
+
+
+def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
+    """How far a trial lies outside each constraint, at most 0 within; of one that did not complete, where it is known.
+
+    A complete trial without the metric counts as outside.
+    """
+    known = {name: metric.value for name, metric in result.metrics.items()}
+    if result.state == "COMPLETE":
+        known = dict.fromkeys(spec.constraints) | known
+    return {name: bound.violation(known[name]) for name, bound in spec.constraints.items() if name in known}
 
 
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:

@@ -7,7 +7,8 @@ from equitune import catalog
 from equitune.datasets._splits import declared_shape
 from equitune.errors import Infeasible
 from equitune.search.plan import random_pick
-from equitune.spec.design import Cell, levels
+from equitune.spec.cell import Cell
+from equitune.spec.design import WITHOUT, levels
 from equitune.spec.space import Choice, Distribution, Pick, Scalar
 from equitune.spec.strict import Location, Mistakes
 
@@ -85,6 +86,10 @@ class _Builds:
 
 def _values(spec: "StudySpec") -> Iterator[tuple[Location, Cell, str]]:
     """Each branch and each listed value of what makes a network: its place, what it takes to have it, and its name."""
+    for name, distribution in spec.parameters().items():
+        if name == WITHOUT:
+            for component in levels(distribution) or ():
+                yield ("search", "design"), {WITHOUT: component}, f"{WITHOUT} {component}"
     for section in spec.network_sections():
         for label in section.branches:
             branch: Cell = {section.path: label} if section.is_choice else {}

@@ -68,6 +68,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
     for config in proposals(spec):
         try:
             cost = network_cost(config, shape, classes)
+            cost.require_within(config.bounds)
         except Infeasible as error:
             trials.append(PlannedTrial(config, None, None, str(error)))
             continue
@@ -89,20 +90,19 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     from equitune.search.samplers import make_sampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=list(spec.objectives.values()))
+    study = optuna.create_study(directions=list(spec.directions.values()))
     configs = []
     for number in range(spec.search.trials):
-        study.sampler = make_sampler(spec, number)
+        study.sampler = make_sampler(spec, number, spec.given(number))
         configs.append(spec.suggest(number, partial(suggested, study.ask())))
     return configs
 
 
 def num_exact(spec: StudySpec) -> int:
-    """How many proposals do not depend on results: TPE begins with ten random ones, NSGA-II with a population."""
-    from equitune.search.samplers import nsga2_population
+    """How many proposals do not depend on results."""
+    from equitune.search.samplers import num_independent
 
-    first = {"tpe": 10, "nsga2": nsga2_population(spec.search)}.get(spec.search.sampler, spec.search.trials)
-    return min(first, spec.search.trials)
+    return num_independent(spec.search)
 
 
 def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int) -> None:

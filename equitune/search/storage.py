@@ -79,7 +79,7 @@ def open_storage(
 
 
 def _open(storage: Any, spec: StudySpec) -> optuna.Study:
-    directions = list(spec.objectives.values())
+    directions = list(spec.directions.values())
     return optuna.create_study(storage=storage, study_name=spec.study, directions=directions, load_if_exists=True)
 
 

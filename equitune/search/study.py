@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,9 +19,11 @@ from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
-from equitune.search.cluster import Slots, connected, prepare
+from equitune.records.revision import revision
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
+from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
@@ -134,17 +135,20 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
 def begin(
     folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...], storage: str = JOURNAL
 ) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget, which may have grown."""
+    """Makes the study's record in its folder; one that is there takes over the budget and the references."""
     if folder.study.exists():
-        budget = {"trials": spec.search.trials, "replicates": spec.search.replicates, "storage": storage}
-        write_json(folder.study, read_json(folder.study) | budget)
+        budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
+        taken_over = budget | {"references": spec.references, "storage": storage}
+        write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
         folder.study,
         {
             "id": uuid.uuid4().hex,
             "study": spec.study,
-            "objectives": spec.objectives,
+            "objectives": spec.directions,
+            "references": spec.references,
+            "constraints": spec.given_constraints(),
             "trials": spec.search.trials,
             "replicates": spec.search.replicates,
             "fingerprint": spec.fingerprint(),
@@ -163,17 +167,8 @@ def begin(
 def provenance() -> dict[str, str]:
     """The program and the place that a study began with."""
     found = {"equitune": __version__, "python": platform.python_version(), "host": platform.node()}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-        found["git"] = revision.stdout.strip()
-    return found
+    git = revision()
+    return found | {"git": git} if git else found
 
 
 @contextlib.contextmanager
@@ -210,10 +205,10 @@ def _run_trials(
     from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
+    placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trainable, splits=splits, token=token),
-            {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
+            tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
         ),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
@@ -233,6 +228,15 @@ def _run_trials(
     )
     tuner.fit()
     shutil.rmtree(folder.attempts, ignore_errors=True)
+
+
+def _memory_of_a_gpu(spec: StudySpec) -> float:
+    """In GiB, held against what the study asks for; 0 on the CPU."""
+    if not spec.resources.gpu:
+        return 0.0
+    device_gib = gpu_memory_gib()
+    require_memory(spec.resources, device_gib)
+    return device_gib
 
 
 @contextlib.contextmanager
@@ -257,8 +261,9 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
 
 def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
-    enough = len(study.ended()) >= spec.search.trials
-    return study.state == "complete" and enough and all(trial.test for trial in to_test(study))
+    enough = study.num_settled() >= spec.search.trials
+    again = spec.search.design and any(trial.state == "FAILED" for trial in study.counted())
+    return study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
 def _record_data(folder: StudyFolder, splits: Splits) -> None:

@@ -12,21 +12,25 @@ from typing import Any
 from ray import tune
 
 from equitune.datasets._splits import Splits
-from equitune.errors import TakenOver
-from equitune.records.folder import TrialFolder
+from equitune.errors import Infeasible, TakenOver
+from equitune.records.folder import TrialFolder, write_json
 from equitune.records.results import Epoch, TrialResult
+from equitune.search.resources import request_of
+from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
 
 MOST_SIZES = 4  # that are kept on the device beside the data as they are
 _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) -> shape -> data, as long as the worker
 
 
-def trainable(config: dict[str, Any], splits: Splits, token: str) -> None:
+def trainable(config: dict[str, Any], splits: Splits, resources: Resources, token: str) -> None:
     """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
 
     It writes nothing once another driver has the study, or another worker the trial.
     """
-    folder = TrialFolder(Path(config["folder"]), token)
+    folder = TrialFolder(Path(config["folder"]), token=token)
+    trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
+    _cap_memory(trial, splits, resources)
     if config.get("test"):
         tune.report({"test": _test(folder, splits)})
         return
@@ -36,7 +40,7 @@ def trainable(config: dict[str, Any], splits: Splits, token: str) -> None:
     try:
         folder.claim()
         with _logging_to(folder.log):
-            result = _run(TrialConfig.from_json_text(config["trial"]), splits, folder)
+            result = _run(trial, splits, folder)
         tune.report({"result": result.model_dump_json()})
     except TakenOver as error:
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
@@ -75,20 +79,43 @@ def _test(folder: TrialFolder, splits: Splits) -> str:
 
 
 def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResult:
-    import torch
-
+    from equitune.trial.device import is_out_of_memory
     from equitune.trial.run import run_trial
 
     gc.collect()
     _spare_modules()
-    if config.device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
     def report(epoch: Epoch) -> None:
-        tune.report({"epoch": epoch.epoch})
+        tune.report({"epoch": epoch.epoch, "metrics": json.dumps(epoch.metrics)})
 
-    return run_trial(config, device_data(splits, config), folder=folder, on_epoch=report)
+    try:
+        data = device_data(splits, config)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"out of memory: its share of the GPU does not hold the data: {error}"
+        result = TrialResult(number=config.number, state="INFEASIBLE", reason=reason)
+        write_json(folder.result, result.model_dump(mode="json"))
+        return result
+    return run_trial(config, data, folder=folder, on_epoch=report)
+
+
+def _cap_memory(config: TrialConfig, splits: Splits, resources: Resources) -> None:
+    """Limits what a trial may allocate on its GPU; what the one before has left behind in a warm worker is freed."""
+    if config.device != "cuda":
+        return
+    import torch
+
+    from equitune.trial.memory import cap_memory, num_parameters
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        parameters = num_parameters(config, splits.shape, len(splits.class_names)) if resources.sizes else 0
+    except Infeasible:
+        parameters = 0  # it ends at once
+    granted = tune.get_context().get_trial_resources().required_resources.get("GPU", 0.0)
+    cap_memory(granted, request_of(resources, parameters).memory_gib)
 
 
 @functools.cache

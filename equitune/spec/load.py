@@ -69,7 +69,10 @@ class _Document:
 
 
 def load_study(
-    path: Path, overrides: tuple[str, ...] = (), require: Callable[[StudySpec], None] = lambda spec: None
+    path: Path,
+    overrides: tuple[str, ...] = (),
+    require: Callable[[StudySpec], None] = lambda spec: None,
+    recorded: Callable[[str], dict[str, Any]] | None = None,
 ) -> StudySpec:
     """Reads and checks a study.
 
@@ -77,6 +80,7 @@ def load_study(
         path: of the YAML file.
         overrides: each is `dotted.path=value`, its value written as YAML.
         require: what else must hold of a study whose file is right; raises a ValidationError with places in it.
+        recorded: gives the parameters of a recorded trial, STUDY/NUMBER, which `search.best` may name.
 
     Raises:
         UserError: with one line for each mistake: file:line:column, the path, the rule, what was given.
@@ -84,6 +88,8 @@ def load_study(
     document = _read(path)
     for override in overrides:
         _override(document, override)
+    if recorded is not None:
+        _look_up_best(document, recorded)
     try:
         spec = checked(StudySpec, document.data)
         require(spec)
@@ -208,6 +214,16 @@ def _override(document: _Document, override: str) -> None:
             target[key] = child if isinstance(child, dict | list) else {}
             target = target[key]
     document.overrides[location] = override
+
+
+def _look_up_best(document: _Document, recorded: Callable[[str], dict[str, Any]]) -> None:
+    """Puts the values of the trial that `search.best` names in its place."""
+    search = document.data.get("search")
+    if isinstance(search, dict) and isinstance(search.get("best"), str):
+        try:
+            search["best"] = recorded(search["best"])
+        except UserError as error:
+            raise UserError(document.sentence(("search", "best"), str(error))) from None
 
 
 def _index(items: list[Any], text: str, override: str) -> int:

@@ -32,6 +32,10 @@ class Choice(Strict):
     def extremes(self) -> Iterator[tuple[tuple[int | str, ...], Any]]:
         yield from ((("choice", index), value) for index, value in enumerate(self.choice))
 
+    def at(self, share: float) -> Scalar:
+        """The value at a share in [0, 1) of the choice; each has an equal part."""
+        return self.choice[int(share * len(self.choice))]
+
 
 class IntRange(Strict):
     """A whole number from low to high, both included."""
@@ -48,6 +52,13 @@ class IntRange(Strict):
     def extremes(self) -> Iterator[tuple[tuple[int | str, ...], Any]]:
         yield from ((("int", index), bound) for index, bound in enumerate(self.bounds))
 
+    def at(self, share: float) -> int:
+        """The value at a share in [0, 1) of the range, of its logarithm where `log` is set."""
+        low, high = self.bounds
+        if self.log:  # each whole number has the part from half a step below to half a step above
+            return min(max(round(_between(low - 0.5, high + 0.5, share, log=True)), low), high)
+        return low + self.step * int(share * ((high - low) // self.step + 1))
+
 
 class FloatRange(Strict):
     """A number from low to high, both included."""
@@ -63,6 +74,13 @@ class FloatRange(Strict):
 
     def extremes(self) -> Iterator[tuple[tuple[int | str, ...], Any]]:
         yield from ((("float", index), bound) for index, bound in enumerate(self.bounds))
+
+    def at(self, share: float) -> float:
+        """The value at a share in [0, 1) of the range, of its logarithm where `log` is set."""
+        low, high = self.bounds
+        if self.step is None:
+            return min(max(_between(low, high, share, log=self.log), low), high)
+        return stepped(low, self.step, int(share * (round((high - low) / self.step) + 1)))
 
 
 Distribution = Choice | IntRange | FloatRange
@@ -263,6 +281,15 @@ def _distribution_or_value(data: Any, validate: Callable[[Any], Any]) -> Any:
         mistakes.under(location, partial(validate, value))
     mistakes.raise_any()
     return distribution
+
+
+def stepped(low: float, step: float, index: int) -> float:
+    """The value so many steps above `low`: 0.3, not 0.30000000000000004."""
+    return float(f"{low + index * step:.12g}")
+
+
+def _between(low: float, high: float, share: float, *, log: bool) -> float:
+    return low * (high / low) ** share if log else low + share * (high - low)
 
 
 def _check_range(low: float, high: float, *, log: bool, step: float | None) -> None:

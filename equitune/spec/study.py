@@ -6,13 +6,26 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import product
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
-from equitune.spec.design import Cell, counted_trials, factorial
-from equitune.spec.search import SearchSpec
+from equitune.spec.cell import Cell
+from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
+from equitune.spec.objectives import (
+    BEFORE_TRAINING,
+    Bound,
+    Direction,
+    Objective,
+    declared_metrics,
+    idle_bounds,
+    read_constraints,
+    read_objectives,
+    reported,
+)
+from equitune.spec.resources import Resources
+from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
     Choice,
@@ -25,13 +38,9 @@ from equitune.spec.space import (
     filled,
     settings_section,
 )
+from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
-from equitune.spec.trial import DataConfig, InputConfig, Resources, TrainingConfig, TrialConfig
-
-Direction = Literal["maximize", "minimize"]
-
-# What every trial reports, beside what its measures declare: metric -> the direction that is better.
-TRIAL_METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize", "parameters": "minimize"}
+from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
 _STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
 
@@ -93,23 +102,6 @@ def _part(name: str) -> Callable[[Any, ValidationInfo], Section | None]:
     return read
 
 
-def _objectives(data: Any, known: ValidationInfo) -> dict[str, Direction]:
-    objectives = mapping_with_text_keys(data, "objectives")
-    if not objectives:
-        raise rule("a study needs at least one objective, such as {accuracy: maximize}")
-    mistakes = Mistakes()
-    metrics = TRIAL_METRICS | declared_metrics(known.data["measures"]) if "measures" in known.data else None
-    for name, direction in objectives.items():
-        if direction not in ("maximize", "minimize"):
-            mistakes.add((name,), f"must be maximize or minimize, but got {shown(direction)}")
-        elif metrics is not None and name not in metrics:
-            mistakes.add((name,), catalog.unknown("metric", name, metrics) + _who_reports(name))
-        elif metrics is not None and direction != metrics[name]:
-            mistakes.add((name,), f"better is to {metrics[name]}, but got {shown(direction)}")
-    mistakes.raise_any()
-    return objectives
-
-
 def _resources(data: Any, known: ValidationInfo) -> Resources:
     resources = data if isinstance(data, Resources) else checked(Resources, data)
     training = known.data.get("training")
@@ -118,29 +110,6 @@ def _resources(data: Any, known: ValidationInfo) -> Resources:
         if precision == "bf16" or (isinstance(precision, Choice) and "bf16" in precision.choice):
             raise rule("training.precision: bf16 needs a GPU, but gpu is 0: set resources.gpu, or train in fp32")
     return resources
-
-
-def declared_metrics(measures: tuple[Call, ...]) -> dict[str, Direction]:
-    """The metrics that these measures report, each with the direction that is better."""
-    metrics: dict[str, Direction] = {}
-    for call in measures:
-        constants = catalog.describe("measure", call.name).constants
-        of_group = constants.get("GROUP_METRICS", {}).get(call.args.get("group"), {})
-        metrics |= {name.format(**call.args): better for name, better in (constants["METRICS"] | of_group).items()}
-    return metrics
-
-
-def _who_reports(metric: str) -> str:
-    """A hint at the measure that would report a metric, were it listed, and at what it must be told."""
-    for name in catalog.names("measure"):
-        parameters = catalog.describe("measure", name).parameters
-        options = {key: get_args(kind) for key, (kind, _) in parameters.items() if get_origin(kind) is Literal}
-        for values in product(*options.values()):
-            call = filled("measure", Call(name=name, args=dict(zip(options, values, strict=True))))
-            if metric in declared_metrics((call,)):
-                said = [f"{key}: {call.args[key]}" for key in options if call.args[key] != parameters[key][1]]
-                return f"; it is reported by measure {' with '.join([name, *said])}: add it under measures"
-    return ""
 
 
 def _components(section: Section) -> list[str]:
@@ -175,7 +144,8 @@ class StudySpec(Strict):
         Section(path="training", branches={"": (Call(name="training"),)})
     )
     measures: Annotated[tuple[Call, ...], BeforeValidator(_measures)] = ()
-    objectives: Annotated[dict[str, Direction], BeforeValidator(_objectives)]
+    objectives: Annotated[dict[str, Objective], BeforeValidator(read_objectives)]
+    constraints: Annotated[dict[str, Bound], BeforeValidator(read_constraints)] = {}
     search: Annotated[SearchSpec, nested(SearchSpec)] = SearchSpec()
     resources: Annotated[Resources, BeforeValidator(_resources)] = Field(default=Resources(), validate_default=True)
 
@@ -191,59 +161,74 @@ class StudySpec(Strict):
 
     @model_validator(mode="after")
     def _designed(self) -> "StudySpec":
-        """A grid's trials are counted from its parameters; what is said of their number must agree."""
-        search, mistakes = self.search, Mistakes()
-        if search.sampler != "grid":
-            if search.replicates > 1:
-                sentence = f"only a grid has replicates, but the sampler is {search.sampler}: set sampler: grid"
-                mistakes.add(("search", "replicates"), sentence)
-            mistakes.raise_any()
-            return self
-        trials, counted = counted_trials(list(self._sections()), search.replicates)
-        if "trials" in search.model_fields_set and search.trials != trials:
-            mistakes.add(("search", "trials"), f"{counted} are {trials} trials, but got {search.trials}: leave it out")
-        mistakes.raise_any()
-        return self.model_copy(update={"search": search.model_copy(update={"trials": trials})})
+        """Baseline, best and design are checked against the space; a design's trials are counted."""
+        check_objectives(self.search, self.objectives)
+        study = self.model_copy(update={"search": settled(self.search, self.sections())})
+        require_distinct(study)
+        return study
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Of a grid: the combinations of values, each of which is trained once a replicate."""
-        return factorial(self._sections())
+        """Of a design: the combinations of values, each of which is trained once a replicate."""
+        return listed(self.search, self.sections())
 
-    def planned(self, number: int) -> tuple[int, Cell]:
-        """Of a grid: the replicate and the cell of the trial of that number, replicate by replicate."""
-        replicate, cell = divmod(number, len(self.cells))
-        return replicate, self.cells[cell]
+    def given(self, place: int) -> Cell | None:
+        """The values of the trial at a place in the list of trials, where they do not come from a sampler: a design's
+        cells, replicate by replicate; else the baseline, which is first."""
+        if self.search.design:
+            return self.cells[place % len(self.cells)]
+        return self.search.baseline if place == 0 else None
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """The objectives in their order, each with the direction that is better."""
+        return {name: objective.direction for name, objective in self.objectives.items()}
+
+    @property
+    def references(self) -> dict[str, float]:
+        """The objectives that have a reference, each with its value."""
+        given = {name: objective.reference for name, objective in self.objectives.items()}
+        return {name: reference for name, reference in given.items() if reference is not None}
 
     def metrics(self) -> dict[str, Direction]:
         """Every metric that a trial of this study reports, with the direction that is better."""
-        return TRIAL_METRICS | declared_metrics(self.measures)
+        return reported(self.measures)
 
     def parameters(self) -> dict[str, Distribution]:
         """What the search varies, by parameter name; those of a branch are used only where it is chosen."""
-        return dict(pair for section in self._sections() for pair in section.parameters())
+        left_out = {WITHOUT: self._left_out()} if self.search.design == "leave_one_out" else {}
+        return left_out | dict(pair for section in self.sections() for pair in section.parameters())
 
-    def suggest(self, number: int, pick: Pick) -> TrialConfig:
-        """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs."""
-        params = {}
-        is_grid = self.search.sampler == "grid"
-        replicate = self.planned(number)[0] if is_grid else 0
+    def _left_out(self) -> Choice:
+        return Choice(choice=(NOTHING, *components(self.sections(), self.search.baseline or {})))
+
+    def suggest(self, number: int, pick: Pick, cell: int | None = None) -> TrialConfig:
+        """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs.
+
+        `cell` is its place in the list of a design, which is its number where none is given.
+        """
+        params: Cell = {}
+        place = number if cell is None else cell
+        replicate = place // len(self.cells) if self.search.design else 0
 
         def noted(name: str, distribution: Distribution) -> Any:
             params[name] = pick(name, distribution)
             return params[name]
 
-        given = self.input.suggest(noted)[0].args if self.input else {}
-        model = self.model.suggest(noted)[0]
-        prior, downsampler, stem = (_chosen(part, getattr(self, part), model.name, noted) for part in catalog.PARTS)
-        augmentation = self.augmentation.suggest(noted)
-        averaging = self.averaging.suggest(noted)[0] if self.averaging else None
-        training = self.training.suggest(noted)[0]
+        arm = self._arm(noted)
+        given = arm.input.suggest(noted)[0].args if arm.input else {}
+        model = arm.model.suggest(noted)[0]
+        prior, downsampler, stem = (_chosen(part, getattr(arm, part), model.name, noted) for part in catalog.PARTS)
+        augmentation = arm.augmentation.suggest(noted)
+        averaging = arm.averaging.suggest(noted)[0] if arm.averaging else None
+        training = checked(TrainingConfig, arm.training.suggest(noted)[0].args)
+        stopping = self.search.scheduler
         return TrialConfig(
             study=self.study,
             number=number,
             replicate=replicate,
-            seed=derived_seed(self.search.seed, 0 if is_grid else number, replicate),
+            cell=place if self.search.design else None,
+            seed=derived_seed(self.search.seed, 0 if self.search.design else number, replicate),
             params=params,
             data=self.data,
             input=checked(InputConfig, given),
@@ -253,14 +238,26 @@ class StudySpec(Strict):
             stem=stem,
             augmentation=tuple(filled("augmentation", call) for call in augmentation),
             averaging=filled("averaging", averaging) if averaging else None,
-            training=checked(TrainingConfig, training.args),
+            training=training,
             measures=self.measures,
+            bounds={name: bound for name, bound in self.constraints.items() if name in BEFORE_TRAINING},
+            rungs=stopping.rungs(training.epochs) if stopping else (),
+            rung_images=stopping.images if stopping else TrialConfig.model_fields["rung_images"].default,
+            rung_metrics=tuple(dict.fromkeys([*self.objectives, *self.constraints])),
             device="cuda" if self.resources.gpu else "cpu",
         )
 
+    def _arm(self, pick: Pick) -> "StudySpec":
+        """The study itself; of leave_one_out, what it is without the line of the component that is picked."""
+        if self.search.design != "leave_one_out":
+            return self
+        component = str(pick(WITHOUT, self._left_out()))
+        path = component.partition(".")[0]
+        return self if component == NOTHING else self.model_copy(update={path: without(getattr(self, path), component)})
+
     def notices(self) -> list[str]:
         """What is allowed but does nothing."""
-        found = []
+        found = list(notices(self.search))
         for calls in self.augmentation.branches.values():
             for call in calls:
                 strength = catalog.describe("augmentation", call.name).constants["STRENGTH"]
@@ -269,9 +266,16 @@ class StudySpec(Strict):
         if self._penalises() and not self.averaging:
             for name, part in self._without_amounts():
                 found.append(f"training.symmetry_penalty does nothing with {name} {part}, whose layers have no amount")
+        found += idle_bounds(self.constraints, self.measures)
         if not self.parameters():
             found.append("nothing varies: every trial trains the same configuration with another seed")
+        found += self.search.notices(self.parameters(), self._branching())
+        found += idle_scheduler(self.search.scheduler, self.training)
         return found
+
+    def given_constraints(self) -> dict[str, dict[str, float]]:
+        """The constraints as plain data: metric -> `at_most`, `at_least` or both."""
+        return {name: bound.given() for name, bound in self.constraints.items()}
 
     def identity(self) -> dict[str, Any]:
         """What makes two studies the same search: all but the budget, the resources and where the data lie."""
@@ -279,15 +283,21 @@ class StudySpec(Strict):
             "data": self.data.model_dump(
                 mode="json", exclude={"root"} | ({"task"} if self.data.task == "class" else set())
             ),
-            **{section.path: section.plain() for section in self._sections()},
+            **{section.path: section.plain() for section in self.sections()},
             "measures": [call.model_dump(mode="json") for call in self.measures],
-            "objectives": self.objectives,
-            "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+            "objectives": self.directions,
+            **({"constraints": self.given_constraints()} if self.constraints else {}),
+            "search": self.search.identity(),
         }
 
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _branching(self) -> set[str]:
+        """The parameters that a trial has only where their branch is chosen."""
+        choices = [section for section in self.sections() if len(section.branches) > 1]
+        return {name for section in choices for label in section.branches for name, _ in section.parameters_of(label)}
 
     def _penalises(self) -> bool:
         """Whether a trial may add a penalty to its loss."""
@@ -309,17 +319,12 @@ class StudySpec(Strict):
 
     def network_sections(self) -> list[Section]:
         """The sections that decide which network a trial trains."""
-        return [section for section in self._sections() if section.path not in ("augmentation", "training")]
+        return [section for section in self.sections() if section.path not in ("augmentation", "training")]
 
-    def _sections(self) -> Iterator[Section]:
-        if self.input:
-            yield self.input
-        yield self.model
-        yield from (part for part in (self.prior, self.downsampler, self.stem) if part)
-        yield self.augmentation
-        if self.averaging:
-            yield self.averaging
-        yield self.training
+    def sections(self) -> list[Section]:
+        """The parts of the study that may hold parameters, in the order in which a trial asks for them."""
+        parts = (self.input, self.model, self.prior, self.downsampler, self.stem)
+        return [part for part in (*parts, self.augmentation, self.averaging, self.training) if part]
 
 
 def filled_value(call: Call, key: str) -> Any:

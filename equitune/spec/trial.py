@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from equitune.catalog import Arguments
+from equitune.spec.objectives import Bound
 from equitune.spec.space import Call, Scalar, Values
 from equitune.spec.strict import Strict
 
@@ -49,14 +50,6 @@ class DataConfig(Strict):
     args: Values = {}
 
 
-class Resources(Strict):
-    """What one trial occupies, and how many may run at once (None: as many as fit)."""
-
-    cpu: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[float, Field(ge=0)] = 0
-    concurrent: Annotated[int, Field(ge=1)] | None = None
-
-
 class TrialConfig(Strict):
     """Everything that decides a trial's numbers, on a given device and software."""
 
@@ -64,6 +57,7 @@ class TrialConfig(Strict):
     number: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
     replicate: Annotated[int, Field(ge=0)] = 0  # trials of equal replicate share the seed, whatever their parameters
+    cell: Annotated[int, Field(ge=0)] | None = None  # place in the list of a design, whatever the number
     params: dict[str, Scalar]  # what the search chose, by parameter name
     data: DataConfig
     input: InputConfig = InputConfig()
@@ -75,6 +69,10 @@ class TrialConfig(Strict):
     averaging: Call | None = None  # around the model; None: the model alone
     training: TrainingConfig
     measures: tuple[Call, ...]
+    bounds: dict[str, Bound] = {}  # on what is known before training; outside of them the trial does not train
+    rungs: tuple[int, ...] = ()  # epochs after which `rung_metrics` are measured cheaply
+    rung_images: Annotated[int, Field(ge=1)] = 64  # of the validation split, by each measure at a rung
+    rung_metrics: tuple[str, ...] = ()  # the study's objectives, then its other constrained metrics
     device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:

@@ -83,6 +83,8 @@ class Projector:
         tags = {"equitune.state": trial.state, "equitune.reason": trial.reason or ""}
         tags |= {f"equitune.{name}": value for name, value in trial.result.provenance.items()}
         tags |= {f"equitune.exact.{symmetry}": verdict.said for symmetry, verdict in trial.exact.items()}
+        if broken := study.violations(trial):
+            tags["equitune.violates"] = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
         self._store.log(trial.number, points=_final_points(trial, ended_s), tags=tags)
         with tempfile.TemporaryDirectory() as scratch:
             picture = Path(scratch) / "profile.png"
@@ -196,7 +198,8 @@ def _last_s(study: StudyRecord) -> float:
 
 def _epoch_points(epoch: Any) -> list[Point]:
     names = ("train_loss", "validation_loss", "validation_accuracy", "lr", "images_per_s")
-    return [Point(name, getattr(epoch, name), epoch.time, epoch.epoch) for name in names]
+    points = [Point(name, getattr(epoch, name), epoch.time, epoch.epoch) for name in names]
+    return points + [Point(f"rung_{name}", value, epoch.time, epoch.epoch) for name, value in epoch.metrics.items()]
 
 
 def _final_points(trial: TrialRecord, time_s: float) -> list[Point]:

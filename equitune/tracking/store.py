@@ -11,6 +11,8 @@ from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # a batch, as MLflow's REST API allows
+NAMED = ("params", "number", "seed", "study")  # what a trial's run says elsewhere
+OF_THE_STUDY = ("bounds", "rungs", "rung_images", "rung_metrics")  # what is the same in every trial of it
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Store:
         }
         run_id = self._create(tags, int(trial.started * 1000), f"trial {trial.number}")
         self._runs[trial.number] = run_id
-        params = flat(trial.config.to_json(), without=("params", "number", "seed", "study"))
+        params = flat(trial.config.to_json(), without=NAMED + OF_THE_STUDY)
         log_batch(self._connect(), run_id, params=params)
 
     def log(self, trial: int | None, *, points: Sequence[Point] = (), tags: dict[str, str] | None = None) -> None:
@@ -180,8 +182,9 @@ def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") 
         if isinstance(value, dict):
             found |= flat(value, prefix="" if name == "args" else name.removesuffix("args").rstrip(".") + ".")
         elif isinstance(value, list):
-            found |= flat({item["name"]: item["args"] for item in value if item["args"]}, prefix=f"{name}.")
-            found[name] = ", ".join(item["name"] for item in value)
+            components = [item for item in value if isinstance(item, dict)]
+            found |= flat({item["name"]: item["args"] for item in components if item["args"]}, prefix=f"{name}.")
+            found[name] = ", ".join(str(item["name"] if item in components else item) for item in value)
         else:
             found[name] = str(value)
     return found

@@ -1,16 +1,20 @@
 """What a trial will cost, before it runs: its size, its multiply-adds, and a guess at its seconds."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from equitune.errors import Infeasible
 from equitune.models._meta import on_meta
+from equitune.records.results import Measurement
+from equitune.spec.objectives import BEFORE_TRAINING, Bound
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceSplit, build_augmentation, chosen_width, count_parameters, initial_model
+from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
-from equitune.trial.run import make_deterministic
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,20 @@ class Cost:
     parameters: int
     multiply_adds: int  # of one image's forward pass
     width: int | None = None  # where a rule has chosen another one than the configuration names
+
+    def metrics(self) -> dict[str, Measurement]:
+        """What is known of a network that has not trained, as metrics of its trial."""
+        return {name: Measurement(value=getattr(self, name), n=0, split="none") for name in BEFORE_TRAINING}
+
+    def require_within(self, bounds: Mapping[str, Bound]) -> None:
+        """Refuses a network that costs more, or less, than the study allows.
+
+        Raises:
+            Infeasible: says which bound is broken, and by what value.
+        """
+        for name, bound in bounds.items():
+            if reason := bound.why_not(getattr(self, name)):
+                raise Infeasible(f"{name}: {reason}")
 
 
 def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:

@@ -21,6 +21,7 @@ from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import Augment, DeviceSplit
 
 OnEpoch = Callable[[Epoch], None]
+AtRung = Callable[[nn.Module, Epoch, float], dict[str, float]]  # model, its epoch, seconds of training -> metrics
 
 
 class Diverged(Infeasible):
@@ -37,7 +38,8 @@ def fit(
     seed: int,
     folder: TrialFolder | None = None,
     on_epoch: OnEpoch = lambda epoch: None,
-) -> None:
+    at_rung: AtRung = lambda model, epoch, seconds: {},
+) -> float:
     """Trains in place.
 
     Args:
@@ -49,6 +51,10 @@ def fit(
         seed: decides the order of images and all augmentation.
         folder: takes the record of each epoch and a checkpoint; where it holds one, training goes on from there.
         on_epoch: called after each epoch that is run here, with its record; what it raises ends the training.
+        at_rung: what it returns becomes part of an epoch's record; it leaves the model as it is.
+
+    Returns:
+        The seconds of training of all epochs, those included that another call has run; without their evaluation.
 
     Raises:
         Diverged: the loss is not finite; says at which step.
@@ -60,11 +66,14 @@ def fit(
     forward = torch.compile(model) if training.compile else model
     num_steps = num_batches(len(train.labels), training.batch_size)
     done = _restore(folder.checkpoint, model, optimizer, generator) if folder else 0
+    earlier = folder.read_epochs() if folder else []
+    seconds = sum(record.train_s for record in earlier if record.epoch <= done)
     for epoch in range(done + 1, training.epochs + 1):
         started = time.perf_counter()
         first_step = (epoch - 1) * num_steps
         loss = train_epoch(forward, train, augmentation, training, optimizer, generator, first_step)
         train_s = time.perf_counter() - started
+        seconds += train_s
         validation_loss, hits = evaluate(model, validation)
         record = Epoch(
             epoch=epoch,
@@ -76,10 +85,12 @@ def fit(
             train_s=train_s,
             images_per_s=num_steps * min(training.batch_size, len(train.labels)) / train_s,
         )
+        record = record.model_copy(update={"metrics": at_rung(model, record, seconds)})
         if folder:  # the record first: a crash between the two repeats an epoch, and its record is written again
             folder.append_epoch(record)
             _save(folder.checkpoint, model, optimizer, generator, epoch)
         on_epoch(record)
+    return seconds
 
 
 def train_epoch(

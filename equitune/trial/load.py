@@ -14,7 +14,6 @@ any file is ever run.
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,8 @@ from equitune.errors import Infeasible, UserError
 from equitune.groups.layout import Layout, Tokens
 from equitune.measures._capture import capturing
 from equitune.models._exported import load_exported
-from equitune.records.folder import open_study
+from equitune.records.folder import named_trial, open_trial
+from equitune.records.reader import read_trial
 from equitune.records.results import TrialResult
 from equitune.spec.call import checked_call, parsed
 from equitune.spec.space import Call
@@ -38,7 +38,6 @@ from equitune.trial.build import assembled, initial_model, parts_of
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
 LIBRARIES = ("timm", "torchvision")  # in the order in which a bare name is looked up
-TRIAL = re.compile(r"([^@:]+)/(\d+)")
 
 UNLABELLED_CLASSES = 1000  # of a network without weights, where the images have no labels: ImageNet's
 
@@ -90,7 +89,7 @@ def load_subject(
     expected = classes or UNLABELLED_CLASSES
     given = {"mean": mean, "std": std}
     statistics = {name: _checked(text, name, values, shape[0]) for name, values in given.items() if values is not None}
-    if trial := _trial(text):
+    if trial := named_trial(text):
         if statistics:
             raise UserError(f"{text}: a recorded trial keeps the mean and std of its data: leave them out")
         subject = _from_trial(text, *trial, shape, expected, root)
@@ -124,36 +123,17 @@ def config_of(text: str, root: Path) -> TrialConfig | None:
     Raises:
         UserError: there is no such trial.
     """
-    trial = _trial(text)
-    return _config(text, *trial, root) if trial else None
-
-
-def _trial(text: str) -> tuple[str, int] | None:
-    """The study and the number of a trial, where the text names one."""
-    named = TRIAL.fullmatch(text)
-    return (named[1], int(named[2])) if named else None
+    trial = named_trial(text)
+    return read_trial(open_trial(root, *trial), brief=True).config if trial else None
 
 
 def _is_program(text: str) -> bool:
     return text.endswith(".pt2") and ("@" not in text or Path(text).exists())
 
 
-def _config(text: str, study: str, number: int, root: Path) -> TrialConfig:
-    folder = open_study(root, study)
-    path = folder.trial(number).config
-    if not path.is_file():
-        numbers = [trial.number for trial in folder.trials()]
-        known = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "it has none"
-        raise UserError(f"{text}: study {study} has no trial {number}: {known}")
-    try:
-        return TrialConfig.from_json_text(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not whole ({first_line(error)}): restore it from a copy") from None
-
-
 def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, root: Path) -> Subject:
-    config = _config(text, study, number, root)
-    folder = open_study(root, study).trial(number)
+    folder = open_trial(root, study, number)
+    config = read_trial(folder, brief=True).config
     if not folder.weights.is_file():
         raise UserError(f"{text} has no weights: {_how_it_stands(folder.result)}; name a trial that is COMPLETE")
     build = partial(_built, text, partial(initial_model, config.model_copy(update={"device": "cpu"}), shape))

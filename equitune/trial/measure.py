@@ -8,19 +8,17 @@ from equitune import catalog
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.results import Measurement
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import count_parameters
 from equitune.trial.fit import evaluate
 
 
 def measure(
     config: TrialConfig, model: nn.Module, untrained: nn.Module | None, images: EvaluationSet
 ) -> tuple[dict[str, Measurement], list[dict[str, Any]]]:
-    """Every metric of the trial: accuracy, loss and size, and what its measures add."""
+    """Every metric of these images: accuracy and loss, and what the trial's measures add."""
     loss, hits = evaluate(model, images)
     metrics = {
         "accuracy": Measurement.proportion(hits, len(images), images.split),
         "loss": Measurement(value=loss, n=len(images), split=images.split, unit="nat"),
-        "parameters": Measurement(value=count_parameters(model), n=0, split="none"),
     }
     profile: list[dict[str, Any]] = []
     for call in config.measures:

@@ -7,9 +7,9 @@ from typing import Any
 from equitune import __version__, catalog
 from equitune.errors import UserError
 from equitune.spec.call import checked_call, parsed
+from equitune.spec.objectives import declared_metrics
 from equitune.spec.space import Call
 from equitune.spec.strict import Strict
-from equitune.spec.study import declared_metrics
 from equitune.trial.images import SplitName
 
 DEFAULT_GROUPS = ("translation",)

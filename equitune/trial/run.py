@@ -1,25 +1,26 @@
 """A trial from its configuration to its result: build, fit, measure, return."""
 
 import logging
-import platform
 import time
 import traceback
 
-import torch
 from safetensors.torch import save
 
-from equitune import __version__
 from equitune.errors import Infeasible
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_json, write_whole
-from equitune.records.results import TrialResult, Verdict
+from equitune.records.results import Measurement, TrialResult, Verdict
 from equitune.spec.trial import TrialConfig
 from equitune.trial.amounts import learned_amounts, relaxation
 from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
+from equitune.trial.cost import network_cost
+from equitune.trial.device import is_out_of_memory, make_deterministic, provenance
 from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
+from equitune.trial.memory import peak, reset_peak
 from equitune.trial.resize import at_size
+from equitune.trial.rung import Rungs
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +46,20 @@ def run_trial(
     """
     make_deterministic(config.device)
     clock = _Clock()
+    reset_peak()
     result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
     try:
         data = at_size(data, config.input)
-        result = result.model_copy(update={"exact": exactness(config, data)})
+        cost = network_cost(config, data.shape, data.classes)
+        result = result.model_copy(update={"exact": exactness(config, data), "metrics": cost.metrics()})
+        cost.require_within(config.bounds)
         model = build_model(config, data)
         if width := chosen_width(config, model):
             result = result.model_copy(update={"provenance": result.provenance | {"width": str(width)}})
         clock.lap("build")
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         augmentation = build_augmentation(config)
-        fit(
+        seconds = fit(
             model,
             data.train,
             validation,
@@ -64,6 +68,7 @@ def run_trial(
             seed=config.seed,
             folder=folder,
             on_epoch=on_epoch,
+            at_rung=Rungs(config, validation, cost).metrics,
         )
         clock.lap("fit")
         untrained = build_model(config, data)
@@ -76,7 +81,7 @@ def run_trial(
             write_whole(folder.weights, save(weights))
         result = result.model_copy(
             update={
-                "metrics": metrics | relaxation(amounts),
+                "metrics": metrics | result.metrics | training_time(seconds) | relaxation(amounts),
                 "profile": profile,
                 "amounts": amounts,
                 "seconds": clock.laps,
@@ -86,34 +91,12 @@ def run_trial(
         raise  # the disk's fault, not the trial's
     except Exception as error:
         result = _unfinished(result, error)
+    result = result.model_copy(update={"provenance": result.provenance | peak(config.device)})
     if folder:
         folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
     return result
-
-
-def make_deterministic(device: str) -> None:
-    """One thread on the CPU, where more are slower beside other trials; deterministic kernels; no TF32."""
-    torch.use_deterministic_algorithms(device == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a pass over memory for nothing: none of it is read
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    if device == "cpu":
-        torch.set_num_threads(1)
-
-
-def provenance(device: str) -> dict[str, str]:
-    """What a number depends on beside its configuration."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "equitune": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device,
-        "device_name": name,
-        "host": platform.node(),
-    }
 
 
 def exactness(config: TrialConfig, data: DeviceData) -> dict[str, Verdict]:
@@ -132,9 +115,9 @@ def exactness(config: TrialConfig, data: DeviceData) -> dict[str, Verdict]:
     return {symmetry: found.verdict for symmetry, found in said.items()}
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device had no memory left: torch says so in several ways."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def training_time(seconds: float) -> dict[str, Measurement]:
+    """The time that a trial has trained for, as a metric; no other run of it takes the same."""
+    return {"seconds": Measurement(value=seconds, n=0, split="none", unit="s")}
 
 
 def _unfinished(result: TrialResult, error: Exception) -> TrialResult:

@@ -8,9 +8,9 @@ from equitune.records.folder import TrialFolder
 from equitune.records.results import Measurement
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import initial_model, move, placed
+from equitune.trial.device import make_deterministic
 from equitune.trial.measure import measure
 from equitune.trial.resize import split_at_size
-from equitune.trial.run import make_deterministic
 
 
 def measure_on_test(config: TrialConfig, folder: TrialFolder, splits: Splits) -> dict[str, Measurement]:

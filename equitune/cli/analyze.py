@@ -1,0 +1,34 @@
+"""The command that analyses a study: from its records to conclusions."""
+
+import json
+from pathlib import Path
+
+import click
+
+from equitune.cli.options import root_option
+
+
+@click.command()
+@click.argument("study")
+@root_option
+@click.option("--json", "as_json", is_flag=True, help="Print for machines.")
+@click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
+def analyze(study: str, root: Path | None, as_json: bool, against: int) -> None:
+    """Say what STUDY has found: how its hypervolume grew and how sure its front is, which arms and factors have an
+    effect and which have none, which parameters matter, and whether the more equivariant trials are more accurate.
+    """
+    from rich.console import Console
+
+    from equitune.records.folder import open_study, studies_root
+    from equitune.records.reader import StudyReader
+    from equitune.report import analysis
+    from equitune.report.terminal import summary
+
+    found = StudyReader(open_study(studies_root(root), study)).read()
+    if as_json:
+        click.echo(json.dumps(analysis.as_json(found, against), indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(summary(found)[0], markup=False, soft_wrap=True)
+    for line in analysis.lines(found, against):
+        console.print(line)

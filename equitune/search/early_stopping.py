@@ -1,0 +1,162 @@
+"""Early stopping for several objectives: which trials go on after a rung. Neither Ray nor Optuna, no clock, no file.
+
+MO-ASHA (Schmucker et al., 2021, arXiv 2106.12639) keeps a share of the trials by their non-dominated rank; within a
+front, those go first that cover it best: by an epsilon-net (Salinas et al., 2021) or by their crowding distance (Deb et
+al., 2002). With one objective it is the stopping variant of ASHA (Li et al., 2018). Median stops who is worse than the
+median of the complete trials (Golovin et al., 2017).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from equitune.analysis.pareto import losses, non_dominated
+from equitune.spec.objectives import Bound
+from equitune.spec.stopping import SchedulerSpec
+
+Array = npt.NDArray[np.float64]
+
+
+class EarlyStopping:
+    """What has been measured at each rung, and who goes on.
+
+    What it knows is rebuilt by `hear` and `complete` from the trials' records; a verdict is given once.
+    """
+
+    def __init__(
+        self, spec: SchedulerSpec, directions: Mapping[str, str], constraints: Mapping[str, Bound] | None = None
+    ) -> None:
+        """`directions`: metric -> maximize or minimize, of the objectives."""
+        self._spec, self._directions, self._constraints = spec, directions, constraints or {}
+        self._rungs: dict[int, dict[int, Array]] = {}  # epoch -> trial number -> losses, then the violation
+        self._heard: set[tuple[int, int]] = set()  # trial number and rung, also where there was nothing to judge by
+        self._complete: set[int] = set()
+
+    def rungs_before(self, epoch: int) -> tuple[int, ...]:
+        return self._spec.rungs(epoch)
+
+    def hear(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Keeps what a trial measured after an epoch; False: there is nothing to judge, or it was judged before.
+
+        There is nothing where the epoch is no rung, or an objective has no finite value.
+        """
+        if self.has_heard(number, epoch) or not self._spec.is_rung(epoch):
+            return False
+        self._heard.add((number, epoch))
+        row = losses([metrics], self._directions)[0]
+        if not np.isfinite(row).all():
+            return False
+        # Of a constraint that was not measured nothing is held against a trial.
+        known = [(bound, metrics[name]) for name, bound in self._constraints.items() if name in metrics]
+        outside = (max(0.0, bound.violation(value)) for bound, value in known)
+        self._rungs.setdefault(epoch, {})[number] = np.append(row, sum(outside))
+        return True
+
+    def has_heard(self, number: int, epoch: int) -> bool:
+        return (number, epoch) in self._heard
+
+    def complete(self, number: int) -> None:
+        """A trial has trained to its end: from now on the median counts it."""
+        self._complete.add(number)
+
+    def why_stop(self, number: int, epoch: int) -> str | None:
+        """Why a trial that was heard of at a rung does not go on; None: it goes on."""
+        seen = self._rungs[epoch]
+        if self._spec.name == "median":
+            return self._worse_than_median(number, seen)
+        if len(seen) < self._spec.fewest:
+            return None
+        table, mine = np.stack(list(seen.values())), list(seen).index(number)
+        ranks = ranked(table)
+        place, kept = places(table, ranks, self._spec.ties)[mine], max(1, len(seen) // self._spec.reduction)
+        if place < kept:
+            return None
+        goes_on = "the first goes on" if kept == 1 else f"the first {kept} go on"
+        return (
+            f"rank {ranks[mine] + 1} of {ranks.max() + 1}, place {place + 1} of {len(seen)} trials, of which {goes_on}"
+        )
+
+    def _worse_than_median(self, number: int, seen: Mapping[int, Array]) -> str | None:
+        others = [other for other in seen if other in self._complete and other != number]
+        if len(others) < self._spec.fewest:
+            return None
+        sums = scalarised(np.stack([seen[other] for other in [*others, number]]))
+        median = float(np.median(sums[:-1]))
+        if sums[-1] <= median:
+            return None
+        how = "losses, scaled to their range and added" if len(self._directions) > 1 else "scaled loss"
+        return f"{sums[-1]:.2f} is worse than {median:.2f}, the median of {len(others)} complete trials there ({how})"
+
+
+def ranked(table: Array) -> npt.NDArray[np.int64]:
+    """The non-dominated rank of each row, from 0. Rows that violate constraints come after all others, by violation.
+
+    Args:
+        table: (n, objectives + 1), finite: losses, lower is better, then the violation, 0 within the constraints.
+    """
+    ranks = np.full(len(table), -1, dtype=np.int64)
+    left, rank = np.flatnonzero(table[:, -1] == 0), 0
+    while len(left):
+        is_front = non_dominated(table[left, :-1])
+        ranks[left[is_front]] = rank
+        left, rank = left[~is_front], rank + 1
+    outside = table[:, -1] > 0
+    ranks[outside] = rank + np.unique(table[outside, -1], return_inverse=True)[1]
+    return ranks
+
+
+def places(table: Array, ranks: npt.NDArray[np.int64], ties: str) -> npt.NDArray[np.int64]:
+    """The place of each row, from 0: by rank, then by how well it covers its front. Equal rows share one."""
+    order: list[int] = []
+    for rank in range(ranks.max() + 1):
+        members = np.flatnonzero(ranks == rank)
+        front = table[members, :-1]
+        within = epsilon_net(front) if ties == "epsilon_net" else crowded(front)
+        order += members[within].tolist()
+    found = np.empty(len(table), dtype=np.int64)
+    first: dict[bytes, int] = {}
+    for place, index in enumerate(order):
+        found[index] = first.setdefault((table[index] + 0.0).tobytes(), place)  # + 0.0: minus zero is zero
+    return found
+
+
+def epsilon_net(front: Array) -> list[int]:
+    """The order of the rows of a front (n, objectives): the best in the first objective, then always the one that is
+    farthest from those before it. Distances are Euclidean, each objective scaled to its range on the front."""
+    scaled = _scaled(front)
+    order = [int(np.lexsort(scaled.T[::-1])[0])]
+    distances = np.linalg.norm(scaled - scaled[order[0]], axis=1)
+    distances[order[0]] = -1.0
+    while len(order) < len(front):
+        farthest = int(distances.argmax())
+        order.append(farthest)
+        distances = np.minimum(distances, np.linalg.norm(scaled - scaled[farthest], axis=1))
+        distances[order] = -1.0
+    return order
+
+
+def crowded(front: Array) -> list[int]:
+    """The order of the rows of a front (n, objectives): its ends, then by crowding distance, most room first."""
+    scaled = _scaled(front)
+    room = np.zeros(len(front))
+    for column in scaled.T:
+        order = np.argsort(column, kind="stable")
+        room[order[[0, -1]]] = np.inf
+        room[order[1:-1]] += column[order[2:]] - column[order[:-2]]
+    return [int(index) for index in np.argsort(-room, kind="stable")]
+
+
+def scalarised(table: Array) -> Array:
+    """One loss a row: the objectives' losses, each scaled to its range in the table, added; and the violation, likewise
+    scaled, which weighs more than all of them together."""
+    scaled = _scaled(table)
+    weights = np.ones(table.shape[1])
+    weights[-1] = table.shape[1]
+    return np.asarray(scaled @ weights)
+
+
+def _scaled(table: Array) -> Array:
+    """Each column from 0 to 1; one without a range is 0."""
+    low, span = table.min(axis=0), np.ptp(table, axis=0)
+    return (table - low) / np.where(span > 0, span, 1.0)

@@ -1,0 +1,207 @@
+"""A study without training: its engine on known learning curves, under a clock that jumps from event to event.
+
+The records are those of a real study, so samplers, schedulers, budgets, going on and analysis are tried on thousands of
+trials, a few milliseconds each; drivers may die anywhere.
+"""
+
+import heapq
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from equitune.errors import Infeasible
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.search.engine import Engine, Task
+from equitune.search.storage import open_storage
+from equitune.search.study import begin, require_same_search
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+START_S = 1.7e9  # Unix time at which replays begin
+TEST_S = 1.0  # that testing a trial lasts
+
+# Of each epoch its seconds and the metrics after it. A curve may raise Infeasible or WorkerLost, at once or later.
+Curve = Iterable[tuple[float, Mapping[str, float]]]
+Curves = Callable[[TrialConfig], Curve]
+
+
+class DriverDied(Exception):
+    """What the driver knew is gone, and its workers with it. A test may raise it from inside a write, too."""
+
+
+class WorkerLost(Exception):
+    """Raised by a curve: the trial's worker died too often."""
+
+
+class Clock:
+    """Unix time in seconds, which passes only where a replay says so."""
+
+    def __init__(self, now_s: float = START_S) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Tally:
+    """What a replay took."""
+
+    seconds: float = 0.0  # of virtual time, deaths of drivers included
+    epochs: int = 0  # trained
+    events: int = 0  # at which a driver could die
+    drivers: int = 0
+
+
+def replay(
+    spec: StudySpec,
+    folder: StudyFolder,
+    curves: Curves,
+    *,
+    workers: int = 1,
+    dies: Callable[[int], bool] = lambda event: False,
+    clock: Clock | None = None,
+) -> Tally:
+    """Runs a study to its end, or goes on with one that lies in the folder.
+
+    Args:
+        spec: the study.
+        folder: takes its records.
+        curves: how a trial learns: a function of its configuration, or else going on is another study.
+        workers: how many trials run at a time.
+        dies: whether the driver dies at that event, counted from 1 over all drivers. Another one then opens the folder.
+        clock: read by whatever asks for the time.
+
+    Raises:
+        RuntimeError: the engine waits although nothing runs.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.study.exists():
+        require_same_search(folder, spec)
+    begin(folder, spec, None, ())
+    clock = clock or Clock()
+    started_s, tally = clock(), Tally()
+    while True:
+        tally.drivers += 1
+        try:
+            _Driver(spec, folder, curves, dies, clock, tally).run(workers)
+        except DriverDied:
+            continue
+        finally:
+            tally.seconds = clock() - started_s
+        return tally
+
+
+class _Driver:
+    """One life of a driver: hands the engine's tasks to workers, each a generator of the seconds to its next event."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        folder: StudyFolder,
+        curves: Curves,
+        dies: Callable[[int], bool],
+        clock: Clock,
+        tally: Tally,
+    ) -> None:
+        self._curves, self._dies, self._clock, self._tally = curves, dies, clock, tally
+        self._engine = Engine(spec, folder, open_storage(folder, spec))
+
+    def run(self, workers: int) -> None:
+        engine, order = self._engine, itertools.count()
+        events: list[tuple[float, int, Iterator[float]]] = []  # when, in which order of equal times, whose
+
+        def go_on(worker: Iterator[float]) -> None:
+            seconds = next(worker, None)
+            if seconds is not None:
+                heapq.heappush(events, (self._clock() + seconds, next(order), worker))
+
+        while not (engine.stopping or engine.halted):
+            task: object = None
+            while len(events) < workers and isinstance(task := engine.next_task(), Task):
+                self._event()
+                go_on(self._trial(task, task.config) if task.config else self._test(task.folder))
+            if not events:
+                if task == "wait":
+                    raise RuntimeError("the engine waits although nothing runs")
+                return
+            self._clock.now_s, _, worker = heapq.heappop(events)
+            go_on(worker)
+
+    def _trial(self, task: Task, config: TrialConfig) -> Iterator[float]:
+        """What a worker does with a trial, after its last recorded epoch."""
+        number, folder, engine = task.number, task.folder, self._engine
+        os.utime(folder.config, (self._clock(), self._clock()))
+        num_known = len(folder.read_epochs())
+        metrics: Mapping[str, float] = {}
+        try:
+            for epoch, (seconds, metrics) in enumerate(self._curves(config), 1):
+                if epoch <= num_known:
+                    continue
+                yield seconds
+                record = _epoch(epoch, self._clock(), seconds, metrics, config)
+                folder.append_epoch(record)
+                self._tally.epochs += 1
+                self._event()
+                if not engine.reached(number, epoch, record.metrics):
+                    engine.left(number)  # as Tune says it of a trial that was stopped
+                    self._event()
+                    return
+                self._event()
+            result = TrialResult(number=number, state="COMPLETE", metrics=_measured(metrics, "validation"))
+        except Infeasible as error:
+            result = TrialResult(number=number, state="INFEASIBLE", reason=str(error))
+        except WorkerLost:
+            engine.lost(number)
+            self._event()
+            return
+        write_json(folder.result, result.model_dump(mode="json"))
+        self._event()
+        engine.ended(number, result)
+        engine.left(number)
+        self._event()
+
+    def _test(self, folder: TrialFolder) -> Iterator[float]:
+        yield TEST_S
+        self._event()
+        *_, (_, metrics) = self._curves(TrialConfig.from_json_text(folder.config.read_text()))
+        self._engine.tested(folder.number, _measured(metrics, "test"))
+        self._event()
+
+    def _event(self) -> None:
+        self._tally.events += 1
+        if self._dies(self._tally.events):
+            raise DriverDied
+
+
+def _epoch(epoch: int, time_s: float, seconds: float, metrics: Mapping[str, float], config: TrialConfig) -> Epoch:
+    loss, accuracy = metrics.get("loss", 0.0), metrics.get("accuracy", 0.0)
+    names = config.rung_metrics if epoch in config.rungs else ()
+    return Epoch(
+        epoch=epoch,
+        time=time_s,
+        train_loss=loss,
+        validation_loss=loss,
+        validation_accuracy=accuracy,
+        lr=config.training.lr,
+        train_s=seconds,
+        images_per_s=0.0,
+        metrics={name: metrics[name] for name in names if math.isfinite(metrics.get(name, math.nan))},
+    )
+
+
+def _measured(metrics: Mapping[str, float], split: Literal["validation", "test"]) -> dict[str, Measurement]:
+    found = {}
+    for name, value in metrics.items():
+        is_number = math.isfinite(value)
+        found[name] = Measurement(
+            value=value if is_number else None,
+            n=0,
+            split=split,
+            status="ok" if is_number else "undefined",
+        )
+    return found

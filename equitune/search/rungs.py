@@ -1,0 +1,34 @@
+"""What was measured at the rungs of a study, from the records of its trials."""
+
+from equitune.records.folder import StudyFolder, TrialFolder
+from equitune.records.results import Epoch, TrialResult
+from equitune.search.early_stopping import EarlyStopping
+from equitune.spec.study import StudySpec
+
+
+def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None:
+    """The study's early stopping with all that was measured so far, in the order of time; None where it has none.
+
+    The last rung of a trial that has not ended is left out: it may not have been judged.
+    """
+    if spec.search.scheduler is None:
+        return None
+    early, heard = EarlyStopping(spec.search.scheduler, spec.directions, spec.constraints), []
+    for trial in folder.trials():
+        epochs, result = trial.read_epochs(), None
+        if trial.result.exists():
+            result = TrialResult.model_validate_json(trial.result.read_bytes())
+        elif last_rung(trial, early):
+            epochs = epochs[:-1]
+        heard += [(epoch.time, trial.number, epoch) for epoch in epochs if epoch.metrics]
+        if result and result.state == "COMPLETE":
+            early.complete(trial.number)
+    for _, number, epoch in sorted(heard, key=lambda item: item[:2]):
+        early.hear(number, epoch.epoch, epoch.metrics)
+    return early
+
+
+def last_rung(folder: TrialFolder, early: EarlyStopping | None) -> Epoch | None:
+    """The last epoch of a trial that has not ended, where it is a rung that may not have been judged."""
+    epochs = folder.read_epochs() if early else []
+    return epochs[-1] if epochs and epochs[-1].metrics else None

@@ -1,0 +1,73 @@
+"""What one trial occupies of a machine: the same for all, by the size of its network, or as its memory asks for."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from equitune.spec.strict import Mistakes, Strict, checked, rule, shown
+
+
+def _gpus(data: Any) -> Any:
+    is_number = isinstance(data, int | float) and not isinstance(data, bool)
+    if data is None or data == "auto" or (is_number and data >= 0 and (data <= 1 or float(data).is_integer())):
+        return data
+    raise rule(f"is a share of a GPU from 0 to 1, a whole number of GPUs, or auto, but got {shown(data)}")
+
+
+class Size(Strict):
+    """What a trial occupies whose network has so many parameters or more; what is left out is as for all."""
+
+    parameters: Annotated[float, Field(ge=1)]
+    cpu: Annotated[float, Field(gt=0)] | None = None
+    gpu: Annotated[float | None, BeforeValidator(_gpus)] = None
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
+
+
+def _sizes(data: Any) -> Any:
+    if not isinstance(data, list | tuple):
+        raise rule(f"must be a list, such as [{{parameters: 1.0e6, gpu: 0.5}}], but got {shown(data)}")
+    mistakes = Mistakes()
+    found = [
+        size if isinstance(size, Size) else mistakes.under((index,), lambda size=size: checked(Size, size))  # type: ignore[misc]
+        for index, size in enumerate(data)
+    ]
+    mistakes.raise_any()
+    return tuple(found)
+
+
+class Resources(Strict):
+    """What one trial occupies, and how many may run at once (None: as many as fit).
+
+    `gpu: auto` gives each trial the share of a GPU that its memory is predicted to need. `gpu_memory_gib` is the most
+    that a trial may allocate; None: its share of the GPU's memory.
+    """
+
+    cpu: Annotated[float, Field(gt=0)] = 1
+    gpu: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    sizes: Annotated[tuple[Size, ...], BeforeValidator(_sizes)] = ()  # in the order of their parameters
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Resources":
+        mistakes = Mistakes()
+        for index, size in enumerate(self.sizes):
+            before = self.sizes[index - 1].parameters if index else 0
+            if size.parameters <= before:
+                sentence = f"sizes must ascend, but {size.parameters:g} comes after {before:g}: put them in order"
+                mistakes.add(("sizes", index, "parameters"), sentence)
+            if (size.cpu, size.gpu, size.gpu_memory_gib) == (None, None, None):
+                mistakes.add(("sizes", index), "asks for nothing: give it cpu, gpu or gpu_memory_gib")
+            if self.gpu != "auto" and size.gpu is not None and (size.gpu > 0) != (self.gpu > 0):
+                sentence = f"a study runs on one kind of device, but gpu is {self.gpu:g} and here {size.gpu:g}"
+                mistakes.add(("sizes", index, "gpu"), sentence)
+        capped = [("gpu_memory_gib",)] if self.gpu_memory_gib is not None else []
+        capped += [("sizes", i, "gpu_memory_gib") for i, size in enumerate(self.sizes) if size.gpu_memory_gib]  # type: ignore[misc]
+        for place in capped if self.gpu in (0, "auto") else ():
+            why = "gpu is 0" if self.gpu == 0 else "gpu: auto gives each trial what it needs"
+            mistakes.add(place, f"{why}: leave it out")
+        if self.gpu == "auto":
+            for index in (index for index, size in enumerate(self.sizes) if size.gpu is not None):
+                mistakes.add(("sizes", index, "gpu"), "gpu: auto gives each trial its share: leave it out")
+        mistakes.raise_any()
+        return self
