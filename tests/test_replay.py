@@ -94,7 +94,8 @@ def require_same(spec: StudySpec, path: Path, curves: replay.Curves = learns, **
 
 
 @pytest.mark.parametrize(
-    ("sampler", "workers"), [("tpe", 1), ("nsga2", 1), ("random", 1), ("random", 3), ("grid", 1), ("grid", 4)]
+    ("sampler", "workers"),
+    [("tpe", 1), ("nsga2", 1), ("nsga3", 1), ("random", 1), ("random", 3), ("qmc", 3), ("grid", 1), ("grid", 4)],
 )
 @pytest.mark.parametrize("seed", range(2))
 def test_drivers_that_die_at_random_change_nothing(
@@ -140,11 +141,11 @@ def test_drivers_that_die_within_a_write_change_nothing(
     require_same_after_torn_writes(spec_of(sampler), tmp_path, when, monkeypatch)
 
 
-def test_parameters_drawn_in_another_order_are_caught(
+def test_parameters_of_one_stream_of_random_numbers_are_caught(
     spec_of: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial whose driver died between two parameters, and goes on with the first draw as the second."""
-    one_stream = lambda spec, number: optuna.samplers.RandomSampler(seed=number)  # noqa: E731
+    one_stream = lambda spec, number, *given: optuna.samplers.RandomSampler(seed=number)  # noqa: E731
     monkeypatch.setattr(engine, "make_sampler", one_stream)
     with pytest.raises(AssertionError, match="told|COMPLETE"):
         require_same_after_torn_writes(spec_of("random"), tmp_path, "after", monkeypatch)
@@ -158,7 +159,7 @@ def repeats_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samplers go on drawing from where they are, as Optuna's do, instead of being a function of the number."""
     going_on = {}
 
-    def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
+    def make_sampler(spec: StudySpec, number: int, *given: Any) -> optuna.samplers.BaseSampler:
         return going_on.setdefault("sampler", optuna.samplers.TPESampler(seed=7, constant_liar=True))
 
     monkeypatch.setattr(engine, "make_sampler", make_sampler)

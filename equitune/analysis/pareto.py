@@ -16,11 +16,13 @@ def non_dominated(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     Args:
         losses: (n, objectives), lower is better; rows with a NaN are never on the front. Equal rows are all on it.
     """
-    front: npt.NDArray[np.bool_] = np.asarray(np.isfinite(losses).all(axis=1))
-    for index in np.flatnonzero(front):
-        others = losses[front]
-        dominated_by = (others <= losses[index]).all(axis=1) & (others < losses[index]).any(axis=1)
-        front[index] = not dominated_by.any()
+    front = np.zeros(len(losses), dtype=np.bool_)
+    left = np.flatnonzero(np.isfinite(losses).all(axis=1))
+    left = left[np.lexsort(losses[left].T[::-1])]
+    while left.size:  # the first in order is dominated by none of the others; what it dominates leaves with it
+        rows, best = losses[left], losses[left[0]]
+        front[left[(rows == best).all(axis=1)]] = True
+        left = left[(rows < best).any(axis=1)]
     return front
 
 

@@ -101,9 +101,18 @@ class StudyFolder:
 
     def trials(self) -> Iterator[TrialFolder]:
         """The trials that have a folder, by number."""
+        return map(self.trial, self.numbers())
+
+    def numbers(self) -> list[int]:
+        """The numbers of the trials that have a folder, in order."""
         parent = self.path / "trials"
-        names = sorted(entry.name for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
-        return (TrialFolder(parent / name) for name in names)
+        return (
+            sorted(int(entry.name) for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
+        )
+
+    def is_tested(self, number: int) -> bool:
+        """Whether a trial has been measured on the test split: asked of all again and again, so in few steps."""
+        return os.path.exists(f"{self.path}/trials/{number:05d}/test.json")
 
 
 def _said(path: Path) -> dict[str, Any]:

@@ -138,10 +138,10 @@ class StudyReader:
         """
         info = read_json(self.folder.study)
         trials = []
-        for folder in self.folder.trials():
-            record = self._kept.get(folder.number)
-            if record is None or (not record.test and not self._brief and folder.test.exists()):
-                record = self._read_trial(folder)
+        for number in self.folder.numbers():
+            record = self._kept.get(number)
+            if record is None or (not record.test and not self._brief and self.folder.is_tested(number)):
+                record = self._read_trial(self.folder.trial(number))
             if record is not None:
                 trials.append(record)
         return StudyRecord(

@@ -67,7 +67,8 @@ class Engine:
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
         self._early = recorded_rungs(spec, folder)
-        self._num_started = self._count_started()
+        study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
+        self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
         if spec.search.design:
             self._open_cells()
@@ -162,10 +163,6 @@ class Engine:
     def _left_to_test(self) -> list[TrialFolder]:
         members = to_test(StudyReader(self._folder).read())
         return [self._folder.trial(trial.number) for trial in members if not trial.test]
-
-    def _count_started(self) -> int:
-        waiting = optuna.trial.TrialState.WAITING
-        return sum(trial.state != waiting for trial in self._study.get_trials(deepcopy=False))
 
     def _reconcile(self) -> list[int]:
         """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""

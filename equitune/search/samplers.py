@@ -17,6 +17,7 @@ from optuna.samplers._gp.sampler import _get_params
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from equitune.search.recent import RecentTPESampler
 from equitune.spec.cell import Cell
 from equitune.spec.search import SearchSpec
 from equitune.spec.study import StudySpec
@@ -63,7 +64,7 @@ def _optuna_sampler(search: SearchSpec, seed: int) -> BaseSampler:
             case "cmaes":
                 return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
             case _:
-                return samplers.TPESampler(seed=seed, n_startup_trials=TPE_STARTUP, constant_liar=True)
+                return RecentTPESampler(seed=seed, n_startup_trials=TPE_STARTUP, constant_liar=True)
 
 
 class Seeded(BaseSampler):
