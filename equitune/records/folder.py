@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from equitune import catalog
-from equitune.errors import TakenOver, UserError
+from equitune.errors import GivenUp, TakenOver, UserError
 from equitune.records.results import Epoch
 
 
@@ -49,17 +49,17 @@ class TrialFolder:
         self.log = path / "log.txt"
 
     def claim(self) -> None:
-        """Takes the trial from whichever worker had it before. Raises TakenOver where the driver is not ours."""
+        """Takes the trial from whoever had it before. Raises TakenOver where the driver is not ours."""
         self.require_held()
         self._claim = uuid.uuid4().hex
         write_json(self.worker, {"pid": os.getpid(), "host": platform.node(), "claim": self._claim})
 
     def require_held(self) -> None:
-        """Raises TakenOver where another driver holds the study by now, or none, or another worker has the trial."""
+        """Raises TakenOver where another driver holds the study, or none; GivenUp where somebody else has the trial."""
         if self._token is not None and _said(self.path.parent.parent / "driver.json").get("token") != self._token:
             raise TakenOver(errno.ESTALE, "another driver has taken this study over", str(self.path))
         if self._claim is not None and _said(self.worker).get("claim") != self._claim:
-            raise TakenOver(errno.ESTALE, "another worker has taken this trial over", str(self.path))
+            raise GivenUp(errno.ESTALE, "another worker has taken this trial over", str(self.path))
 
     def append_epoch(self, epoch: Epoch) -> None:
         self.require_held()

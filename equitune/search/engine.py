@@ -171,7 +171,9 @@ class Engine:
         if trial is not None:
             reason = "its worker was lost again and again: see the study's log"
             result = TrialResult(number=number, state="FAILED", reason=reason)
-            write_json(self._folder.trial(number).result, result.model_dump(mode="json"))
+            folder = self._folder.trial(number)
+            folder.claim()  # it may have been cut off only, and train on
+            write_json(folder.result, result.model_dump(mode="json"))
             self._tell(trial, result)
 
     def left(self, number: int) -> None:
@@ -235,6 +237,7 @@ class Engine:
         """Ends a trial early. The record comes first: all else is made up for by whoever goes on."""
         folder = self._folder.trial(trial.number)
         result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
+        folder.claim()  # its worker is told a moment later, and writes nothing more
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
         self._tell(trial, result)

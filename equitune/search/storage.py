@@ -143,21 +143,26 @@ def _restore(study: optuna.Study, folder: StudyFolder, spec: StudySpec, say: Say
     by_number = {trial.number: trial for trial in begun}
     for frozen in known:
         if frozen.state == optuna.trial.TrialState.RUNNING and frozen.number in by_number:
-            _bring_back(study, spec, frozen.params, by_number[frozen.number])
+            _bring_back(study, spec, by_number[frozen.number], frozen.params, frozen.user_attrs)
     for number in range(len(known), len(known) + lost):
         study.sampler = CellSampler({})
         study.ask()  # one without a folder stays without parameters: the engine samples them
         if number in by_number:
-            _bring_back(study, spec, {}, by_number[number])
+            _bring_back(study, spec, by_number[number], {}, {})
 
 
-def _bring_back(study: optuna.Study, spec: StudySpec, known: dict[str, Any], recorded: TrialFolder) -> None:
-    """Gives a begun trial the parameters that its folder knows."""
-    params = TrialConfig.from_json_text(recorded.config.read_text()).params
-    if known.keys() != params.keys():
-        study.sampler = CellSampler(params)
-        trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, recorded.number)
-        spec.suggest(recorded.number, partial(suggested, optuna.Trial(study, trial_id)))
+def _bring_back(
+    study: optuna.Study, spec: StudySpec, recorded: TrialFolder, params: dict[str, Any], attrs: dict[str, Any]
+) -> None:
+    """Gives a begun trial what its folder knows, and its parameters and attributes lack."""
+    config = TrialConfig.from_json_text(recorded.config.read_text())
+    study.sampler = CellSampler(config.params)
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, recorded.number)
+    trial = optuna.Trial(study, trial_id)
+    if config.cell is not None and "cell" not in attrs:
+        trial.set_user_attr("cell", config.cell)
+    if params.keys() != config.params.keys():
+        spec.suggest(recorded.number, partial(suggested, trial), config.cell)
 
 
 def _owner(storage: "HeldStorage", name: str) -> Any:
