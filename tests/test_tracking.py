@@ -186,7 +186,7 @@ def test_the_study_shows_how_it_went(tmp_path: Path, small_spec: StudySpec, stor
     from mlflow import MlflowClient
 
     folder = invent(tmp_path / "small", small_spec, 4, states={1: "FAILED"})
-    write_json(folder.study, json.loads(folder.study.read_text()) | {"resources": {"cpu": 1, "gpu": 0.5}})
+    write_json(folder.study, json.loads(folder.study.read_text()) | {"gpus_of_a_trial": 0.5})
     project(folder, store)
     client, parent = MlflowClient(store), runs(store)["small"].info.run_id
 

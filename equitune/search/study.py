@@ -303,7 +303,7 @@ def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
 
 
 def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
-    """Keeps the data's fingerprint and what a trial occupies; other data under the same name are refused."""
+    """Keeps the data's fingerprint, and the GPUs of a trial; other data under the same name are refused."""
     info = read_json(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
@@ -313,4 +313,10 @@ def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
     known = {"data_fingerprint": splits.fingerprint, "splits": sizes, "image_shape": list(splits.shape)}
-    write_json(folder.study, info | known | {"resources": {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}})
+    write_json(folder.study, info | known | {"gpus_of_a_trial": _gpus_of_every_trial(spec)})
+
+
+def _gpus_of_every_trial(spec: StudySpec) -> float | None:
+    """What each trial occupies; None where that differs from trial to trial."""
+    gpu = spec.resources.gpu
+    return None if gpu == "auto" or any(size.gpu not in (None, gpu) for size in spec.resources.sizes) else gpu

@@ -19,7 +19,7 @@ class Progress:
         self._members: list[TrialRecord] = []
         self._complete: list[dict[str, float]] = []  # the worst value of each objective, where there is one
         self._num_complete = 0
-        self._gpu_hours = self._trial_hours = 0.0
+        self._trial_hours = 0.0
 
     def points(self, study: StudyRecord) -> list[Point]:
         """The points of the trials that have ended since the last call."""
@@ -33,10 +33,8 @@ class Progress:
         return found
 
     def _count(self, study: StudyRecord, trial: TrialRecord) -> None:
-        hours = _seconds(trial) / 3600
         self._counted.add(trial.number)
-        self._trial_hours += hours
-        self._gpu_hours += hours * float(study.info.get("resources", {}).get("gpu", 0))
+        self._trial_hours += _seconds(trial) / 3600
         if trial.state != "COMPLETE":
             return
         self._num_complete += 1
@@ -53,7 +51,8 @@ class Progress:
         if self._complete and len(study.objectives) > 1:
             yield "hypervolume", self._hypervolume(study)
         yield "front_size", float(len(self._members))
-        yield "gpu_hours", self._gpu_hours
+        if (gpus := study.info.get("gpus_of_a_trial")) is not None:
+            yield "gpu_hours", self._trial_hours * gpus
         yield "trial_hours", self._trial_hours
         yield "trials_complete", float(self._num_complete)
         yield "trials_ended", float(len(self._counted))  # the last of a step: who finds it finds the others
