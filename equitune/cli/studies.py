@@ -14,6 +14,7 @@ from equitune.cli.options import (
     INTERRUPTED,
     TRIALS_FAILED,
     data_root_option,
+    register_option,
     root_option,
     same_command,
     set_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
 @click.option("--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far.")
 @click.option("--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated.")
+@register_option
 @storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
@@ -52,6 +54,7 @@ def search(
     address: str | None,
     extend: bool,
     warm_start: tuple[str, ...],
+    register: bool,
     storage: str | None,
     dry_run: bool,
 ) -> None:
@@ -66,7 +69,10 @@ def search(
     folder = StudyFolder(studies_root(root) / spec.study)
     at = {"address": address, "storage": storage_address(storage)}
     how = {"overrides": overrides, "extend": extend, "warm_start": warm_start} | at
-    outcome = _run(spec, folder, file, tracking_store(tracking_uri, folder.path.parent), **how)
+    uri = tracking_store(tracking_uri, folder.path.parent)
+    outcome = _run(spec, folder, file, uri, **how)
+    if register and outcome.state == "complete":
+        _register(folder, uri)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -138,7 +144,7 @@ def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: 
     from equitune.report.profile import write_profile
     from equitune.report.terminal import StudyView
     from equitune.search.study import run_study
-    from equitune.tracking.projector import projecting
+    from equitune.tracking.live import projecting
 
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
@@ -146,6 +152,18 @@ def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: 
         if outcome.state != "complete":
             hurry()
         return outcome
+
+
+def _register(folder: "StudyFolder", uri: str) -> None:
+    """Registers the front's models; a store that does not answer is no reason to fail."""
+    from equitune.cli.tools import register_models
+
+    try:
+        register_models(folder, uri, click.echo)
+    except UserError as error:
+        click.echo(
+            f"{error}: `equitune mlflow sync {folder.name}` registers the models when it answers again", err=True
+        )
 
 
 def _print_answer(

@@ -4,6 +4,7 @@
   searchspace.yaml study.json     the question as asked, and as understood
   study.journal                   Optuna's storage, unless that is a database
   driver.lock driver.json         who searches now
+  usage.json                      the time that the study has taken
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
                                   weights.safetensors log.txt; worker.json: who trains it
   front.png front.html front.csv  the answer; arms.csv, where there are replicates
@@ -90,6 +91,7 @@ class StudyFolder:
         self.lock = path / "driver.lock"
         self.driver = path / "driver.json"
         self.log = path / "study.log"
+        self.usage = path / "usage.json"
         self.attempts = path / "attempts"
 
     def holder(self) -> dict[str, Any]:

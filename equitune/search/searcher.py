@@ -102,4 +102,5 @@ class StopAll(_Forgetful, Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self._engine.tick()
         return self._engine.stopping or self._engine.halted is not None

@@ -93,7 +93,7 @@ def run_study(
             with storage_at(storage, folder, spec) as database:
                 # Only now: what cannot begin leaves no study behind.
                 begin(folder, spec, source, overrides, database.name if database else JOURNAL, started)
-                _record_data(folder, splits)
+                _record_data(folder, splits, spec)
                 adapt = partial(adapted, spec, folder, source, overrides)
                 return _search(spec, folder, splits, address, database, adapt, token, say)
     except OSError as error:
@@ -121,6 +121,7 @@ def _search(
     if database:
         database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
+        _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
@@ -128,7 +129,15 @@ def _search(
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
-    return Outcome("interrupted" if engine.draining else "complete")
+    if engine.draining:
+        return Outcome("interrupted")
+    _record_end(folder, engine)
+    return Outcome("complete")
+
+
+def _record_end(folder: StudyFolder, engine: "Engine") -> None:
+    """Keeps which budget ended the study; a larger one goes on."""
+    write_json(folder.study, read_json(folder.study) | {"ended_by": engine.ended_by()})
 
 
 def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
@@ -162,7 +171,7 @@ def begin(
     """
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        taken_over = budget | {"references": spec.references, "storage": storage}
+        taken_over = budget | {"references": spec.references, "storage": storage, "ended_by": None}
         write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
@@ -231,6 +240,7 @@ def _run_trials(
     from equitune.search.trainable import trainable
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
+    engine.gpus_of = lambda config: placement.request(config).gpu
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
@@ -292,8 +302,8 @@ def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     return same and study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
-def _record_data(folder: StudyFolder, splits: Splits) -> None:
-    """Keeps the data's fingerprint with the study; other data under the same name are refused."""
+def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
+    """Keeps the data's fingerprint and what a trial occupies; other data under the same name are refused."""
     info = read_json(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
@@ -302,4 +312,5 @@ def _record_data(folder: StudyFolder, splits: Splits) -> None:
             "or give the study another name"
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
-    write_json(folder.study, info | {"data_fingerprint": splits.fingerprint, "splits": sizes})
+    known = {"data_fingerprint": splits.fingerprint, "splits": sizes, "image_shape": list(splits.shape)}
+    write_json(folder.study, info | known | {"resources": {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}})
