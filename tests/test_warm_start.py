@@ -183,7 +183,9 @@ def test_a_baseline_is_the_first_trial_of_its_own(root: Path, study_file: Write)
     record = played(folder, spec, reopened(folder, spec))
     assert record.trials[len(trials)].config.params == {"model.width": 5}
     assert len(record.trials) == len(trials) + 3
-    assert not Engine(spec, folder, open_storage(folder, spec)).has_trials_left()
+    engine = Engine(spec, folder, open_storage(folder, spec))
+    assert [engine._given(number) for number in (0, len(trials))] == [None, {"model.width": 5}]  # never stopped early
+    assert not engine.has_trials_left()
     assert not _is_finished(folder, spec)  # the front is not tested yet
 
 

@@ -25,6 +25,7 @@ from equitune.search.cells import OpenCells
 from equitune.search.resources import gpu_of
 from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
+from equitune.spec.cell import Cell
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -228,7 +229,7 @@ class Engine:
         if self._early is None or not self._early.hear(number, epoch, metrics):
             return None
         reason = self._early.why_stop(number, epoch)
-        if reason is None or self._spec.given(number) is not None:
+        if reason is None or self._given(number) is not None:
             return None
         config = TrialConfig.from_json_text(self._folder.trial(number).config.read_text())
         return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
@@ -258,7 +259,11 @@ class Engine:
                 self._cell_of[number] = self._cells.take()
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number - self._num_brought)))
+        return make_sampler(self._spec, number, self._given(number))
+
+    def _given(self, number: int) -> Cell | None:
+        """The values that a trial has without a sampler: of a design; of the baseline, the first of the study's own."""
+        return self._spec.given(self._cell_of.get(number, number - self._num_brought))
 
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
