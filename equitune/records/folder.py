@@ -4,7 +4,7 @@
   searchspace.yaml study.json     the question as asked, and as understood
   study.journal                   Optuna's storage, unless that is a database
   driver.lock driver.json         who searches now
-  usage.json                      the time that the study has taken
+  usage.json mlflow.json          the time that the study has taken; where its runs are
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
                                   weights.safetensors log.txt; worker.json: who trains it
   front.png front.html front.csv  the answer; arms.csv, where there are replicates
@@ -92,6 +92,7 @@ class StudyFolder:
         self.driver = path / "driver.json"
         self.log = path / "study.log"
         self.usage = path / "usage.json"
+        self.runs = path / "mlflow.json"
         self.attempts = path / "attempts"
 
     def holder(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from equitune.analysis.hypervolume import ended_at
 from equitune.analysis.pareto import front
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder
+from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.tracking.progress import Progress
 from equitune.tracking.store import FILES, FRONT, Point, Store, metric_points, sentence
@@ -54,6 +54,7 @@ class Projector:
         self._tested: set[int] = set()
         self._drawn: set[int] = set()
         self._num_ended_drawn = -1
+        self._places: dict[str, Any] | None = None  # as the study's folder knows them
 
     def open(self) -> None:
         """Connects, which takes seconds the first time: MLflow is imported, and its tables are made."""
@@ -82,6 +83,9 @@ class Projector:
         self._unsent = []
         self._mark_front(study)
         self.store.set_status(None, _STUDY_STATUS[study.state], _last_s(study))
+        if (places := self.store.places()) != self._places:
+            write_json(self._folder.runs, places)
+            self._places = places
 
     def draw_next(self) -> bool:
         """Draws and sends the study's pictures, or the files of one trial, the front's first; False: nothing is left.

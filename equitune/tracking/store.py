@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyRecord, TrialRecord
@@ -83,6 +84,17 @@ class Store:
             self.fronts[number] = run.data.tags.get(FRONT, "")
             self.with_files |= {number} if FILES in run.data.tags else set()
         self._parent = parent
+
+    def places(self) -> dict[str, Any]:
+        """Where the study's runs are found: of a server its address, without what it takes to log in."""
+        parts = urlsplit(self.tracking_uri)
+        is_server = parts.scheme in ("http", "https") and parts.hostname is not None
+        ui = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/") if is_server else None
+        return {
+            "ui": ui,
+            "experiment": self._experiment,
+            "runs": {str(trial): run for trial, run in self._runs.items()},
+        }
 
     def steps_sent(self) -> int:
         """How many steps of its progress the study's run has."""
