@@ -274,7 +274,7 @@ def test_sigterm_ends_in_the_grace_period_of_a_pod_although_mlflow_is_silent(sta
         program.until(lambda: program.num_epochs() > 10)
         time.sleep(10)  # by now the projection waits for an answer
         program.process.send_signal(signal.SIGTERM)
-        assert program.wait(30) == 130, program.output
+        assert program.wait(60) == 130, program.output
     assert "MLflow has not got everything: run `equitune mlflow sync small`" in program.output
     assert "Go on:" in program.output
 

@@ -155,7 +155,7 @@ class StudyReader:
             objectives=info["objectives"],
             references=info.get("references", {}),
             constraints=constraints_of(info),
-            num_planned=info["trials"],
+            num_planned=info["trials"] + info.get("imported", 0),
             is_driven=is_driven(self.folder),
             info=info,
             trials=trials,

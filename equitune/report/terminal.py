@@ -27,9 +27,9 @@ MOST_PARAMS = 6  # that have a column each
 class StudyView:
     """Shows how a study goes, from its folder alone."""
 
-    def __init__(self, folder: StudyFolder, console: Console) -> None:
+    def __init__(self, folder: StudyFolder, console: Console, doing: str = "starting") -> None:
         self._folder, self._reader, self._console = folder, StudyReader(folder), console
-        self._doing = "starting"
+        self._doing = doing
         self._ended_before: set[int] | None = None
         self._printed: set[int] = set()
         self._printing = threading.Lock()

@@ -17,7 +17,7 @@ import optuna
 
 from equitune.analysis.arms import to_test
 from equitune.analysis.pareto import losses
-from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.budget import Growth, Usage
@@ -25,6 +25,7 @@ from equitune.search.cells import OpenCells
 from equitune.search.resources import gpu_of
 from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
+from equitune.spec.cell import Cell
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -76,6 +77,7 @@ class Engine:
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
+        self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
         self._early = recorded_rungs(spec, folder)
         self._usage = Usage(folder.usage, now)
         self._growth = Growth(spec.search, _reference(spec))
@@ -93,7 +95,7 @@ class Engine:
 
     def ended_by(self) -> str:
         """The budget that is used up."""
-        all_of_them = f"trials: {self._num_started} of {self._spec.search.trials}"
+        all_of_them = f"trials: {self._num_started - self._num_brought} of {self._spec.search.trials}"
         return self._usage.used_up(self._spec.search) or self._growth.had_enough or all_of_them
 
     def has_trials_left(self) -> bool:
@@ -104,8 +106,10 @@ class Engine:
         return bool(self._orphans) or is_open
 
     def _has_open(self) -> bool:
-        is_open = self._num_started < self._spec.search.trials if self._cells is None else bool(self._cells)
-        return is_open
+        """Whether the budget of trials, or the design, has one that has not begun."""
+        if self._cells is not None:
+            return bool(self._cells)
+        return self._num_started - self._num_brought < self._spec.search.trials
 
     def is_done(self) -> bool:
         """Whether every trial has ended and those that count have been tested."""
@@ -169,7 +173,9 @@ class Engine:
         if trial is not None:
             reason = "its worker was lost again and again: see the study's log"
             result = TrialResult(number=number, state="FAILED", reason=reason)
-            write_json(self._folder.trial(number).result, result.model_dump(mode="json"))
+            folder = self._folder.trial(number)
+            folder.claim()  # it may have been cut off only, and train on
+            write_json(folder.result, result.model_dump(mode="json"))
             self._tell(trial, result)
 
     def left(self, number: int) -> None:
@@ -224,7 +230,7 @@ class Engine:
         if self._early is None or not self._early.hear(number, epoch, metrics):
             return None
         reason = self._early.why_stop(number, epoch)
-        if reason is None or self._spec.given(number) is not None:
+        if reason is None or self._given(number) is not None:
             return None
         config = TrialConfig.from_json_text(self._folder.trial(number).config.read_text())
         return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
@@ -233,6 +239,7 @@ class Engine:
         """Ends a trial early. The record comes first: all else is made up for by whoever goes on."""
         folder = self._folder.trial(trial.number)
         result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
+        folder.claim()  # its worker is told a moment later, and writes nothing more
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
         self._tell(trial, result)
@@ -241,9 +248,9 @@ class Engine:
         """Finds out which cell each trial of a design has, and which cells are left."""
         settled = set()
         for trial in self._study.get_trials(deepcopy=False):
-            cell = trial.user_attrs.get("cell")
-            if cell is None and self._folder.trial(trial.number).config.exists():
-                cell = trial.number  # from when a trial's number was its cell
+            cell, config = trial.user_attrs.get("cell"), self._folder.trial(trial.number).config
+            if cell is None and config.exists():
+                cell = read_json(config).get("cell", trial.number)  # its number, before trials had a cell
             if cell is not None:
                 self._cell_of[trial.number] = cell
                 settled |= {cell} if trial.state != optuna.trial.TrialState.FAIL else set()
@@ -253,7 +260,11 @@ class Engine:
                 self._cell_of[number] = self._cells.take()
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number)))
+        return make_sampler(self._spec, number, self._given(number))
+
+    def _given(self, number: int) -> Cell | None:
+        """The values that a trial has without a sampler: of a design; of the baseline, the first of the study's own."""
+        return self._spec.given(self._cell_of.get(number, number - self._num_brought))
 
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
