@@ -127,7 +127,8 @@ class Engine:
         if self._untested is None:
             self._untested = self._left_to_test()
             which = "trials" if self._spec.search.replicates > 1 else "trials of the front"
-            self._say(f"measuring the {len(self._untested)} {which} on the test split")
+            if self._untested:
+                self._say(f"measuring the {len(self._untested)} {which} on the test split")
         return Task(self._untested.pop(0), None) if self._untested else "over"
 
     def reached(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
