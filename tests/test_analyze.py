@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from itertools import product
@@ -54,7 +55,7 @@ def test_a_factorial_with_replicates(width: int) -> None:
     for title in (
         "Hypervolume", "Effects of arms, beside arm 0: accuracy ↑", "Main effects of factors", "Interactions",
         "Importance", "Rank correlation with accuracy", "reference point, the worst of any complete trial: accuracy",
-        "parameters is no matter of chance", "arm means over 8 replicates, validation split",
+        "parameters: no matter of chance", "arm means over 8 replicates, validation split",
     ):  # fmt: skip
         assert title in text, title
     (main,) = [line for line in text[text.index("Main effects") :].splitlines() if line.startswith("width 4 → 8")][:1]
@@ -89,6 +90,21 @@ def test_a_study_without_replicates(objectives: str, tmp_path: Path, study_file:
     assert "none: effects need replicates" in text
     assert "accuracy: not known: 4 trials have a value, and it takes 20" in text
     json.dumps(as_json(study), allow_nan=False)
+
+
+def test_an_arm_without_a_value_is_kept_and_its_missing_pairs_are_said() -> None:
+    study = factorial(3)
+    for trial in study.trials[3::4]:
+        trial.result.metrics.clear()  # type: ignore[union-attr]
+    text = text_of(study)
+    assert re.search(r"3: width 4 → 8, depth 8 → 14 +– +– 0 +– +– +–\n", text)
+    assert "\n3 of 9 pairs lack a trial with a value" in text  # of every objective
+    assert "nan" not in text
+
+
+def test_one_arm_alone_has_no_effects() -> None:
+    rows = [{"accuracy": 0.5 + 0.1 * r, "replicate": r} for r in range(3)]
+    assert "none: there is one arm alone" in text_of(made(rows, {"accuracy": "maximize"}))
 
 
 @pytest.mark.parametrize("rows", [[], [{"state": "FAILED"}], [{"state": "RUNNING"}], [{"accuracy": 0.5}]])

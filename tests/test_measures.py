@@ -8,7 +8,7 @@ from torch import nn
 
 from equitune import catalog
 from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.spec.objectives import declared_metrics
+from equitune.spec.objectives import declared_metrics, reachable
 from equitune.spec.space import Call
 from equitune.trial.build import DeviceData
 
@@ -48,11 +48,14 @@ def test_it_reports_what_it_declares_with_n_split_and_uncertainty(
 ) -> None:
     defaults = {key: default for key, (_, default) in catalog.describe("measure", name).parameters.items()}
     report = measured(name, networks, validation)
-    assert set(report.metrics) == set(declared_metrics((Call(name=name, args=defaults),)))
-    for metric in report.metrics.values():
+    call = Call(name=name, args=defaults)
+    assert set(report.metrics) == set(declared_metrics((call,)))
+    for metric_name, metric in report.metrics.items():
+        low, high = reachable(metric_name, (call,))
         assert (metric.status, metric.n, metric.split) == ("ok", len(validation), "validation")
         assert metric.value is not None
         assert math.isfinite(metric.value)
+        assert low <= metric.value <= high
         assert metric.stderr is not None
         assert metric.stderr > 0
 
@@ -90,3 +93,10 @@ def test_the_control_is_the_untrained_copy_and_may_be_left_out(
         assert value.untrained == pytest.approx(control.metrics[metric].value, rel=1e-6)
         assert alone.metrics[metric].untrained is None
         assert alone.metrics[metric].value == value.value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shares_are_metrics_of_the_measure(name: str) -> None:
+    constants = catalog.describe("measure", name).constants
+    of_groups = {metric for metrics in constants.get("GROUP_METRICS", {}).values() for metric in metrics}
+    assert set(constants.get("SHARES", [])) <= constants["METRICS"].keys() | of_groups

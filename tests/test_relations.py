@@ -17,6 +17,7 @@ from equitune.spec.load import load_study
 IDENTITY = {
     "model": {"resnet": {"depth": {"choice": [8, 14]}, "width": {"int": [4, 64], "log": True}}},
     "prior": {"conv": {"conv": {"padding": {"choice": ["zero", "circular"]}}}, "local": {"local": {}}},
+    "augmentation": {},
     "training": {"epochs": 4, "lr": {"float": [0.001, 0.1], "log": True}},
 }
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -223,6 +224,18 @@ def test_a_second_ctrl_c_and_sigterm_stop_at_once_and_keep_the_epochs(
     for path in again.folder.glob("trials/*/epochs.jsonl"):
         epochs = [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
         assert len(epochs) <= len(set(epochs)) + 2
+
+
+def test_sigterm_ends_in_the_grace_period_of_a_pod_although_mlflow_is_silent(start: Callable[..., Program]) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:  # it takes connections and never answers
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        program = start("--set", "training.epochs=1000", "--tracking-uri", uri)
+        program.until(lambda: program.num_epochs() > 10)
+        time.sleep(10)  # by now the projection waits for an answer
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait(30) == 130, program.output
+    assert "MLflow has not got everything: run `equitune mlflow sync small`" in program.output
+    assert "Go on:" in program.output
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_hurts_nobody(

@@ -147,7 +147,7 @@ def _asked(identity: Mapping[str, Any]) -> Iterator[tuple[str, BaseDistribution]
     `model.depth` lies at model/resnet/depth, or `model.resnet.depth` at model/resnet/resnet/depth.
     """
     for path, section in identity.items():
-        if isinstance(section, dict):
+        if section and isinstance(section, dict):
             yield path, _categories(section)  # a choice of branches, where one was recorded under this name
             for place, distribution in _leaves((path,), section):
                 yield ".".join(place), distribution

@@ -143,8 +143,11 @@ def _run(
     from equitune.tracking.projector import projecting
 
     view = StudyView(folder, Console())
-    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say):
-        return run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
+    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
+        outcome = run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
+        if outcome.state != "complete":
+            hurry()
+        return outcome
 
 
 def _print_answer(

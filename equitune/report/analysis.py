@@ -95,20 +95,26 @@ def effect_lines(study: StudyRecord, said: Analysis) -> Iterator[RenderableType]
         yield heading("Effects")
         yield Text("none: effects need replicates (search: {sampler: grid, replicates: 5})")
         return
+    if not said.arm_effects:
+        yield heading("Effects")
+        yield Text("none: there is one arm alone")
     kinds = (
         (f"Effects of arms, beside arm {said.baseline.number}", said.arm_effects),
         ("Main effects of factors, averaged over the others", said.factor_effects),
         ("Interactions: by how much two effects do not add up", said.interactions),
     )
     for title, comparisons in kinds:
-        sentences: dict[str, None] = {}
+        concerned: dict[str, list[str]] = {}  # sentence -> objectives
         for objective, members in groupby(comparisons, key=lambda comparison: comparison.objective):
             found = list(members)
             yield heading(f"{title}: {objective} {ARROW[study.objectives[objective]]}")
             yield effects_table(found, said.arms)
             yield from _more(len(found) - MOST_ROWS, "comparisons")
-            sentences |= dict.fromkeys(notes(found))
-        yield from (Text(sentence, style="dim") for sentence in sentences)
+            for sentence in notes(found):
+                concerned.setdefault(sentence, []).append(objective)
+        for sentence, objectives in concerned.items():
+            of = "" if len(objectives) == len(study.objectives) else f"{', '.join(objectives)}: "
+            yield Text(of + sentence, style="dim")
     if any(comparisons for _, comparisons in kinds):
         yield Text(
             f"{said.split} split, paired by replicate. Interval: 95 %, studentised bootstrap; with fewer than 5 "
@@ -136,11 +142,11 @@ def notes(comparisons: list[Comparison]) -> Iterator[str]:
     missing = sum(comparison.most_pairs - comparison.pairs for comparison in comparisons)
     if missing:
         pairs = sum(comparison.most_pairs for comparison in comparisons)
-        yield f"{comparisons[0].objective}: {missing} of {pairs} pairs lack a trial with a value"
+        yield f"{missing} of {pairs} pairs lack a trial with a value"
     tested = [comparison.effect for comparison in comparisons if not math.isnan(comparison.effect.p)]
     if not tested:
         if any(comparison.effect.n > 1 for comparison in comparisons):
-            yield f"{comparisons[0].objective} is no matter of chance: the same in every replicate"
+            yield "no matter of chance: the same in every replicate"
         return
     n = max(effect.n for effect in tested)
     least = min(1.0, smallest_p(n) * len(tested))
@@ -245,7 +251,11 @@ def heading(text: str) -> Text:
 
 
 def number(value: float, sign: str = "") -> str:
-    """`0.1234`, and `12,345` of what is counted in hundreds."""
+    """`0.1234`, `12,345` of what is counted in hundreds, `1.2e-05` of what would be 0 else, – of none."""
+    if math.isnan(value):
+        return "–"
+    if 0 < abs(value) < 0.0005:
+        return f"{value:{sign}.2g}"
     return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.4f}"
 
 

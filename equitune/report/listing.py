@@ -130,9 +130,12 @@ def _listed(folder: StudyFolder) -> ListedStudy:
 
 
 def _last_changed(folder: StudyFolder) -> float:
-    """When a file of the study was last made or replaced: each of a trial's is, and then its folder is newer."""
+    """When a file of the study was last made or replaced: where that is a trial's, its folder is newer for it."""
     newest = folder.path.stat().st_mtime
     for path in (folder.study, folder.driver, folder.path / "trials"):
         if path.exists():
             newest = max(newest, path.stat().st_mtime)
-    return max([newest, *(trial.path.stat().st_mtime for trial in folder.trials())])
+    if (folder.path / "trials").is_dir():
+        with os.scandir(folder.path / "trials") as trials:
+            newest = max([newest, *(trial.stat().st_mtime for trial in trials)])
+    return newest

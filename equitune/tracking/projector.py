@@ -26,6 +26,7 @@ FIRST_S = 8.0  # importing MLflow sooner would hold up the start of the workers
 INTERVAL_S = 1.0
 REST = 6  # a step that took a second is followed by so many of rest: the trials need the machine
 LAST_FLUSH_S = 30.0
+HURRIED_FLUSH_S = 8.0  # of the 30 s that a pod has between SIGTERM and SIGKILL
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "INFEASIBLE": "KILLED", "FAILED": "FAILED", "RUNNING": "RUNNING"}
 _STUDY_STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "running": "RUNNING"}
 
@@ -133,11 +134,15 @@ def projecting(
     write_front: WriteFront,
     write_profile: WriteProfile,
     warn: Callable[[str], None],
-) -> Iterator[None]:
-    """Projects from a thread of its own while the block runs. A store that is slow or gone stops nothing."""
+) -> Iterator[Callable[[], None]]:
+    """Projects from a thread of its own while the block runs. A store that is slow or gone stops nothing.
+
+    Gives a function that the block calls where the program has to end soon: the last flush is then a short one.
+    """
     projector = Projector(folder, tracking_uri, write_front, write_profile)
     stop = threading.Event()
     behind = threading.Event()
+    hurried = threading.Event()
 
     def loop() -> None:
         rest_s, rested_from = FIRST_S, time.monotonic()
@@ -165,12 +170,12 @@ def projecting(
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
-        yield
+        yield hurried.set
     finally:
         stop.set()
         last = threading.Thread(target=_last_step, args=(thread, projector, folder, behind), daemon=True)
         last.start()
-        last.join(LAST_FLUSH_S)
+        last.join(HURRIED_FLUSH_S if hurried.is_set() else LAST_FLUSH_S)
         if behind.is_set() or last.is_alive():
             warn(f"MLflow has not got everything: run `equitune mlflow sync {folder.name}` when it answers again")
 
