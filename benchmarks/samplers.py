@@ -64,15 +64,13 @@ class Table:
         self._study.write_text(STUDY)
         rows = list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
         self.epochs = max(int(row["epoch"]) for row in rows)
-        self._values = {name: sorted({int(row[name]) for row in rows}) for name in ("model.depth", "model.width")}
         ends = [[float(row[name]) for name in OBJECTIVES] for row in rows if int(row["epoch"]) == self.epochs]
         self.points = np.array(ends) * SIGNS
         self.reference = self.points.max(axis=0)
         self.hypervolume = hypervolume(self.points, self.reference)
 
     def study(self, **search: object) -> StudySpec:
-        changes = [f"{name}={{choice: {values}}}" for name, values in self._values.items()]
-        return load_study(self._study, (*changes, *settings(search)))
+        return load_study(self._study, settings(search))
 
     def share(self, found: Found, trainings: int) -> float:
         """Of the table's hypervolume, what was found in the epochs of so many full trainings."""

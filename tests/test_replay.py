@@ -262,7 +262,7 @@ def test_going_on_with_more_trials_is_the_longer_study(spec_of: Callable[..., St
 
 
 RECORDED = Path(__file__).parent / "curves.csv"
-REAL = ("model={name: resnet, depth: {choice: [8]}, width: {choice: WIDTHS}}", "downsampler={choose: {stride: {}, blur3: {}}}",
+REAL = ("model={name: resnet, depth: 8, width: {choice: [3, 5]}}", "downsampler={choose: {stride: {}, blur3: {}}}",
         "augmentation={translate: {max_px: {choice: [0, 1, 2]}}}",
         "training={epochs: 9, lr: {choice: [5.0e-3, 1.0e-2, 2.0e-2, 4.0e-2]}}",
         "objectives={accuracy: maximize, translation_substride_error: minimize}")  # fmt: skip
@@ -277,7 +277,9 @@ def test_recorded_curves_are_a_study_of_their_own(study_file: Callable[..., Path
     assert len(study.trials) == len(ends) == len(rows) / 9
     points = {(float(row["accuracy"]), float(row["translation_substride_error"])) for row in ends}
     beaten = {point for point in points if any(a >= point[0] and e <= point[1] and (a, e) != point for a, e in points)}
-    found = {(trial.metrics["accuracy"].value, trial.metrics["translation_substride_error"].value) for trial in front(study)}
+    found = {
+        (trial.metrics["accuracy"].value, trial.metrics["translation_substride_error"].value) for trial in front(study)
+    }
     assert found == points - beaten
     assert all(len(trial.epochs) == 9 for trial in study.trials)
 
