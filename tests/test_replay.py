@@ -1,5 +1,6 @@
 """Whole studies on invented learning curves, under a virtual clock, with drivers that die anywhere."""
 
+import csv
 import json
 import os
 import random
@@ -258,6 +259,47 @@ def test_going_on_with_more_trials_is_the_longer_study(spec_of: Callable[..., St
         folder = run(tmp_path, spec_of("tpe", trials))
     whole = run(tmp_path / "whole", spec_of("tpe", 24))
     assert told(folder, spec_of("tpe", 24)) == told(whole, spec_of("tpe", 24))
+
+
+RECORDED = Path(__file__).parent / "curves.csv"
+REAL = ("model={name: resnet, depth: 8, width: {choice: [3, 5]}}", "downsampler={choose: {stride: {}, blur3: {}}}",
+        "augmentation={translate: {max_px: {choice: [0, 1, 2]}}}",
+        "training={epochs: 9, lr: {choice: [5.0e-3, 1.0e-2, 2.0e-2, 4.0e-2]}}",
+        "objectives={accuracy: maximize, translation_substride_error: minimize}")  # fmt: skip
+
+
+def test_recorded_curves_are_a_study_of_their_own(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    """A whole grid on really trained networks ends with the front that the table has."""
+    spec = load_study(study_file(), (*REAL, "search={sampler: grid}"))
+    study = StudyReader(run(tmp_path, spec, replay.recorded_curves(RECORDED), workers=3)).read()
+    rows = list(csv.DictReader(line for line in RECORDED.read_text().splitlines() if not line.startswith("#")))
+    ends = [row for row in rows if row["epoch"] == "9"]
+    assert len(study.trials) == len(ends) == len(rows) / 9
+    points = {(float(row["accuracy"]), float(row["translation_substride_error"])) for row in ends}
+    beaten = {point for point in points if any(a >= point[0] and e <= point[1] and (a, e) != point for a, e in points)}
+    found = {
+        (trial.metrics["accuracy"].value, trial.metrics["translation_substride_error"].value) for trial in front(study)
+    }
+    assert found == points - beaten
+    assert all(len(trial.epochs) == 9 for trial in study.trials)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_search_that_stops_early_on_recorded_curves_goes_on_as_if_nothing_had_died(
+    seed: int, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    spec = load_study(study_file(), (*REAL, "search={trials: 20, scheduler: mo_asha}"))
+    curves = replay.recorded_curves(RECORDED)
+    require_same(spec, tmp_path, curves, dies=at_random(seed))
+    study = StudyReader(StudyFolder(tmp_path / "small")).read()
+    assert {trial.state for trial in study.trials} == {"COMPLETE", "PRUNED"}
+    assert {len(trial.epochs) for trial in study.trials if trial.state == "PRUNED"} <= {1, 3}
+
+
+def test_what_was_not_recorded_is_an_error(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    spec = load_study(study_file(), (*REAL, "training.lr={choice: [7.0e-3, 8.0e-3]}"))
+    with pytest.raises(KeyError, match="0.00[78]"):
+        run(tmp_path, spec, replay.recorded_curves(RECORDED))
 
 
 def test_a_thousand_trials(spec_of: Callable[..., StudySpec], tmp_path: Path) -> None:

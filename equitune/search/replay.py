@@ -4,12 +4,14 @@ The records are those of a real study, so samplers, schedulers, budgets, going o
 trials, a few milliseconds each; drivers may die anywhere.
 """
 
+import csv
 import heapq
 import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from equitune.errors import Infeasible
@@ -94,6 +96,22 @@ def replay(
         finally:
             tally.seconds = clock() - started_s
         return tally
+
+
+def recorded_curves(path: Path) -> Curves:
+    """Curves that were recorded: a table with a line an epoch, such as `benchmarks/curves.py` makes.
+
+    Its columns are the varied parameters by name, `epoch`, `seconds` and metrics; lines with # in front are comments.
+    The curves raise KeyError where the table does not have a configuration.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    head, *rows = csv.reader(lines)
+    at = head.index("epoch")
+    table: dict[tuple[str, ...], list[tuple[float, dict[str, float]]]] = {}
+    for row in sorted(rows, key=lambda row: int(row[at])):
+        metrics = dict(zip(head[at + 2 :], map(float, row[at + 2 :]), strict=True))
+        table.setdefault(tuple(row[:at]), []).append((float(row[at + 1]), metrics))
+    return lambda config: table[tuple(str(config.params[name]) for name in head[:at])]
 
 
 class _Driver:
