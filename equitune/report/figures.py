@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from equitune.records.reader import StudyRecord, TrialRecord
@@ -110,10 +110,18 @@ def scatter(study: StudyRecord, trials: Sequence[TrialRecord], members: set[int]
         part = [trial for trial in trials if (trial.number in members) is on_front]
         places = [(point(trial, x), point(trial, y)) for trial in part]
         xs, ys = [place[0][0] for place in places], [place[1][0] for place in places]
-        if len(trials) <= MOST_BARS:
+        if not _are_many(trials):
             errors = [[place[axis][1] or 0 for place in places] for axis in (0, 1)]
             axes.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], fmt="none", color=colour, alpha=0.5, elinewidth=0.8)
-        axes.scatter(xs, ys, s=18, color=colour, label="front" if on_front else "dominated", zorder=3)
+        axes.scatter(
+            xs,
+            ys,
+            s=18,
+            color=colour,
+            label="front" if on_front else "dominated",
+            zorder=3,
+            rasterized=_are_many(trials),
+        )
     axes.set_xlabel(label(study, x), fontsize=8)
     axes.set_ylabel(label(study, y), fontsize=8)
     axes.legend(frameon=False, fontsize=8)
@@ -136,7 +144,7 @@ def fronts(members: Mapping[str, Sequence[tuple[Point, Point]]], x: str, y: str)
 def against_numbers(xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> "Figure":
     """Numbers against numbers."""
     figure, axes = canvas()
-    axes.scatter(xs, ys, s=18, color=BLUE, alpha=0.7)
+    axes.scatter(xs, ys, s=18, color=BLUE, alpha=0.7, rasterized=_are_many(xs))
     if min(xs) > 0 and max(xs) > 20 * min(xs):
         axes.set_xscale("log")
     axes.set_xlabel(x_label)
@@ -148,7 +156,7 @@ def against_names(groups: Mapping[str, Sequence[float]], x_label: str, y_label: 
     """Numbers of each of several names: every one as a point, their mean as a bar."""
     figure, axes = canvas()
     for place, values in enumerate(groups.values()):
-        axes.scatter([place] * len(values), values, s=18, color=BLUE, alpha=0.5)
+        axes.scatter([place] * len(values), values, s=18, color=BLUE, alpha=0.5, rasterized=_are_many(values))
         axes.plot([place - 0.25, place + 0.25], [sum(values) / len(values)] * 2, color=ORANGE, lw=2)
     names = [_short(name, 16) for name in groups]
     tilted = sum(map(len, names)) > 30
@@ -159,6 +167,11 @@ def against_names(groups: Mapping[str, Sequence[float]], x_label: str, y_label: 
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label, fontsize=8)
     return figure
+
+
+def _are_many(points: Sized) -> bool:
+    """Whether each as a shape of its own would make a page slow and large."""
+    return len(points) > MOST_BARS
 
 
 def _ink(figure: "Figure", colour: str) -> None:
