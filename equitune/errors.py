@@ -24,4 +24,8 @@ class Unmeasurable(Infeasible):
 
 
 class TakenOver(OSError):
-    """A driver no longer holds its study: another one does, and what is still running for the first must not write."""
+    """A worker's trial is no longer its own: another driver holds the study. It must not write."""
+
+
+class GivenUp(TakenOver):
+    """The driver has taken the trial from this worker: it gave it to another, or ended it."""

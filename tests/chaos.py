@@ -116,7 +116,8 @@ class Chaos:
             kinds: `worker`; `driver`; `starting`, a driver that has just been started again.
             most_hits: a trial is not hit more often.
         """
-        self.search.start()
+        if self.search.process is None:
+            self.search.start()
         for index, kind in enumerate(kinds):
             reached = self.num_epochs * (index + self.random.random()) / (len(kinds) + 1)
             if kind == "starting":

@@ -11,6 +11,7 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import DataConfig, TrialConfig
+from equitune.tracking.store import default_tracking_uri
 from equitune.trial.build import DeviceData, to_device
 from equitune.trial.device import make_deterministic
 from equitune.trial.run import run_trial
@@ -88,3 +89,20 @@ def small_config(small_spec: StudySpec) -> TrialConfig:
         return getattr(distribution, "choice", None) or distribution.bounds[0]  # type: ignore[attr-defined]
 
     return small_spec.suggest(0, lowest)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking store of MLflow with its tables; making them takes longer than all that is tested of it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> str:
+    """The URI of a tracking store that is empty."""
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return default_tracking_uri(tmp_path)

@@ -1,5 +1,6 @@
 """A real PostgreSQL server for the tests: pgserver brings its binaries, and runs them as another user where we are root."""
 
+import atexit
 import os
 import tempfile
 import warnings
@@ -58,6 +59,7 @@ class Server:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._server.cleanup()
+            atexit.unregister(self._server._cleanup)  # it would make its folder again
 
 
 @contextmanager

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "equitune"
 # From the top; a room may import the rooms of the layers below its own.
 LAYERS = [
     {"__main__"},
-    {"cli"},
+    {"cli", "notebook"},
     {"search", "report", "tracking"},
     {"trial", "analysis"},
     {"models", "priors", "downsamplers", "augmentations", "averagings", "datasets", "measures"},
@@ -27,8 +27,9 @@ DOORS = {
     "sqlalchemy": {"search.postgres"},
     "mlflow": {"tracking"},
     "yaml": {"spec.load"},
-    "matplotlib": {"report"},
-    "plotly": {"report"},
+    "matplotlib": {"report", "notebook"},
+    "plotly": {"report", "notebook"},
+    "jinja2": {"report"},
     "rich": {"report", "cli"},
     "click": {"cli"},
     "timm": {"models"},

@@ -237,3 +237,14 @@ def test_a_study_whose_failed_cells_were_mended_ends_well(
     study = _print_answer(folder, None, draw=False)
     assert [trial for trial in study.counted() if trial.state == "FAILED"] == []
     assert "10 of 10 trials (10 COMPLETE)" in capsys.readouterr().out
+
+
+def test_a_design_whose_journal_is_lost_knows_its_cells_from_their_folders(
+    design: tuple[StudyFolder, StudySpec],
+) -> None:
+    folder, spec = design
+    before = play(folder, spec, fails=lambda task: task.number in (1, 7))
+    folder.journal.unlink()
+    engine = engine_of(folder, spec)
+    assert not engine.has_trials_left()
+    assert engine._cell_of == {trial.number: trial.cell for trial in before.trials}

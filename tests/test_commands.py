@@ -28,7 +28,7 @@ from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
 from equitune.trial import again
-from equitune.trial.build import to_device
+from equitune.trial.build import initial_model, to_device
 from equitune.trial.export import NoProgram, _require_same_scores, write_program
 from equitune.trial.run import run_trial
 from equitune.trial.test import measure_on_test
@@ -374,6 +374,29 @@ def test_a_program_with_other_scores_is_refused(tmp_path: Path) -> None:
     assert write_program(model.eval(), images, tmp_path / "program.pt2") == []
     with pytest.raises(NoProgram, match="the program's scores differ from the network's by "):
         _require_same_scores(model, other, images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parts", "is_measurable"),
+    [
+        ("prior: ceconv", True),
+        ("downsampler: lps", False),
+        ("downsampler: aps", False),
+        ("prior: p4\ndownsampler: gsub", False),
+        ("averaging: augerino", False),
+    ],
+)
+def test_networks_that_look_at_each_image_export_for_any_number_of_them(
+    parts: str, is_measurable: bool, tmp_path: Path
+) -> None:
+    text = f"study: s\nmodel: {{name: resnet, depth: 8, width: 4}}\n{parts}\nobjectives: {{accuracy: maximize}}\n"
+    (tmp_path / "study.yaml").write_text(text)
+    config = load_study(tmp_path / "study.yaml").suggest(0, lambda name, distribution: 0)
+    model = initial_model(config, (3, 16, 16), 10).eval()
+    notices = write_program(model, torch.rand(5, 3, 16, 16), tmp_path / "program.pt2")
+    assert is_measurable == (not notices)
+    assert all("`equitune measure` does not take its program.pt2" in notice for notice in notices)
 
 
 # the table

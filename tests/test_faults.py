@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from equitune.errors import TakenOver, UserError
+from equitune.errors import GivenUp, TakenOver, UserError
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.results import Epoch
+from equitune.search.engine import Engine, Task
 from equitune.search.lock import driving
+from equitune.search.storage import open_storage
+from equitune.search.study import begin
+from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData
 from equitune.trial.run import run_trial
@@ -29,7 +33,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 def begun(folder: StudyFolder, token: str | None) -> TrialFolder:
     """A trial as a worker sees it that has this token; the driver of the token `first` holds the study."""
     write_json(folder.driver, {"token": "first"})
-    trial = TrialFolder(folder.trial(0).path, token)
+    trial = TrialFolder(folder.trial(0).path, token=token)
     trial.path.mkdir(parents=True)
     return trial
 
@@ -84,7 +88,7 @@ def test_a_worker_that_was_given_up_writes_nothing_more(
     trial.claim()
 
     def given_up(epoch: Epoch) -> None:
-        other = TrialFolder(trial.path, "first")
+        other = TrialFolder(trial.path, token="first")
         if claims:
             other.claim()
             other.require_held()
@@ -99,19 +103,38 @@ def test_a_worker_that_was_given_up_writes_nothing_more(
     assert not trial.result.exists()
 
 
+@pytest.mark.parametrize("how", ["stopped early", "lost"])
+def test_what_the_driver_ends_no_worker_ends_again(how: str, folder: StudyFolder, small_spec: StudySpec) -> None:
+    """The worker of a trial that was stopped early hears of it a moment later; a lost one may be cut off only."""
+    begin(folder, small_spec, None, ())
+    write_json(folder.driver, {"token": "first"})
+    engine = Engine(small_spec, folder, open_storage(folder, small_spec))
+    task = engine.next_task()
+    assert isinstance(task, Task)
+    worker = TrialFolder(task.folder.path, token="first")
+    worker.claim()
+    worker.require_held()
+    if how == "lost":
+        engine.lost(task.number)
+    else:
+        engine._stop(engine._live[task.number], "worse than others")
+    with pytest.raises(GivenUp):
+        worker.require_held()
+
+
 def test_no_driver_holds_a_trial_whose_study_has_none(folder: StudyFolder) -> None:
-    trial = TrialFolder(folder.trial(0).path, "first")
+    trial = TrialFolder(folder.trial(0).path, token="first")
     for text in (None, "", "{}", '{"token": "other"}'):
         if text is not None:
             folder.driver.write_text(text)
         with pytest.raises(TakenOver):
             trial.require_held()
     with driving(folder) as token:
-        TrialFolder(trial.path, token).require_held()
+        TrialFolder(trial.path, token=token).require_held()
     with driving(folder) as again:
         assert again != token
         with pytest.raises(TakenOver):
-            TrialFolder(trial.path, token).require_held()
+            TrialFolder(trial.path, token=token).require_held()
 
 
 @contextmanager

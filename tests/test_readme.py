@@ -38,9 +38,15 @@ def test_the_main_line_gives_a_front_and_every_other_command_follows(tmp_path: P
     assert max(trial["metrics"]["accuracy"]["value"] for trial in study["trials"]) >= 0.97
     for name in ("front.png", "front.html", "front.csv"):
         assert (tmp_path / "studies" / "capacity" / name).exists()
-    assert len(others) == 11
+    assert len(others) == 12
     for line in others:
         assert run(line, tmp_path)
+    assert (tmp_path / "studies" / "capacity" / "report.html").stat().st_size > 1_000_000
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "report.md").read_text(), re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    said = run("python example.py", tmp_path)
+    assert "accuracy_stderr" in said
+    assert (tmp_path / "hypervolume.png").stat().st_size > 0
 
 
 def test_both_lines_of_set_up_begin_with_a_fresh_environment() -> None:

@@ -15,11 +15,12 @@ from torch import nn
 from equitune import catalog
 from equitune.datasets._splits import Splits
 from equitune.measures._evaluation import EvaluationSet
-from equitune.records.folder import TrialFolder, write_json
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import read_trial
 from equitune.records.results import Epoch, TrialResult
 from equitune.search import trainable
 from equitune.spec.objectives import declared_metrics
+from equitune.spec.resources import Resources
 from equitune.spec.space import Call, filled
 from equitune.spec.trial import TrialConfig
 from equitune.trial import rung
@@ -215,9 +216,11 @@ def test_a_worker_reports_what_was_measured(
 ) -> None:
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(trainable.tune, "report", reports.append)
-    place = TrialFolder(tmp_path / "00000")
-    place.path.mkdir()
-    trainable.trainable({"folder": str(place.path), "trial": config.model_dump_json()}, small_splits)
+    study = StudyFolder(tmp_path / "small")
+    write_json(study.driver, {"token": "ours"})
+    place = study.trial(0)
+    asked = {"folder": str(place.path), "trial": config.model_dump_json()}
+    trainable.trainable(asked, small_splits, Resources(), "ours")
     assert [report["epoch"] for report in reports[:-1]] == [1, 2, 3]
     assert [json.loads(report["metrics"]) for report in reports[:-1]] == [one.metrics for one in place.read_epochs()]
     assert TrialResult.model_validate_json(reports[-1]["result"]).state == "COMPLETE"

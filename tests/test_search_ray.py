@@ -188,6 +188,47 @@ def test_kill_9_of_the_driver_loses_and_repeats_nothing(start: Callable[..., Pro
         assert len(epochs) <= 40 + 2  # a kill repeats at most the epoch whose checkpoint it cut off
 
 
+def test_early_stopping_survives_kill_9_and_leaves_no_trial_behind(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    stopping = ("--set", "search={trials: 10, seed: 3, sampler: random, scheduler: {name: mo_asha, images: 16}}",
+                "--set", "training.epochs=30")  # fmt: skip
+    program = start(*stopping)
+    program.until_reached(4, 40)
+    program.kill()
+    before = results(program.folder)
+    last = start(*stopping)
+    assert last.wait() == 0, last.output
+    after = results(last.folder)
+    assert {name: after[name] for name in before} == before
+    trials = shown(tmp_path / "studies")["trials"]
+    assert [trial["number"] for trial in trials] == list(range(10))
+    assert {trial["state"] for trial in trials} == {"COMPLETE", "PRUNED"}
+    assert "early stopping saved" in last.output
+    for trial in trials:
+        folder = last.folder / "trials" / f"{trial['number']:05d}"
+        epochs = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+        reached = max(epoch["epoch"] for epoch in epochs)
+        assert {epoch["epoch"] for epoch in epochs if epoch["metrics"]} == {at for at in (1, 3, 9, 27) if at <= reached}
+        assert not (folder / "checkpoint.pt").exists()
+        if trial["state"] == "PRUNED":
+            assert trial["reason"].startswith("stopped at epoch ")
+            assert reached < 30
+
+
+def test_hours_end_a_study_and_more_of_them_go_on(start: Callable[..., Program], tmp_path: Path) -> None:
+    budget = ("--set", "search={trials: 3, seed: 3, hours: 0.008}", "--set", "training.epochs=5000")  # 29 s
+    program = start(*budget)
+    assert program.wait() in (0, 1), program.output
+    assert "ended by hours: 0.0" in program.output
+    study = shown(tmp_path / "studies")
+    assert study["state"] == "complete"
+    assert "RUNNING" in {trial["state"] for trial in study["trials"]}
+    begun = program.num_epochs()
+    more = start("--set", "search={trials: 3, seed: 3, hours: 1}", "--set", "training.epochs=5000")
+    more.until(lambda: more.num_epochs() > begun + 4)
+
+
 def test_ctrl_c_finishes_what_runs_and_says_how_to_go_on(start: Callable[..., Program], tmp_path: Path) -> None:
     program = start(*LONG)
     program.until(lambda: program.num_epochs() > 10)
@@ -233,7 +274,7 @@ def test_sigterm_ends_in_the_grace_period_of_a_pod_although_mlflow_is_silent(sta
         program.until(lambda: program.num_epochs() > 10)
         time.sleep(10)  # by now the projection waits for an answer
         program.process.send_signal(signal.SIGTERM)
-        assert program.wait(30) == 130, program.output
+        assert program.wait(60) == 130, program.output
     assert "MLflow has not got everything: run `equitune mlflow sync small`" in program.output
     assert "Go on:" in program.output
 

@@ -31,5 +31,5 @@ def test_the_same_file_runs_on_other_data(file: Path, name: str) -> None:
 
 
 def test_every_question_of_the_sources_has_a_study() -> None:
-    asked = {"augmentation", "capacity", "depth_vs_width", "full", "priors", "relaxed", "subsampling"}
+    asked = {"ablation", "augmentation", "capacity", "depth_vs_width", "full", "priors", "relaxed", "subsampling"}
     assert {file.stem for file in ON_DIGITS} == asked

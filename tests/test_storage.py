@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 from postgres import QUOTED, SECRET
-from test_searcher import COMPLETE, FAIL, PRUNED, RUNNING, finish, open_searcher, outcome, play, states
+from test_searcher import COMPLETE, FAIL, GRID, PRUNED, RUNNING, finish, open_searcher, outcome, play, states
 
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
@@ -142,6 +142,31 @@ def test_a_gap_among_the_folders_is_sampled_again(
     searcher = open_searcher(folder, spec)
     assert [searcher.suggest(name)["number"] for name in "abc"] == [5, 6, 7]
     assert StudyReader(folder).read().trials[5].config.params
+
+
+@pytest.mark.parametrize("broken", [None, 0.5, 0.9])
+def test_a_design_whose_failed_cells_ran_again_keeps_each_trials_cell(
+    broken: float | None, tmp_path: Path, study_file: Callable[..., Path]
+) -> None:
+    """There a trial's number is not its cell."""
+    spec, folder = load_study(study_file(), GRID), StudyFolder(tmp_path / "grid" / "small")
+    folder.path.mkdir(parents=True)
+    begin(folder, spec, None, ())
+    for number in range(3):
+        searcher = open_searcher(folder, spec)
+        searcher.suggest("a")
+        finish(searcher, folder, "a", outcome(number, "FAILED", reason="x"))
+    searcher = open_searcher(folder, spec)
+    for name in "abcd":
+        searcher.suggest(name)
+    before = [(trial.params, trial.user_attrs) for trial in open_storage(folder, spec).get_trials()]
+    if broken is None:
+        folder.journal.unlink()
+    else:
+        folder.journal.write_bytes(cut_lines(folder.journal.read_bytes(), broken))
+    open_searcher(folder, spec)
+    assert [(trial.params, trial.user_attrs) for trial in open_storage(folder, spec).get_trials()] == before
+    assert [trial.config.cell for trial in StudyReader(folder).read().trials] == [attrs["cell"] for _, attrs in before]
 
 
 def test_a_file_system_without_symbolic_links_has_its_journal(

@@ -1,40 +1,31 @@
 """MLflow as a projection: a real store, projected from invented studies, again and again, with the store gone between."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from invented import add_trial, invent
 
+from equitune.analysis.hypervolume import hypervolume, reference_point
+from equitune.analysis.pareto import losses, objective_values
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
+from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.spec.objectives import Bound
 from equitune.spec.study import StudySpec
-from equitune.tracking import projector
-from equitune.tracking.projector import Projector, projecting, sync
-from equitune.tracking.store import default_tracking_uri, flat
+from equitune.tracking import live
+from equitune.tracking.live import projecting
+from equitune.tracking.projector import Projector, sync
+from equitune.tracking.store import flat
 
+LOAD = "system/cpu_utilization_percentage"
 pytestmark = pytest.mark.slow  # MLflow makes its tables: seconds
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables; making them takes longer than all tests together."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path, empty_store: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return default_tracking_uri(tmp_path)
 
 
 def runs(uri: str, name: str = "small") -> dict[str, Any]:
@@ -56,6 +47,8 @@ def artifacts(uri: str, run: Any) -> set[str]:
 def project(folder: StudyFolder, uri: str) -> Projector:
     made = Projector(folder, uri, write_front, write_profile)
     made.step()
+    while made.draw_next():
+        pass
     return made
 
 
@@ -84,7 +77,13 @@ def test_a_study_becomes_one_experiment_with_a_run_a_trial(tmp_path: Path, small
     assert trial.data.metrics["accuracy_stderr"] == 0.02
     assert trial.data.metrics["translation_error_untrained"] == 0.7
     assert trial.data.metrics["test_accuracy"] == 0.6
-    assert artifacts(store, trial) == {"config.json", "result.json", "profile.png", "weights.safetensors"}
+    assert artifacts(store, trial) == {
+        "config.json",
+        "result.json",
+        "profile.png",
+        "profile.json",
+        "weights.safetensors",
+    }
     assert artifacts(store, parent) == {"front.png", "front.html", "front.csv"}
     assert {name: run.info.status for name, run in found.items()} == {
         "small": "FINISHED",
@@ -123,16 +122,186 @@ def test_rungs_are_points_and_a_broken_constraint_is_a_tag(tmp_path: Path, small
     assert found["trial 1"].data.tags["equitune.front"] == "true"
 
 
-def test_projecting_twice_changes_nothing(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+def everything(uri: str) -> dict[str, Any]:
+    """All that the store holds of a study but when it was written: by run, each point of each metric."""
     from mlflow import MlflowClient
 
+    client = MlflowClient(uri)
+    found = {}
+    for name, run in runs(uri).items():
+        points = {
+            key: [
+                (point.step, point.value, point.timestamp) for point in client.get_metric_history(run.info.run_id, key)
+            ]
+            for key in run.data.metrics
+        }
+        files = sorted(artifacts(uri, run))
+        found[name] = (
+            run.info.run_id,
+            run.info.status,
+            run.data.params,
+            run.data.tags,
+            points,
+            files,
+            run.inputs.to_dictionary(),
+        )
+    return found
+
+
+def test_projecting_twice_changes_nothing(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
     folder = invent(tmp_path / "small", small_spec, 3, tested=(2,))
+    write_json(folder.study, json.loads(folder.study.read_text()) | {"data_fingerprint": "0123456789abcdef"})
     project(folder, store)
-    before = {name: (run.info.run_id, run.data.to_dictionary()) for name, run in runs(store).items()}
+    before = everything(store)
+    assert len(before["trial 1"][4]["train_loss"]) == 2
+    assert len(before["trial 1"][6]["dataset_inputs"]) == 1
     project(folder, store).step()
-    assert {name: (run.info.run_id, run.data.to_dictionary()) for name, run in runs(store).items()} == before
-    history = MlflowClient(store).get_metric_history(before["trial 1"][0], "train_loss")
-    assert len(history) == 2
+    assert everything(store) == before
+    follower = Projector(folder, store, write_front, write_profile, everything=False)
+    follower.step()
+    assert follower.draw_next()  # the study's own pictures
+    assert not follower.draw_next()  # the trials' are there
+    assert everything(store) == before
+
+
+def test_the_data_are_a_data_set_of_mlflow(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    import mlflow.data
+
+    folder = invent(tmp_path / "small", small_spec, 1)
+    about = {"data_fingerprint": "0123456789abcdef", "image_shape": [1, 16, 16]}
+    write_json(folder.study, json.loads(folder.study.read_text()) | about)
+    project(folder, store)
+    (given,) = runs(store)["trial 0"].inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("digits", "0123456789abcdef")
+    assert json.loads(given.dataset.profile) == {"num_rows": 120, "train": 80, "validation": 20, "test": 20}
+    assert '"shape": [-1, 1, 16, 16]' in json.loads(given.dataset.schema)["mlflow_tensorspec"]["features"].replace(
+        "\\", ""
+    )
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+    source = mlflow.data.get_source(given.dataset)
+    assert json.loads(source.to_dict()["tags"]["equitune"])["limit"] == 200
+
+
+def test_the_study_shows_how_it_went(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    from mlflow import MlflowClient
+
+    folder = invent(tmp_path / "small", small_spec, 4, states={1: "FAILED"})
+    write_json(folder.study, json.loads(folder.study.read_text()) | {"gpus_of_a_trial": 0.5})
+    project(folder, store)
+    client, parent = MlflowClient(store), runs(store)["small"].info.run_id
+
+    def curve(name: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client.get_metric_history(parent, name)]
+
+    assert curve("trials_ended") == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert curve("trials_complete") == [(1, 1), (2, 1), (3, 2), (4, 3)]
+    assert [value for _, value in curve("best_accuracy")] == pytest.approx([0.5, 0.5, 0.66, 0.74])
+    assert [value for _, value in curve("gpu_hours")] == pytest.approx([k * 2 / 3600 / 2 for k in (1, 2, 3, 4)])
+    study = StudyReader(folder).read()
+    worst = reference_point(study).losses(study)
+    rows = losses([objective_values(study, trial) for trial in study.ended()], study.objectives)
+    assert curve("hypervolume")[-1] == (4, pytest.approx(hypervolume(rows, worst)))
+
+
+def test_the_hypervolume_has_the_reference_that_the_study_gives(
+    tmp_path: Path, small_spec: StudySpec, store: str
+) -> None:
+    from mlflow import MlflowClient
+
+    folder = invent(tmp_path / "small", small_spec, 2)
+    given = {"references": {"accuracy": 0.0, "translation_error": 1.0}}
+    write_json(folder.study, json.loads(folder.study.read_text()) | given)
+    project(folder, store)
+    history = MlflowClient(store).get_metric_history(runs(store)["small"].info.run_id, "hypervolume")
+    assert history[0].value == pytest.approx(0.5 * (1 - 0.1))  # one box
+
+
+def test_steps_that_were_sent_stay_as_they_are(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    from mlflow import MlflowClient
+
+    folder = invent(tmp_path / "small", small_spec, 2)
+    project(folder, store)
+    early = folder.trial(2)
+    add_trial(folder, small_spec, 2)
+    lines = early.epochs.read_text().replace("1700000201", "1600000000").replace("1700000202", "1600000001")
+    early.epochs.write_text(lines)  # by another machine's clock it ended before the others
+    project(folder, store)
+    history = MlflowClient(store).get_metric_history(runs(store)["small"].info.run_id, "trials_ended")
+    assert [point.step for point in history] == [1, 2, 3]
+
+
+def test_the_front_can_be_filtered(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    from mlflow import MlflowClient
+
+    project(invent(tmp_path / "small", small_spec, 4, states={1: "FAILED"}), store)
+    client = MlflowClient(store)
+    place = [client.get_experiment_by_name("small").experiment_id]  # type: ignore[union-attr]
+    for said, numbers in (("true", {"0", "2", "3"}), ("false", {"1"})):
+        found = client.search_runs(place, f"tags.equitune.front = '{said}'")
+        assert {run.data.tags["equitune.trial"] for run in found} == numbers
+
+
+def test_the_profile_is_a_table_that_the_ui_shows(
+    tmp_path: Path, small_spec: StudySpec, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # load_table asks the process's default store
+    folder = invent(tmp_path / "small", small_spec, 1)
+    project(folder, store)
+    run = runs(store)["trial 0"]
+    table = MlflowClient(store).load_table(place_of(store), "profile.json", [run.info.run_id])
+    assert len(table) == 7
+    assert set(table[table["set"] == "lattice"]["layer"]) == {"stem", "stages.0", "output"}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "profile.json", "type": "table"}]
+
+
+def place_of(uri: str) -> str:
+    from mlflow import MlflowClient
+
+    return str(MlflowClient(uri).get_experiment_by_name("small").experiment_id)  # type: ignore[union-attr]
+
+
+def test_the_load_of_the_machine_is_logged_when_asked(
+    tmp_path: Path, small_spec: StudySpec, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(live, "FIRST_S", 0.0)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    folder = invent(tmp_path / "small", small_spec, 2, states={1: "RUNNING"})
+    folder.driver.write_text("{}")
+    os.utime(folder.driver, (time.time() + 600,) * 2)  # a heartbeat that lasts for the test
+    said: list[str] = []
+    with projecting(folder, store, write_front, write_profile, said.append):
+        for _ in range(200):
+            if _is_logged(store, LOAD):
+                break
+            time.sleep(0.2)
+    assert runs(store)["small"].data.metrics[LOAD] >= 0
+    assert said == []
+
+
+def _is_logged(uri: str, metric: str) -> bool:
+    from mlflow import MlflowClient
+
+    if not any(experiment.name == "small" for experiment in MlflowClient(uri).search_experiments()):
+        return False
+    found = runs(uri)
+    return "small" in found and metric in found["small"].data.metrics
+
+
+def test_values_in_any_script_are_kept(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    folder = invent(tmp_path / "small", small_spec, 1)
+    config = json.loads(folder.trial(0).config.read_text())
+    values = {"root": "/daten/Ünïcode '\"<b>数据</b>", "none": None}
+    config["data"] |= {"args": values | {"long": "x" * 7000}}
+    write_json(folder.trial(0).config, config)
+    project(folder, store)
+    params = runs(store)["trial 0"].data.params
+    assert params["data.root"] == values["root"]
+    assert "data.none" not in params
+    assert params["data.long"] == "x" * 6000
 
 
 def test_a_study_that_grows_is_followed(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
@@ -184,7 +353,7 @@ def test_a_store_that_comes_back_gets_everything(
 ) -> None:
     folder = invent(tmp_path / "small", small_spec, 3)
     follower = Projector(folder, store, write_front, write_profile)
-    log, calls = follower._store.log, 0
+    log, calls = follower.store.log, 0
 
     def unreliable(*args: Any, **kwargs: Any) -> None:
         nonlocal calls
@@ -193,7 +362,7 @@ def test_a_store_that_comes_back_gets_everything(
             raise ConnectionError("gone")
         log(*args, **kwargs)
 
-    monkeypatch.setattr(follower._store, "log", unreliable)
+    monkeypatch.setattr(follower.store, "log", unreliable)
     for _ in range(3):
         with pytest.raises(ConnectionError):
             follower.step()
@@ -214,13 +383,13 @@ def _all(uri: str) -> list[Any]:
 def test_a_dead_store_is_warned_of_once_and_named_at_the_end(
     tmp_path: Path, small_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projector, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(live, "INTERVAL_S", 0.05)
     folder, said = invent(tmp_path / "small", small_spec, 1), []
     with projecting(folder, "http://127.0.0.1:9", write_front, write_profile, said.append):
         for _ in range(100):
             if said:
                 break
-            __import__("time").sleep(0.1)
+            time.sleep(0.1)
     assert len(said) == 2
     assert "MLflow at http://127.0.0.1:9 does not answer" in said[0]
     assert "equitune mlflow sync small" in said[1]
@@ -242,13 +411,11 @@ def test_a_configuration_as_parameters() -> None:
     assert flat(config, without=("study",)) == {
         "model.name": "resnet",
         "model.width": "8",
-        "prior": "None",
         "augmentation": "hflip",
         "augmentation.hflip.probability": "0.5",
         "training.lr": "0.1",
         "data.name": "digits",
         "data.size": "16",
-        "data.limit": "None",
         "rungs": "1, 3",
         "rung_metrics": "accuracy",
     }

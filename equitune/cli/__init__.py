@@ -13,6 +13,8 @@ from equitune.cli import studies, tools, trials
 from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
+from equitune.cli.report import report
+from equitune.cli.watch import watch
 from equitune.errors import UserError
 
 
@@ -30,6 +32,8 @@ for command in (
     trials.run_trial_again,
     trials.export,
     analyze,
+    report,
+    watch,
     measure,
     tools.ui,
     tools.mlflow,

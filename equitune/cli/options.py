@@ -18,6 +18,12 @@ data_root_option = click.option(
 tracking_option = click.option(
     "--tracking-uri", help="MLflow's tracking store. [default: MLFLOW_TRACKING_URI or mlflow.db under the root]"
 )
+register_option = click.option(
+    "--register/--no-register",
+    default=True,
+    show_default=True,
+    help="Register the models of the front in MLflow, once the study is complete: about a second each.",
+)
 storage_option = click.option(
     "--storage",
     metavar="URL",

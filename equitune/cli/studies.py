@@ -14,6 +14,7 @@ from equitune.cli.options import (
     INTERRUPTED,
     TRIALS_FAILED,
     data_root_option,
+    register_option,
     root_option,
     same_command,
     set_option,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
+@click.option("--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far.")
+@click.option("--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated.")
+@register_option
 @storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
@@ -48,6 +52,9 @@ def search(
     data_root: Path | None,
     tracking_uri: str | None,
     address: str | None,
+    extend: bool,
+    warm_start: tuple[str, ...],
+    register: bool,
     storage: str | None,
     dry_run: bool,
 ) -> None:
@@ -61,7 +68,11 @@ def search(
         return
     folder = StudyFolder(studies_root(root) / spec.study)
     at = {"address": address, "storage": storage_address(storage)}
-    outcome = _run(spec, folder, file, overrides, tracking_store(tracking_uri, folder.path.parent), at)
+    how = {"overrides": overrides, "extend": extend, "warm_start": warm_start} | at
+    uri = tracking_store(tracking_uri, folder.path.parent)
+    outcome = _run(spec, folder, file, uri, **how)
+    if register and outcome.state == "complete":
+        _register(folder, uri)
     study = _print_answer(folder, root)
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
@@ -126,28 +137,33 @@ def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySp
     return spec
 
 
-def _run(
-    spec: "StudySpec",
-    folder: "StudyFolder",
-    file: Path,
-    overrides: tuple[str, ...],
-    uri: str,
-    at: dict[str, str | None],
-) -> Any:
+def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: Any) -> Any:
     from rich.console import Console
 
     from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
     from equitune.report.terminal import StudyView
     from equitune.search.study import run_study
-    from equitune.tracking.projector import projecting
+    from equitune.tracking.live import projecting
 
     view = StudyView(folder, Console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
-        outcome = run_study(spec, folder, source=file, overrides=overrides, say=view.say, **at)
+        outcome = run_study(spec, folder, source=file, say=view.say, **how)
         if outcome.state != "complete":
             hurry()
         return outcome
+
+
+def _register(folder: "StudyFolder", uri: str) -> None:
+    """Registers the front's models; a store that does not answer is no reason to fail."""
+    from equitune.cli.tools import register_models
+
+    try:
+        register_models(folder, uri, click.echo)
+    except UserError as error:
+        click.echo(
+            f"{error}: `equitune mlflow sync {folder.name}` registers the models when it answers again", err=True
+        )
 
 
 def _print_answer(

@@ -5,13 +5,25 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from equitune import catalog
-from equitune.cli.options import data_root_option, root_option, tracking_option, tracking_store, use_data_root
+from equitune.cli.options import (
+    data_root_option,
+    register_option,
+    root_option,
+    tracking_option,
+    tracking_store,
+    use_data_root,
+)
 from equitune.errors import UserError
+
+if TYPE_CHECKING:
+    from equitune.records.folder import StudyFolder
 
 
 @click.command()
@@ -60,9 +72,11 @@ def mlflow() -> None:
 @mlflow.command()
 @click.argument("study")
 @root_option
+@data_root_option
 @tracking_option
-def sync(study: str, root: Path | None, tracking_uri: str | None) -> None:
-    """Project STUDY into MLflow again, from its folder."""
+@register_option
+def sync(study: str, root: Path | None, data_root: Path | None, tracking_uri: str | None, register: bool) -> None:
+    """Project STUDY into MLflow again, from its folder, and register the models of its front."""
     from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
@@ -72,6 +86,29 @@ def sync(study: str, root: Path | None, tracking_uri: str | None) -> None:
     uri = tracking_store(tracking_uri, folder.path.parent)
     project(folder, uri, write_answer, write_profile)
     click.echo(f"{study} is in {uri}")
+    if register:
+        use_data_root(data_root)
+        register_models(folder, uri, click.echo)
+
+
+def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None]) -> None:
+    """Registers the front of a study that is complete.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    from equitune.records.reader import StudyReader
+
+    study = StudyReader(folder).read()
+    if study.state != "complete":
+        say(f"its models are registered when it is complete: {len(study.ended())} of {study.num_planned} trials ended")
+        return
+    from equitune.search.study import logging_to
+    from equitune.tracking.registry import register_front
+    from equitune.trial.servable import loader
+
+    with logging_to(folder.log):
+        register_front(folder, uri, loader(folder), say)
 
 
 @click.command("catalog")

@@ -26,5 +26,6 @@ def components(maps_BCGHW: Tensor) -> Tensor:
 
 def taken(maps_BCGHW: Tensor, place_B: Tensor) -> Tensor:
     """Of each image its own component, 0 to 3 in row-major order."""
-    image_B = torch.arange(len(maps_BCGHW), device=maps_BCGHW.device)
+    # Here and elsewhere not len(maps): torch.export would fix the number of images.
+    image_B = torch.arange(maps_BCGHW.shape[0], device=maps_BCGHW.device)
     return components(maps_BCGHW)[image_B, place_B // 2, place_B % 2]

@@ -61,4 +61,4 @@ class ScoredComponent(Halving):
         """The mean score of each component, (B, 4)."""
         planes = components(maps_BCGHW).transpose(3, 4)  # (B, 2, 2, G, C, H / 2, W / 2)
         scored: Tensor = self.score(planes.flatten(0, 3)).mean((1, 2, 3))
-        return scored.view(len(maps_BCGHW), 4, -1).mean(2)
+        return scored.view(maps_BCGHW.shape[0], 4, -1).mean(2)

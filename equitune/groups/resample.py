@@ -99,10 +99,10 @@ def affine(
     normalised = inverse_B23.to(images_BCHW.dtype).clone()
     normalised[:, :, :2] *= to_px / to_px[:, None]
     normalised[:, :, 2] /= to_px
-    grid = functional.affine_grid(normalised, [len(normalised), 1, height, width], align_corners=False)
+    grid = functional.affine_grid(normalised, [normalised.shape[0], 1, height, width], align_corners=False)
     return functional.grid_sample(
         images_BCHW,
-        grid.expand(len(images_BCHW), -1, -1, -1),
+        grid.expand(images_BCHW.shape[0], -1, -1, -1),
         mode=mode,
         padding_mode=_GRID_SAMPLE_FILL[fill],
         align_corners=False,

@@ -111,4 +111,4 @@ class HueConv2d(nn.Module):
         planes, padding = padded(maps.flatten(1, 2), self.padding, self.pad_mode)
         bias = None if self.bias is None else self.bias.repeat_interleave(HUES)
         found = functional.conv2d(planes, self.kernel(), bias, self.stride, padding)
-        return found.view(len(found), -1, HUES, *found.shape[2:])
+        return found.view(found.shape[0], -1, HUES, *found.shape[2:])

@@ -4,6 +4,7 @@
   searchspace.yaml study.json     the question as asked, and as understood
   study.journal                   Optuna's storage, unless that is a database
   driver.lock driver.json         who searches now
+  usage.json mlflow.json          the time that the study has taken; where its runs are
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
                                   weights.safetensors log.txt; worker.json: who trains it
   front.png front.html front.csv  the answer; arms.csv, where there are replicates
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from equitune import catalog
-from equitune.errors import TakenOver, UserError
+from equitune.errors import GivenUp, TakenOver, UserError
 from equitune.records.results import Epoch
 
 
@@ -48,17 +49,17 @@ class TrialFolder:
         self.log = path / "log.txt"
 
     def claim(self) -> None:
-        """Takes the trial from whichever worker had it before. Raises TakenOver where the driver is not ours."""
+        """Takes the trial from whoever had it before. Raises TakenOver where the driver is not ours."""
         self.require_held()
         self._claim = uuid.uuid4().hex
         write_json(self.worker, {"pid": os.getpid(), "host": platform.node(), "claim": self._claim})
 
     def require_held(self) -> None:
-        """Raises TakenOver where another driver holds the study by now, or none, or another worker has the trial."""
+        """Raises TakenOver where another driver holds the study, or none; GivenUp where somebody else has the trial."""
         if self._token is not None and _said(self.path.parent.parent / "driver.json").get("token") != self._token:
             raise TakenOver(errno.ESTALE, "another driver has taken this study over", str(self.path))
         if self._claim is not None and _said(self.worker).get("claim") != self._claim:
-            raise TakenOver(errno.ESTALE, "another worker has taken this trial over", str(self.path))
+            raise GivenUp(errno.ESTALE, "another worker has taken this trial over", str(self.path))
 
     def append_epoch(self, epoch: Epoch) -> None:
         self.require_held()
@@ -90,6 +91,8 @@ class StudyFolder:
         self.lock = path / "driver.lock"
         self.driver = path / "driver.json"
         self.log = path / "study.log"
+        self.usage = path / "usage.json"
+        self.runs = path / "mlflow.json"
         self.attempts = path / "attempts"
 
     def holder(self) -> dict[str, Any]:

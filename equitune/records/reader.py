@@ -87,9 +87,15 @@ class StudyRecord:
     @property
     def state(self) -> str:
         """`running`, `complete`, or `interrupted`: the same command goes on."""
-        if self.num_settled() >= self.num_planned:
+        if self.num_settled() >= self.num_planned or (self.ended_by and not self.is_driven):
             return "complete"
         return "running" if self.is_driven else "interrupted"
+
+    @property
+    def ended_by(self) -> str | None:
+        """The budget that ended the study, such as `hours: 2.0 of 2.0`; None: it goes on, or nobody said."""
+        said: str | None = self.info.get("ended_by")
+        return said
 
     @property
     def replicates(self) -> int:
@@ -149,7 +155,7 @@ class StudyReader:
             objectives=info["objectives"],
             references=info.get("references", {}),
             constraints=constraints_of(info),
-            num_planned=info["trials"],
+            num_planned=info["trials"] + info.get("imported", 0),
             is_driven=is_driven(self.folder),
             info=info,
             trials=trials,

@@ -61,7 +61,7 @@ def hypervolume_lines(study: StudyRecord, said: Analysis) -> Iterator[Renderable
         yield table
         last = said.steps[-1]
         yield Text(f"grew last with trial {last.trial}, the {last.ended}. of {ended} to end", style="dim")
-    yield Text(_reference(said.reference), style="dim")
+    yield Text(reference_words(said.reference), style="dim")
 
 
 def front_lines(study: StudyRecord, said: Analysis) -> Iterator[RenderableType]:
@@ -132,7 +132,7 @@ def effects_table(comparisons: list[Comparison], found: list[Arm]) -> Table:
         ends = "–" if math.isnan(effect.low) else f"{number(effect.low, '+')} to {number(effect.high, '+')}"
         seen = "–" if math.isnan(effect.low) else "yes" if effect.is_seen else "no"
         what = " × ".join(_change(change, found) for change in comparison.changes)
-        row = (number(effect.mean, "+"), ends, str(effect.n), _p(effect.p), _p(effect.p_holm), seen)
+        row = (number(effect.mean, "+"), ends, str(effect.n), p_value(effect.p), p_value(effect.p_holm), seen)
         table.add_row(what, *row, style=None if effect.is_seen else "dim")
     return table
 
@@ -153,8 +153,8 @@ def notes(comparisons: list[Comparison]) -> Iterator[str]:
     if least > SIGNIFICANT:
         needed = math.ceil(1 + math.log2(len(tested) / SIGNIFICANT))
         yield (
-            f"{n} replicates cannot bring p below {_p(smallest_p(n))}, nor Holm's over {len(tested)} comparisons below "
-            f"{_p(least)}: that {SIGNIFICANT} can be reached takes {needed} replicates; go by the intervals"
+            f"{n} replicates cannot bring p below {p_value(smallest_p(n))}, nor Holm's over {len(tested)} comparisons "
+            f"below {p_value(least)}: that {SIGNIFICANT} can be reached takes {needed} replicates; go by the intervals"
         )
 
 
@@ -259,7 +259,7 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.4f}"
 
 
-def _reference(reference: Reference) -> str:
+def reference_words(reference: Reference) -> str:
     values = {name: f"{name} {number(value)}" for name, value in (reference.point or {}).items()}
     given = [text for name, text in values.items() if name in reference.given]
     worst = [text for name, text in values.items() if name not in reference.given]
@@ -296,10 +296,10 @@ def _change(change: Change, found: list[Arm]) -> str:
 def _correlation(found: RankCorrelation) -> tuple[str, str, str, str]:
     if math.isnan(found.rho):
         return "–", "–", "–", str(found.trials)
-    return f"{found.rho:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", _p(found.p), str(found.trials)
+    return f"{found.rho:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", p_value(found.p), str(found.trials)
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}" if value >= 0.0005 else "<0.001"
 
 

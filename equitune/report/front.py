@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from equitune.records.results import Measurement
 from equitune.spec.objectives import Direction
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
+MOST_BARS = 300  # dominated trials that have error bars: of more they hide each other
 VIOLATES = "violates a constraint"
 MOST_LAYERS = 12  # that a trial's description lists
 INCLUDES = {"translation_substride": "translation", "d4": "c4"}  # a symmetry, and the one that is a part of it
@@ -82,10 +83,15 @@ def write_page(study: StudyRecord, path: Path) -> None:
     """One self-contained page that opens offline; hovering a trial shows its configuration."""
     import plotly.graph_objects as go
 
+    go.Figure(interactive_front(study)).write_html(path, include_plotlyjs=True)
+
+
+def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """The frontier as plotly's data and layout of plain values; its custom data are the trials' links."""
     members = front(study)
     dominated, violating = _others(study, members)
     x_name, y_name, colour_name = axis_names(study)
-    figure = go.Figure()
+    traces = []
     for name, trials, on_front in (
         ("dominated", dominated, False),
         *([(VIOLATES, violating, False)] if violating else []),
@@ -98,30 +104,32 @@ def write_page(study: StudyRecord, path: Path) -> None:
             values = [point(trial, colour_name)[0] for trial in trials]
             logs = [math.log10(max(value, 1e-12)) for value in values]
             marker |= {"color": logs, "colorscale": "Viridis", "showscale": True, "line": {"width": 1}}
-            marker["colorbar"] = {"title": {"text": f"log10 {colour_name}", "side": "right"}}
-        figure.add_trace(
-            go.Scatter(
-                x=[x for (x, _), _ in points],
-                y=[y for _, (y, _) in points],
-                error_x={"type": "data", "array": [e or 0 for (_, e), _ in points], "thickness": 1, "color": GREY},
-                error_y={"type": "data", "array": [e or 0 for _, (_, e) in points], "thickness": 1, "color": GREY},
-                mode="markers+text" if on_front else "markers",
-                text=[str(trial.number) for trial in trials] if on_front else None,
-                textposition="top right",
-                marker=marker,
-                name=name,
-                hovertext=[_hover(study, trial) for trial in trials],
-                hoverinfo="text",
-            )
-        )
-    figure.update_layout(
-        title=title(study, members),
-        xaxis_title=label(study, x_name),
-        yaxis_title=label(study, y_name),
-        template="plotly_white",
-        legend={"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
-    )
-    figure.write_html(path, include_plotlyjs=True)
+            marker["colorbar"] = {"title": {"text": f"log10 {colour_name}", "side": "right"}, "thickness": 14}
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "x": [x for (x, _), _ in points],
+            "y": [y for _, (y, _) in points],
+            "mode": "markers+text" if on_front else "markers",
+            "textposition": "top right",
+            "marker": marker,
+            "name": name,
+            "hovertext": [hover(study, trial) for trial in trials],
+            "hoverinfo": "text",
+            "customdata": [(links or {}).get(trial.number) for trial in trials],
+        }
+        if on_front:
+            trace["text"] = [str(trial.number) for trial in trials]
+        if on_front or len(trials) <= MOST_BARS:
+            for axis, errors in (("x", [e or 0 for (_, e), _ in points]), ("y", [e or 0 for _, (_, e) in points])):
+                trace[f"error_{axis}"] = {"type": "data", "array": errors, "thickness": 1, "color": GREY}
+        traces.append(trace)
+    layout = {
+        "title": {"text": title(study, members)},
+        "xaxis": {"title": {"text": label(study, x_name)}},
+        "yaxis": {"title": {"text": label(study, y_name)}},
+        "legend": {"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
+    }
+    return {"data": traces, "layout": layout}
 
 
 def write_table(study: StudyRecord, path: Path) -> None:
@@ -186,13 +194,14 @@ def _others(study: StudyRecord, members: list[TrialRecord]) -> tuple[list[TrialR
 
 
 def label(study: StudyRecord, name: str) -> str:
-    """An axis' label: the metric, its unit where it has one, which way is better, and its number of images."""
+    """An axis' label: the metric, its unit where it has one, which way is better of an objective, its n of images."""
     if name == "trial":
         return "trial"
     metric = next((trial.metrics[name] for trial in study.ended() if name in trial.metrics), None)
     unit = f" [{metric.unit}]" if metric and metric.unit != "1" else ""
-    n = f", n = {metric.n}" if metric and metric.n else ""
-    return f"{name.replace('_', ' ')}{unit} ({BETTER[study.objectives[name]]}{n})"  # type: ignore[index]
+    said = [BETTER[study.objectives[name]]] if name in study.objectives else []  # type: ignore[index]
+    said += [f"n = {metric.n}"] if metric and metric.n else []
+    return f"{name.replace('_', ' ')}{unit}" + (f" ({', '.join(said)})" if said else "")
 
 
 def title(study: StudyRecord, members: list[TrialRecord]) -> str:
@@ -218,7 +227,8 @@ def _objectives_first(study: StudyRecord) -> Any:
     return lambda name: (order.index(name) if name in order else len(order), name)
 
 
-def _hover(study: StudyRecord, trial: TrialRecord) -> str:
+def hover(study: StudyRecord, trial: TrialRecord) -> str:
+    """What an interactive picture says of a trial: lines of HTML, every name and value of the study escaped."""
     from html import escape
 
     lines = [f"<b>trial {trial.number}</b>"]

@@ -1,16 +1,19 @@
 """Equivariance over depth, as a picture: trained and untrained, with the chance level; of one model or of several."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from equitune.records.reader import TrialRecord
-from equitune.report.front import BLUE, GREY, ORANGE
+from equitune.report.figures import COLOURS, canvas
+from equitune.report.front import GREY
 
-GREEN, PURPLE, SKY, GOLD, BLACK = "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GOLD, BLACK)  # Okabe and Ito's, told apart by the colour-blind
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CONTROL: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white", "ls": "--", "lw": 1}
 PANELS = {  # quantity -> what its axis says
     "correlation": "correlation (1 is equivariant)",
@@ -75,6 +78,38 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
     figure.suptitle(textwrap.fill(heading, int(figure.get_figwidth() * LETTERS_PER_INCH)), fontsize=11)
     figure.savefig(path)
     return True
+
+
+def profile_figures(models: Mapping[str, Rows]) -> "Iterator[tuple[str, str, Callable[[], Figure]]]":
+    """A small picture for each set of elements and quantity, a line for each model: title, quantity, how to draw it."""
+    good = {name: [row for row in rows if row["status"] == "ok"] for name, rows in models.items()}
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(good)}
+    panels: dict[tuple[str, str], Panel] = {}
+    for model, rows in good.items():
+        for row in rows:
+            for quantity in PANELS:
+                if quantity in row:
+                    title = f"{row['group']}, {row['set']}"
+                    panel = panels.setdefault((title, quantity), Panel(title, quantity))
+                    panel.models.setdefault(model, []).append(row)
+    for panel in panels.values():
+        yield panel.title, panel.quantity, partial(_small, panel, colours)
+
+
+def _small(panel: Panel, colours: Mapping[str, str]) -> "Figure":
+    figure, axes = canvas()
+    for name, rows in panel.models.items():
+        for key, style in ((f"untrained_{panel.quantity}", CONTROL), (f"{panel.quantity}_chance", {"ls": ":"})):
+            control = [(row["depth"], row[key]) for row in rows if row.get(key) is not None]
+            if control:
+                axes.plot(*zip(*control, strict=True), color=colours[name], alpha=0.6, **style)
+    _draw_models(axes, panel, colours)
+    axes.set_ylabel(PANELS[panel.quantity], fontsize=8)
+    axes.set_title(panel.title, fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.0), max(high, 1.03))
+    return figure
 
 
 def _amount_rows(trial: TrialRecord) -> Rows:

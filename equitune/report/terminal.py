@@ -27,9 +27,9 @@ MOST_PARAMS = 6  # that have a column each
 class StudyView:
     """Shows how a study goes, from its folder alone."""
 
-    def __init__(self, folder: StudyFolder, console: Console) -> None:
+    def __init__(self, folder: StudyFolder, console: Console, doing: str = "starting") -> None:
         self._folder, self._reader, self._console = folder, StudyReader(folder), console
-        self._doing = "starting"
+        self._doing = doing
         self._ended_before: set[int] | None = None
         self._printed: set[int] = set()
         self._printing = threading.Lock()
@@ -194,6 +194,8 @@ def summary(study: StudyRecord) -> list[str]:
     counts = Counter(trial.state for trial in counted)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial yet"
     lines = [f"{study.name}: {study.state}, {study.num_settled()} of {study.num_planned} trials ({states})"]
+    if study.ended_by and not study.ended_by.startswith("trials"):
+        lines.append(f"  ended by {study.ended_by}")
     again = len(study.trials) - len(counted)
     if again:
         what = "trials that failed are" if again > 1 else "trial that failed is"

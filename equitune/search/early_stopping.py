@@ -6,12 +6,13 @@ al., 2002). With one objective it is the stopping variant of ASHA (Li et al., 20
 median of the complete trials (Golovin et al., 2017).
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from equitune.analysis.pareto import losses, non_dominated
+from equitune.analysis.pareto import losses
 from equitune.spec.objectives import Bound
 from equitune.spec.stopping import SchedulerSpec
 
@@ -69,7 +70,7 @@ class EarlyStopping:
             return None
         table, mine = np.stack(list(seen.values())), list(seen).index(number)
         ranks = ranked(table)
-        place, kept = places(table, ranks, self._spec.ties)[mine], max(1, len(seen) // self._spec.reduction)
+        place, kept = place_of(mine, table, ranks, self._spec.ties), max(1, len(seen) // self._spec.reduction)
         if place < kept:
             return None
         goes_on = "the first goes on" if kept == 1 else f"the first {kept} go on"
@@ -92,33 +93,45 @@ class EarlyStopping:
 def ranked(table: Array) -> npt.NDArray[np.int64]:
     """The non-dominated rank of each row, from 0. Rows that violate constraints come after all others, by violation.
 
+    O(n log n) for two objectives, O(n^2) else.
+
     Args:
         table: (n, objectives + 1), finite: losses, lower is better, then the violation, 0 within the constraints.
     """
-    ranks = np.full(len(table), -1, dtype=np.int64)
-    left, rank = np.flatnonzero(table[:, -1] == 0), 0
-    while len(left):
-        is_front = non_dominated(table[left, :-1])
-        ranks[left[is_front]] = rank
-        left, rank = left[~is_front], rank + 1
-    outside = table[:, -1] > 0
-    ranks[outside] = rank + np.unique(table[outside, -1], return_inverse=True)[1]
+    ranks = np.zeros(len(table), dtype=np.int64)
+    inside, outside = np.flatnonzero(table[:, -1] == 0), np.flatnonzero(table[:, -1] > 0)
+    losses_in_order, index = np.unique(table[inside, :-1], axis=0, return_inverse=True)
+    ranks[inside] = _chains(losses_in_order)[index]
+    first = ranks[inside].max(initial=-1) + 1
+    ranks[outside] = first + np.unique(table[outside, -1], return_inverse=True)[1]
     return ranks
 
 
-def places(table: Array, ranks: npt.NDArray[np.int64], ties: str) -> npt.NDArray[np.int64]:
-    """The place of each row, from 0: by rank, then by how well it covers its front. Equal rows share one."""
-    order: list[int] = []
-    for rank in range(ranks.max() + 1):
-        members = np.flatnonzero(ranks == rank)
-        front = table[members, :-1]
-        within = epsilon_net(front) if ties == "epsilon_net" else crowded(front)
-        order += members[within].tolist()
-    found = np.empty(len(table), dtype=np.int64)
-    first: dict[bytes, int] = {}
-    for place, index in enumerate(order):
-        found[index] = first.setdefault((table[index] + 0.0).tobytes(), place)  # + 0.0: minus zero is zero
-    return found
+def _chains(rows: Array) -> npt.NDArray[np.int64]:
+    """How many rows the longest chain has in which each dominates the next and the last dominates this one: its rank.
+
+    `rows` differ and stand in lexicographic order, so that whatever dominates a row stands before it.
+    """
+    ranks = np.zeros(len(rows), dtype=np.int64)
+    if rows.shape[1] == 2:
+        lowest: list[float] = []  # of the second objective, by rank; it rises with the rank
+        for index, second in enumerate(rows[:, 1].tolist()):
+            ranks[index] = bisect_right(lowest, second)
+            lowest[ranks[index] : ranks[index] + 1] = [second]
+        return ranks
+    for index, row in enumerate(rows):
+        dominating = (rows[:index] <= row).all(axis=1)
+        ranks[index] = ranks[:index][dominating].max(initial=-1) + 1
+    return ranks
+
+
+def place_of(mine: int, table: Array, ranks: npt.NDArray[np.int64], ties: str) -> int:
+    """The place of a row, from 0: by rank, then by how well it covers its front. Equal rows share one."""
+    members = np.flatnonzero(ranks == ranks[mine])
+    front = table[members, :-1]
+    order = epsilon_net(front) if ties == "epsilon_net" else crowded(front)
+    equal = (table[members[order]] == table[mine]).all(axis=1)
+    return int((ranks < ranks[mine]).sum() + equal.argmax())
 
 
 def epsilon_net(front: Array) -> list[int]:

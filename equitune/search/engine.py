@@ -5,20 +5,27 @@ everything. An engine that dies at any call and is made anew goes on as if nothi
 """
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import optuna
 
 from equitune.analysis.arms import to_test
-from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.analysis.pareto import losses
+from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
+from equitune.search.budget import Growth, Usage
 from equitune.search.cells import OpenCells
+from equitune.search.resources import gpu_of
 from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
+from equitune.spec.cell import Cell
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -57,25 +64,52 @@ class Engine:
         folder: StudyFolder,
         study: optuna.Study,
         say: Callable[[str], None] = lambda sentence: None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`now`: seconds on a clock of which only differences count."""
         self._spec, self._folder, self._study, self._say = spec, folder, study, say
         self._cell_of: dict[int, int] = {}  # of a design, by the trials' numbers
         self._cells: OpenCells | None = None
         self._live: dict[int, optuna.Trial] = {}  # the trials that run, by number
+        self.gpus_of: Callable[[TrialConfig], float] = lambda config: gpu_of(spec.resources)  # what a trial occupies
+        self._gpus: dict[int, float] = {}  # the same, by number
         self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
+        self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
         self._early = recorded_rungs(spec, folder)
+        self._usage = Usage(folder.usage, now)
+        self._growth = Growth(spec.search, _reference(spec))
+        for values in ended_values(study) if self._growth.is_asked else ():
+            self._growth.add(_losses(spec, values))
         study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
         self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
         if spec.search.design:
             self._open_cells()
 
+    def tick(self) -> None:
+        """Time passes: to be called every few seconds at least."""
+        self._usage.count(sum(self._gpus[number] for number in self._live))
+
+    def ended_by(self) -> str:
+        """The budget that is used up."""
+        all_of_them = f"trials: {self._num_started - self._num_brought} of {self._spec.search.trials}"
+        return self._usage.used_up(self._spec.search) or self._growth.had_enough or all_of_them
+
     def has_trials_left(self) -> bool:
-        is_open = self._num_started < self._spec.search.trials if self._cells is None else bool(self._cells)
+        """Whether any trial is to begin or to go on."""
+        if self._usage.used_up(self._spec.search):
+            return False
+        is_open = not self._growth.had_enough and self._has_open()
         return bool(self._orphans) or is_open
+
+    def _has_open(self) -> bool:
+        """Whether the budget of trials, or the design, has one that has not begun."""
+        if self._cells is not None:
+            return bool(self._cells)
+        return self._num_started - self._num_brought < self._spec.search.trials
 
     def is_done(self) -> bool:
         """Whether every trial has ended and those that count have been tested."""
@@ -83,6 +117,7 @@ class Engine:
 
     def next_task(self) -> Task | Literal["wait", "over"]:
         """What a free worker does next: `wait` while what runs may still decide, `over` when nothing is left."""
+        self.tick()
         if self.draining:
             return "over"
         if self.has_trials_left():
@@ -92,11 +127,20 @@ class Engine:
         if self._untested is None:
             self._untested = self._left_to_test()
             which = "trials" if self._spec.search.replicates > 1 else "trials of the front"
-            self._say(f"measuring the {len(self._untested)} {which} on the test split")
+            if self._untested:
+                self._say(f"measuring the {len(self._untested)} {which} on the test split")
         return Task(self._untested.pop(0), None) if self._untested else "over"
 
     def reached(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Hears of an epoch, and of what was measured after it; returns whether the trial goes on."""
+        """Hears of an epoch, and of what was measured after it; returns whether the trial goes on.
+
+        One that stops for want of time stays RUNNING, and goes on with a larger budget.
+        """
+        self.tick()
+        return self._stays(number, epoch, metrics) and not self._usage.used_up(self._spec.search)
+
+    def _stays(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Whether early stopping leaves the trial running."""
         if self._early is None or number not in self._live:
             return True
         heard = {epoch: metrics}
@@ -116,6 +160,7 @@ class Engine:
 
     def ended(self, number: int, result: TrialResult) -> None:
         """Takes the result of a trial. A second one of the same trial changes nothing."""
+        self.tick()
         trial = self._live.pop(number, None)
         if trial is not None:
             self._tell(trial, result)
@@ -128,7 +173,9 @@ class Engine:
         if trial is not None:
             reason = "its worker was lost again and again: see the study's log"
             result = TrialResult(number=number, state="FAILED", reason=reason)
-            write_json(self._folder.trial(number).result, result.model_dump(mode="json"))
+            folder = self._folder.trial(number)
+            folder.claim()  # it may have been cut off only, and train on
+            write_json(folder.result, result.model_dump(mode="json"))
             self._tell(trial, result)
 
     def left(self, number: int) -> None:
@@ -155,7 +202,7 @@ class Engine:
         config = self._spec.suggest(trial.number, partial(suggested, trial), cell)
         folder = self._folder.trial(trial.number)
         write_json(folder.config, config.to_json())
-        self._live[trial.number] = trial
+        self._live[trial.number], self._gpus[trial.number] = trial, self.gpus_of(config)
         return Task(folder, config)
 
     def _left_to_test(self) -> list[TrialFolder]:
@@ -183,7 +230,7 @@ class Engine:
         if self._early is None or not self._early.hear(number, epoch, metrics):
             return None
         reason = self._early.why_stop(number, epoch)
-        if reason is None or self._spec.given(number) is not None:
+        if reason is None or self._given(number) is not None:
             return None
         config = TrialConfig.from_json_text(self._folder.trial(number).config.read_text())
         return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
@@ -192,6 +239,7 @@ class Engine:
         """Ends a trial early. The record comes first: all else is made up for by whoever goes on."""
         folder = self._folder.trial(trial.number)
         result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
+        folder.claim()  # its worker is told a moment later, and writes nothing more
         write_json(folder.result, result.model_dump(mode="json"))
         folder.checkpoint.unlink(missing_ok=True)
         self._tell(trial, result)
@@ -200,9 +248,9 @@ class Engine:
         """Finds out which cell each trial of a design has, and which cells are left."""
         settled = set()
         for trial in self._study.get_trials(deepcopy=False):
-            cell = trial.user_attrs.get("cell")
-            if cell is None and self._folder.trial(trial.number).config.exists():
-                cell = trial.number  # from when a trial's number was its cell
+            cell, config = trial.user_attrs.get("cell"), self._folder.trial(trial.number).config
+            if cell is None and config.exists():
+                cell = read_json(config).get("cell", trial.number)  # its number, before trials had a cell
             if cell is not None:
                 self._cell_of[trial.number] = cell
                 settled |= {cell} if trial.state != optuna.trial.TrialState.FAIL else set()
@@ -212,7 +260,11 @@ class Engine:
                 self._cell_of[number] = self._cells.take()
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._spec, number, self._spec.given(self._cell_of.get(number, number)))
+        return make_sampler(self._spec, number, self._given(number))
+
+    def _given(self, number: int) -> Cell | None:
+        """The values that a trial has without a sampler: of a design; of the baseline, the first of the study's own."""
+        return self._spec.given(self._cell_of.get(number, number - self._num_brought))
 
     def _reopened(self, number: int) -> optuna.Trial:
         """A begun trial: the parameters it has return as they were, the others are sampled."""
@@ -234,6 +286,29 @@ class Engine:
             self._cells.failed(self._cell_of[trial.number])
         complete = state == optuna.trial.TrialState.COMPLETE
         self._study.tell(trial, values if complete else None, state=state, skip_if_finished=True)
+        counts = complete and all(value <= 0 for value in violations(self._spec, result).values())
+        self._growth.add(_losses(self._spec, values if counts else None))
+        self._usage.save()
+
+
+def _reference(spec: StudySpec) -> list[float | None]:
+    """The study's references as losses; None for an objective that has none."""
+    signs = {name: -1.0 if direction == "maximize" else 1.0 for name, direction in spec.directions.items()}
+    return [signs[name] * spec.references[name] if name in spec.references else None for name in spec.objectives]
+
+
+def _losses(spec: StudySpec, values: Sequence[float] | None) -> npt.NDArray[np.float64]:
+    """The objectives of a trial as losses, (objectives,); NaN where it does not count."""
+    known = dict(zip(spec.objectives, values, strict=True)) if values else {}
+    row: npt.NDArray[np.float64] = losses([known], spec.directions)[0]
+    return row
+
+
+def ended_values(study: optuna.Study) -> list[list[float] | None]:
+    """The objectives of the trials that have ended, in that order; None for one that does not count."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.datetime_complete]
+    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+    return [trial.values if all(value <= 0 for value in trial.constraints.values()) else None for trial in ended]
 
 
 def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None:

@@ -127,7 +127,7 @@ class _Driver:
         tally: Tally,
     ) -> None:
         self._curves, self._dies, self._clock, self._tally = curves, dies, clock, tally
-        self._engine = Engine(spec, folder, open_storage(folder, spec))
+        self._engine = Engine(spec, folder, open_storage(folder, spec), now=clock)
 
     def run(self, workers: int) -> None:
         engine, order = self._engine, itertools.count()

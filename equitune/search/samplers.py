@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.samplers._gp.sampler import _get_params
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from equitune.search.recent import RecentTPESampler
 from equitune.spec.cell import Cell
 from equitune.spec.search import SearchSpec
+from equitune.spec.space import Choice, Distribution, IntRange
 from equitune.spec.study import StudySpec
 
 TPE_STARTUP = GP_STARTUP = 10  # random trials at first: Optuna's own defaults, on which the dry run relies
@@ -159,3 +160,12 @@ def sobol_cell(spec: StudySpec, number: int) -> Cell:
         name: distribution.at(float(share))
         for (name, distribution), share in zip(distributions.items(), shares, strict=True)
     }
+
+
+def optuna_distribution(distribution: Distribution) -> BaseDistribution:
+    """A distribution as Optuna has it."""
+    if isinstance(distribution, Choice):
+        return CategoricalDistribution(distribution.choice)
+    if isinstance(distribution, IntRange):
+        return IntDistribution(*distribution.bounds, log=distribution.log, step=distribution.step)
+    return FloatDistribution(*distribution.bounds, log=distribution.log, step=distribution.step)

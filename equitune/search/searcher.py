@@ -25,6 +25,15 @@ class _Forgetful:
         return {}
 
 
+@contextmanager
+def _halting(engine: Engine) -> Iterator[None]:
+    """A storage that cannot be reached any more ends the attempt, not the study."""
+    try:
+        yield
+    except UserError as error:
+        engine.halted = engine.halted or str(error)
+
+
 class StudySearcher(_Forgetful, Searcher):
     """Asks the engine what each of Tune's trials does, and hands it what they report."""
 
@@ -33,17 +42,9 @@ class StudySearcher(_Forgetful, Searcher):
         self._engine = engine
         self._numbers: dict[str, int] = {}  # Tune's trial id -> ours
 
-    @contextmanager
-    def _halting(self) -> Iterator[None]:
-        """A storage that cannot be reached any more ends the attempt, not the study."""
-        try:
-            yield
-        except UserError as error:
-            self._engine.halted = self._engine.halted or str(error)
-
     def suggest(self, trial_id: str) -> Any:
         task: Task | str = "over"
-        with self._halting():
+        with _halting(self._engine):
             task = self._engine.next_task()
         if not isinstance(task, Task):
             return None if task == "wait" else Searcher.FINISHED
@@ -56,7 +57,7 @@ class StudySearcher(_Forgetful, Searcher):
         if result.get("halt"):
             self._engine.halted = result["halt"]
         elif "result" in result:
-            with self._halting():
+            with _halting(self._engine):
                 self._engine.ended(self._numbers[trial_id], TrialResult.model_validate_json(result["result"]))
         elif "test" in result:
             metrics = json.loads(result["test"])
@@ -67,7 +68,7 @@ class StudySearcher(_Forgetful, Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        with self._halting():
+        with _halting(self._engine):
             (self._engine.lost if error else self._engine.left)(number)
 
     def save(self, checkpoint_path: str) -> None:
@@ -88,7 +89,9 @@ class RungScheduler(_Forgetful, FIFOScheduler):
         if "epoch" not in result:
             return str(TrialScheduler.CONTINUE)
         metrics = json.loads(result.get("metrics", "{}"))
-        goes_on = self._engine.reached(trial.config["number"], result["epoch"], metrics)
+        goes_on = True
+        with _halting(self._engine):
+            goes_on = self._engine.reached(trial.config["number"], result["epoch"], metrics)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
@@ -102,4 +105,5 @@ class StopAll(_Forgetful, Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self._engine.tick()
         return self._engine.stopping or self._engine.halted is not None

@@ -64,23 +64,33 @@ def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterat
         yield storage
 
 
+def study_in_use(folder: StudyFolder, spec: StudySpec) -> str:
+    """The name of the Optuna study that holds the search: another one after each extension."""
+    return str(read_json(folder.study).get("optuna_study", spec.study))
+
+
 def open_storage(
-    folder: StudyFolder, spec: StudySpec, storage: "HeldStorage | None" = None, say: Say = lambda sentence: None
+    folder: StudyFolder,
+    spec: StudySpec,
+    storage: "HeldStorage | None" = None,
+    say: Say = lambda sentence: None,
+    adapt: Callable[[optuna.Study], optuna.Study] = lambda study: study,
 ) -> optuna.Study:
     """Opens or begins the study's storage: its journal where none is given. The caller holds the study's lock.
 
     What the trials' folders know and the storage does not is restored as begun: the engine then tells how they ended.
+    Before that `adapt` may put another Optuna study in the place of the one in use.
     """
-    study = _open_journal(folder, spec, say) if storage is None else _open(storage, spec)
+    study = adapt(_open_journal(folder, spec, say) if storage is None else _open(storage, folder, spec))
     if storage is not None:
         study.set_user_attr("owner", {"id": read_json(folder.study)["id"], "folder": _place(folder)})
     _restore(study, folder, spec, say)
     return study
 
 
-def _open(storage: Any, spec: StudySpec) -> optuna.Study:
-    directions = list(spec.directions.values())
-    return optuna.create_study(storage=storage, study_name=spec.study, directions=directions, load_if_exists=True)
+def _open(storage: Any, folder: StudyFolder, spec: StudySpec) -> optuna.Study:
+    directions, name = list(spec.directions.values()), study_in_use(folder, spec)
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
 def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Study:
@@ -88,14 +98,14 @@ def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Stud
     folder.journal.with_name(folder.journal.name + ".lock").unlink(missing_ok=True)  # a killed driver's; ours is held
     _mend_end(folder.journal, say)
     try:
-        return _open(_journal(folder.journal), spec)
+        return _open(_journal(folder.journal), folder, spec)
     except OSError:
         raise
     except Exception as error:  # Optuna reads what it finds, and fails in as many ways as a file can be broken
         broken = _unused(folder.journal.with_name(folder.journal.name + ".broken"))
         os.replace(folder.journal, broken)
         say(f"{folder.journal} is damaged ({error}): kept as {broken.name}")
-        return _open(_journal(folder.journal), spec)
+        return _open(_journal(folder.journal), folder, spec)
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
@@ -133,21 +143,26 @@ def _restore(study: optuna.Study, folder: StudyFolder, spec: StudySpec, say: Say
     by_number = {trial.number: trial for trial in begun}
     for frozen in known:
         if frozen.state == optuna.trial.TrialState.RUNNING and frozen.number in by_number:
-            _bring_back(study, spec, frozen.params, by_number[frozen.number])
+            _bring_back(study, spec, by_number[frozen.number], frozen.params, frozen.user_attrs)
     for number in range(len(known), len(known) + lost):
         study.sampler = CellSampler({})
         study.ask()  # one without a folder stays without parameters: the engine samples them
         if number in by_number:
-            _bring_back(study, spec, {}, by_number[number])
+            _bring_back(study, spec, by_number[number], {}, {})
 
 
-def _bring_back(study: optuna.Study, spec: StudySpec, known: dict[str, Any], recorded: TrialFolder) -> None:
-    """Gives a begun trial the parameters that its folder knows."""
-    params = TrialConfig.from_json_text(recorded.config.read_text()).params
-    if known.keys() != params.keys():
-        study.sampler = CellSampler(params)
-        trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, recorded.number)
-        spec.suggest(recorded.number, partial(suggested, optuna.Trial(study, trial_id)))
+def _bring_back(
+    study: optuna.Study, spec: StudySpec, recorded: TrialFolder, params: dict[str, Any], attrs: dict[str, Any]
+) -> None:
+    """Gives a begun trial what its folder knows, and its parameters and attributes lack."""
+    config = TrialConfig.from_json_text(recorded.config.read_text())
+    study.sampler = CellSampler(config.params)
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, recorded.number)
+    trial = optuna.Trial(study, trial_id)
+    if config.cell is not None and "cell" not in attrs:
+        trial.set_user_attr("cell", config.cell)
+    if params.keys() != config.params.keys():
+        spec.suggest(recorded.number, partial(suggested, trial), config.cell)
 
 
 def _owner(storage: "HeldStorage", name: str) -> Any:

@@ -8,8 +8,9 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +22,15 @@ from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
 from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
+from equitune.search.compatible import differences, require_extends, require_same_start
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
 from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
+    import optuna
+
     from equitune.search.engine import Engine
     from equitune.search.postgres import HeldStorage
 
@@ -49,6 +53,8 @@ def run_study(
     source: Path | None = None,
     overrides: tuple[str, ...] = (),
     address: str | None = None,
+    extend: bool = False,
+    warm_start: tuple[str, ...] = (),
     storage: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
@@ -60,6 +66,8 @@ def run_study(
         source: the YAML file, of which a copy is kept.
         overrides: what `--set` changed, recorded.
         address: of a running Ray cluster; None starts a local one and ends it.
+        extend: goes on in another search space, which must hold every trial that there is.
+        warm_start: studies beside this one, whose fitting trials a new study begins with.
         storage: address of the PostgreSQL database that holds the search; None takes the journal in the folder.
         say: is told what happens, a sentence at a time.
 
@@ -70,19 +78,24 @@ def run_study(
         folder.path.mkdir(parents=True, exist_ok=True)
         with driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
-                require_same_search(folder, spec)
+                require_same_start(folder, warm_start)
+                (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data)
             require_feasible(spec, splits.shape, len(splits.class_names))
-            from equitune.search.storage import storage_at  # imports optuna, most of a second
+            from equitune.search.extend import adapted  # imports optuna, most of a second
+            from equitune.search.storage import storage_at
+            from equitune.search.warm_start import warmly_begun
 
+            started = warmly_begun(spec, folder, warm_start, splits.fingerprint, say)
             with storage_at(storage, folder, spec) as database:
                 # Only now: what cannot begin leaves no study behind.
-                begin(folder, spec, source, overrides, database.name if database else JOURNAL)
-                _record_data(folder, splits)
-                return _search(spec, folder, splits, address, database, token, say)
+                begin(folder, spec, source, overrides, database.name if database else JOURNAL, started)
+                _record_data(folder, splits, spec)
+                adapt = partial(adapted, spec, folder, source, overrides)
+                return _search(spec, folder, splits, address, database, adapt, token, say)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
@@ -96,6 +109,7 @@ def _search(
     splits: Splits,
     address: str | None,
     database: "HeldStorage | None",
+    adapt: "Callable[[optuna.Study], optuna.Study]",
     token: str,
     say: Callable[[str], None],
 ) -> Outcome:
@@ -103,10 +117,11 @@ def _search(
     from equitune.search.engine import Engine
     from equitune.search.storage import open_storage
 
-    engine = Engine(spec, folder, open_storage(folder, spec, database, say), say)
+    engine = Engine(spec, folder, open_storage(folder, spec, database, say, adapt), say)
     if database:
         database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
+        _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
     with connected(spec.resources, address) as slots, _signals(engine, say):
@@ -114,7 +129,15 @@ def _search(
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
         return Outcome("halted", engine.halted)
-    return Outcome("interrupted" if engine.draining else "complete")
+    if engine.draining:
+        return Outcome("interrupted")
+    _record_end(folder, engine)
+    return Outcome("complete")
+
+
+def _record_end(folder: StudyFolder, engine: "Engine") -> None:
+    """Keeps which budget ended the study; a larger one goes on."""
+    write_json(folder.study, read_json(folder.study) | {"ended_by": engine.ended_by()})
 
 
 def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
@@ -125,20 +148,30 @@ def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
     """
     info = read_json(folder.study)
     if info["fingerprint"] != spec.fingerprint():
-        changes = "; ".join(_differences(info["identity"], spec.identity()))
+        found = differences(info["identity"], spec.identity())
+        changes = "; ".join(f"{path} was {before}, is {after}" for path, before, after in found)
         raise UserError(
             f"study {spec.study} exists in {folder.path} with another search space: {changes}: "
-            "give the changed study a name of its own (study: ...), or move the old one away"
+            "give the changed study a name of its own (study: ...), or move the old one away; "
+            "--extend goes on in a space that holds every trial"
         )
 
 
 def begin(
-    folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...], storage: str = JOURNAL
+    folder: StudyFolder,
+    spec: StudySpec,
+    source: Path | None,
+    overrides: tuple[str, ...],
+    storage: str = JOURNAL,
+    started: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget and the references."""
+    """Makes the study's record in its folder; one that is there takes over the budget and the references.
+
+    `started` is what a new one says of a warm start.
+    """
     if folder.study.exists():
         budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        taken_over = budget | {"references": spec.references, "storage": storage}
+        taken_over = budget | {"references": spec.references, "storage": storage, "ended_by": None}
         write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
@@ -158,6 +191,7 @@ def begin(
             "storage": storage,
             "created": time.time(),
             "provenance": provenance(),
+            **(started or {}),
         },
     )
     if source:
@@ -206,6 +240,7 @@ def _run_trials(
     from equitune.search.trainable import trainable
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
+    engine.gpus_of = lambda config: placement.request(config).gpu
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
@@ -261,13 +296,14 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
 
 def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
     study = StudyReader(folder).read()
-    enough = study.num_settled() >= spec.search.trials
+    enough = study.num_settled() >= spec.search.trials + study.info.get("imported", 0)
+    same = study.info["fingerprint"] == spec.fingerprint()
     again = spec.search.design and any(trial.state == "FAILED" for trial in study.counted())
-    return study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
+    return same and study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
 
 
-def _record_data(folder: StudyFolder, splits: Splits) -> None:
-    """Keeps the data's fingerprint with the study; other data under the same name are refused."""
+def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
+    """Keeps the data's fingerprint, and the GPUs of a trial; other data under the same name are refused."""
     info = read_json(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
@@ -276,15 +312,11 @@ def _record_data(folder: StudyFolder, splits: Splits) -> None:
             "or give the study another name"
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
-    write_json(folder.study, info | {"data_fingerprint": splits.fingerprint, "splits": sizes})
+    known = {"data_fingerprint": splits.fingerprint, "splits": sizes, "image_shape": list(splits.shape)}
+    write_json(folder.study, info | known | {"gpus_of_a_trial": _gpus_of_every_trial(spec)})
 
 
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Where two identities differ, in words."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [
-            difference
-            for key in sorted(before.keys() | after.keys())
-            for difference in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if before == after else [f"{path} was {before}, is {after}"]
+def _gpus_of_every_trial(spec: StudySpec) -> float | None:
+    """What each trial occupies; None where that differs from trial to trial."""
+    gpu = spec.resources.gpu
+    return None if gpu == "auto" or any(size.gpu not in (None, gpu) for size in spec.resources.sizes) else gpu

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from equitune.datasets._splits import Splits
-from equitune.errors import Infeasible, TakenOver
+from equitune.errors import GivenUp, Infeasible, TakenOver
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import request_of
@@ -42,6 +42,8 @@ def trainable(config: dict[str, Any], splits: Splits, resources: Resources, toke
         with _logging_to(folder.log):
             result = _run(trial, splits, folder)
         tune.report({"result": result.model_dump_json()})
+    except GivenUp:
+        return  # whoever has the trial now reports it
     except TakenOver as error:
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except OSError as error:

@@ -102,8 +102,6 @@ def _require_consistent(search: SearchSpec) -> None:
             if getattr(search, name) is None and is_needed:
                 sentence = f"design: {design} needs a {name}, such as {name}: {{model.width: 8, ...}}"
                 mistakes.add(("search", "design"), sentence)
-    if (design or search.sampler == "grid") and "scheduler" in given:
-        mistakes.add(("search", "scheduler"), "each trial of a design is trained to its end: leave the scheduler out")
     mistakes.raise_any()
 
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from equitune.spec.budget import Plateau
 from equitune.spec.space import Choice, Distribution, Scalar
 from equitune.spec.stopping import SchedulerSpec, read_scheduler
-from equitune.spec.strict import Mistakes, Strict, rule, shown
+from equitune.spec.strict import Mistakes, Strict, nested, rule, shown
 
 GP_TRIALS = 100  # with more, proposing a trial takes seconds, and grows
 
@@ -26,6 +27,10 @@ class SearchSpec(Strict):
     baseline: dict[str, Scalar] | None = None  # by parameter: what others are compared with; trained first
     best: dict[str, Scalar] | None = None  # of toggles: what is taken apart; or STUDY/NUMBER, looked up by then
     scheduler: Annotated[SchedulerSpec | None, BeforeValidator(read_scheduler)] = None  # stops trials on their way
+    hours: Annotated[float, Field(gt=0)] | None = None  # that drivers are at work
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None  # GPUs times hours of trials
+    hypervolume: Annotated[float, Field(gt=0)] | None = None  # of the front: no more trials when it is reached
+    plateau: Annotated[Plateau, nested(Plateau)] | None = None  # no more trials when it hardly grows
 
     @field_validator("baseline", "best", mode="before")
     @classmethod
@@ -82,6 +87,9 @@ class SearchSpec(Strict):
                 f"search.sampler: gp takes seconds to propose a trial, and longer with each: beyond {GP_TRIALS} trials "
                 "tpe does as well"
             )
+        budgets = [name for name in ("hours", "gpu_hours", "hypervolume", "plateau") if getattr(self, name) is not None]
+        if budgets and "trials" not in self.model_fields_set and not self.design:
+            yield f"search.trials is {self.trials} where nothing is said: the study ends there, if not by {budgets[0]}"
         at_random = set(branching) if self.sampler in ("nsga2", "nsga3", "gp", "cmaes") else set()
         if self.sampler == "cmaes":
             at_random |= {name for name, values in parameters.items() if isinstance(values, Choice)}

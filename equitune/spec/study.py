@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
+from equitune.spec.budget import check_budgets
 from equitune.spec.cell import Cell
 from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
 from equitune.spec.objectives import (
@@ -165,6 +166,8 @@ class StudySpec(Strict):
         check_objectives(self.search, self.objectives)
         study = self.model_copy(update={"search": settled(self.search, self.sections())})
         require_distinct(study)
+        without = [name for name in self.objectives if name not in self.references]
+        check_budgets(study.search, without, bool(self.resources.gpu))
         return study
 
     @cached_property

@@ -1,16 +1,22 @@
 """The MLflow client, as the projector needs it: find or make a run, log in batches, add files."""
 
+import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
+from equitune.tracking.dataset import dataset_input
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # a batch, as MLflow's REST API allows
+FRONT, FILES = "equitune.front", "equitune.files"  # tags of a trial's run: on the front? are its files there?
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 NAMED = ("params", "number", "seed", "study")  # what a trial's run says elsewhere
 OF_THE_STUDY = ("bounds", "rungs", "rung_images", "rung_metrics")  # what is the same in every trial of it
 
@@ -41,27 +47,62 @@ class Store:
         self._parent = ""
         self._runs: dict[int, str] = {}  # trial -> run id
         self._status: dict[str, str] = {}  # run id -> status as last set
+        self.fronts: dict[int, str] = {}  # trial -> what the tag FRONT says
+        self.with_files: set[int] = set()  # the trials whose files are there
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client, which may not have asked the store anything yet."""
+        if self._client is None:
+            self._client = connect(self.tracking_uri)
+        return self._client
+
+    @property
+    def experiment(self) -> str:
+        return self._experiment
 
     def open(self, study: StudyRecord) -> None:
-        """Finds the study's runs, or makes its experiment and its parent run."""
+        """Finds the study's runs and how far they are, or makes its experiment and its parent run."""
         if self._parent:
             return
-        self._experiment = experiment(self._connect(), study.name, self._folder.path.parent)
+        self._experiment = experiment(self.client, study.name, self._folder.path.parent)
         parents = self._search(f"tags.`equitune.study_id` = '{study.info['id']}' and tags.`equitune.kind` = 'study'")
         tags = {
             "equitune.kind": "study",
             "equitune.study_id": study.info["id"],
             "mlflow.runName": study.name,
+            "mlflow.source.name": f"equitune search {study.info.get('source') or ''}".strip(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.note.content": _question(self._folder.searchspace),
             **{f"equitune.{name}": value for name, value in study.info["provenance"].items()},
         }
         created_ms = int(study.info["created"] * 1000)
         parent = parents[0].info.run_id if parents else self._create(tags, created_ms, study.name)
         for run in self._search(f"tags.`mlflow.parentRunId` = '{parent}'"):
-            self._runs[int(run.data.tags["equitune.trial"])] = run.info.run_id
+            number = int(run.data.tags["equitune.trial"])
+            self._runs[number], self._status[run.info.run_id] = run.info.run_id, run.info.status
+            self.fronts[number] = run.data.tags.get(FRONT, "")
+            self.with_files |= {number} if FILES in run.data.tags else set()
         self._parent = parent
 
+    def places(self) -> dict[str, Any]:
+        """Where the study's runs are found: of a server its address, without what it takes to log in."""
+        parts = urlsplit(self.tracking_uri)
+        is_server = parts.scheme in ("http", "https") and parts.hostname is not None
+        ui = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/") if is_server else None
+        return {
+            "ui": ui,
+            "experiment": self._experiment,
+            "runs": {str(trial): run for trial, run in self._runs.items()},
+        }
+
+    def steps_sent(self) -> int:
+        """How many steps of its progress the study's run has."""
+        history = self.client.get_metric_history(self._parent, "trials_ended")
+        return max((point.step for point in history), default=0)
+
     def ensure_run(self, study: StudyRecord, trial: TrialRecord) -> None:
-        """Makes a trial's run with its parameters, if it has none yet."""
+        """Makes a trial's run with its parameters and its data, if it has none yet."""
         if trial.number in self._runs:
             return
         tags = {
@@ -72,45 +113,53 @@ class Store:
             "equitune.study_id": study.info["id"],
             "mlflow.parentRunId": self._parent,
         }
-        run_id = self._create(tags, int(trial.started * 1000), f"trial {trial.number}")
+        begun = trial.epochs[0].time - trial.epochs[0].train_s if trial.epochs else trial.started
+        begun_ms = int(min(begun, trial.started) * 1000)  # a copy of a folder is younger than what lies in it
+        run_id = self._create(tags, begun_ms, f"trial {trial.number}")
         self._runs[trial.number] = run_id
-        params = flat(trial.config.to_json(), without=NAMED + OF_THE_STUDY)
-        log_batch(self._connect(), run_id, params=params)
+        log_batch(self.client, run_id, params=params_of(trial))
+        if data := dataset_input(study, trial):
+            self.client.log_inputs(run_id, [data])
 
     def log(self, trial: int | None, *, points: Sequence[Point] = (), tags: dict[str, str] | None = None) -> None:
         """Logs to a trial's run, or to the study's where `trial` is None."""
-        log_batch(self._connect(), self._run(trial), points=points, tags=tags)
+        log_batch(self.client, self.run_id(trial), points=points, tags=tags)
 
     def add_file(self, trial: int | None, path: Path) -> None:
-        self._connect().log_artifact(self._run(trial), str(path))
+        """Adds a file to a trial's run, or to the study's; one of that name is replaced."""
+        self.client.log_artifact(self.run_id(trial), str(path))
+
+    def add_table(self, trial: int, path: Path) -> None:
+        """Adds a file that holds a table as `mlflow.log_table` writes it, which would add to what is there."""
+        self.add_file(trial, path)
+        self.log(trial, tags={"mlflow.loggedArtifacts": json.dumps([{"path": path.name, "type": "table"}])})
+
+    def has_status(self, trial: int, status: str) -> bool:
+        return trial in self._runs and self._status.get(self._runs[trial]) == status
 
     def set_status(self, trial: int | None, status: str, time_s: float | None = None) -> None:
-        run_id = self._run(trial)
+        run_id = self.run_id(trial)
         if self._status.get(run_id) == status:
             return
         if status == "RUNNING":
-            self._connect().update_run(run_id, status=status)
+            self.client.update_run(run_id, status=status)
         else:
-            self._connect().set_terminated(run_id, status, int(time_s * 1000) if time_s else None)
+            self.client.set_terminated(run_id, status, int(time_s * 1000) if time_s else None)
         self._status[run_id] = status
 
-    def _run(self, trial: int | None) -> str:
+    def run_id(self, trial: int | None) -> str:
+        """The id of a trial's run, or of the study's."""
         return self._parent if trial is None else self._runs[trial]
 
-    def _connect(self) -> Any:
-        if self._client is None:
-            self._client = connect(self.tracking_uri)
-        return self._client
-
     def _create(self, tags: dict[str, str], time_ms: int, name: str) -> str:
-        run = self._connect().create_run(self._experiment, start_time=time_ms, tags=tags, run_name=name)
+        run = self.client.create_run(self._experiment, start_time=time_ms, tags=tags, run_name=name)
         return str(run.info.run_id)
 
     def _search(self, condition: str) -> list[Any]:
         found: list[Any] = []
         token = None
         while True:
-            page = self._connect().search_runs([self._experiment], condition, max_results=1000, page_token=token)
+            page = self.client.search_runs([self._experiment], condition, max_results=1000, page_token=token)
             found += page
             token = page.token
             if not token:
@@ -123,18 +172,27 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its records belong in the study's log
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # no code of a stored model is run
     from mlflow import MlflowClient  # more than a second to import
 
     return MlflowClient(tracking_uri=tracking_uri)
 
 
 def experiment(client: Any, name: str, root: Path) -> str:
-    """The id of the experiment of this name, made where there is none; with SQLite, artifacts lie below root."""
+    """The id of the experiment of this name, made where there is none.
+
+    A server says itself where artifacts lie. Behind a database they lie below MLFLOW_DEFAULT_ARTIFACT_ROOT, such as
+    s3://bucket/path, or else beside the studies.
+    """
     found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
-    location = (root / "mlartifacts" / name).as_uri() if client.tracking_uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=location))
+    location = None
+    if client.tracking_uri.startswith(DATABASES):
+        parent = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (root / "mlartifacts").as_uri()
+        location = f"{parent.rstrip('/')}/{name}"
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs first, and not chats
+    return str(client.create_experiment(name, artifact_location=location, tags=kind))
 
 
 def log_batch(
@@ -169,11 +227,18 @@ def metric_points(
 
 def sentence(error: Exception) -> str:
     """What a store's error says, in a line."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("boto3", "botocore"):
+        return "artifacts on S3 need boto3: pip install 'equitune[s3]'"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def params_of(trial: TrialRecord) -> dict[str, str]:
+    """A trial's parameters: its whole configuration, by dotted names."""
+    return flat(trial.config.to_json(), without=NAMED + OF_THE_STUDY)
+
+
 def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") -> dict[str, str]:
-    """A configuration as parameters: dotted names, values as text, components by their name."""
+    """A configuration as parameters: dotted names, values as text, components by their name; None is no parameter."""
     found: dict[str, str] = {}
     for key, value in data.items():
         if key in without and not prefix:
@@ -185,6 +250,13 @@ def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") 
             components = [item for item in value if isinstance(item, dict)]
             found |= flat({item["name"]: item["args"] for item in components if item["args"]}, prefix=f"{name}.")
             found[name] = ", ".join(str(item["name"] if item in components else item) for item in value)
-        else:
+        elif value is not None:
             found[name] = str(value)
     return found
+
+
+def _question(searchspace: Path) -> str:
+    """The comment with which a study's file opens, as Markdown."""
+    lines = searchspace.read_text(encoding="utf-8").splitlines() if searchspace.exists() else []
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "  \n".join(line.lstrip("#").strip() for line in comment)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -50,10 +51,8 @@ def export_trial(record: TrialRecord, source: TrialFolder, splits: Splits, folde
     Raises:
         UserError: the trial has no weights, or they are not its network's.
     """
-    require_weights(record, source)
-    config = record.config.model_copy(update={"device": "cpu"})
-    shape = config.input.shape_of(splits.shape)
-    weights = load_file(source.weights)
+    shape = record.config.input.shape_of(splits.shape)
+    model, images = trained(record, source, splits)
     metadata = {
         "format": "pt",
         "equitune": __version__,
@@ -66,20 +65,30 @@ def export_trial(record: TrialRecord, source: TrialFolder, splits: Splits, folde
     for path in paths:
         path.unlink(missing_ok=True)
     shutil.copyfile(source.config, paths[0])
-    write_whole(paths[1], save(weights, metadata))
-    model = initial_model(config, splits.shape, len(splits.class_names)).eval()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        where = f"{config.study}/{config.number}"
-        raise UserError(f"{where}: its weights are of another network: {first_line(error)}") from None
-    images = as_float(split_at_size(move(splits.validation, "cpu"), config.input).pixels[:IMAGES])
+    write_whole(paths[1], save(load_file(source.weights), metadata))
     try:
         notices = write_program(model, images, paths[2])
     except NoProgram as error:
         paths[2].unlink(missing_ok=True)
         return ExportedTrial(record.number, paths[:2], [f"no program.pt2: {error}"])
     return ExportedTrial(record.number, paths, notices)
+
+
+def trained(record: TrialRecord, source: TrialFolder, splits: Splits) -> tuple[nn.Module, Tensor]:
+    """A recorded trial's network in eval mode on the CPU, and a few validation images (IMAGES, C, H, W) in [0, 1].
+
+    Raises:
+        UserError: the trial has no weights, or they are not its network's.
+    """
+    require_weights(record, source)
+    config = record.config.model_copy(update={"device": "cpu"})
+    model = initial_model(config, splits.shape, len(splits.class_names)).eval()
+    try:
+        model.load_state_dict(load_file(source.weights))
+    except (RuntimeError, SafetensorError) as error:
+        where = f"{config.study}/{config.number}"
+        raise UserError(f"{where}: its weights are of another network: {first_line(error)}") from None
+    return model, as_float(split_at_size(move(splits.validation, "cpu"), config.input).pixels[:IMAGES])
 
 
 def require_weights(record: TrialRecord, source: TrialFolder) -> None:

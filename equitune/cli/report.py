@@ -1,0 +1,50 @@
+"""The command that writes a study's report."""
+
+from pathlib import Path
+
+import click
+
+from equitune.cli.options import root_option
+from equitune.errors import UserError
+
+FORMATS = ("html", "markdown", "png", "svg", "csv")
+
+
+@click.command()
+@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
+@click.option("--format", "kind", type=click.Choice(FORMATS), default="html", show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The page, or the folder of the other formats. [default: report.html or report/ in the first study's folder]",
+)
+@root_option
+def report(studies: tuple[str, ...], kind: str, output: Path | None, root: Path | None) -> None:
+    """Write what each STUDY found as one page that opens offline; several are compared.
+
+    The other formats are files in a folder: Markdown with its pictures, the pictures alone, the tables alone.
+    """
+    from equitune.records.folder import open_study, studies_root
+    from equitune.records.reader import StudyReader
+    from equitune.report import files, page
+    from equitune.report.comparison import comparison
+    from equitune.report.sections import chapter_of
+
+    folders = [open_study(studies_root(root), study) for study in dict.fromkeys(studies)]
+    read = [(StudyReader(folder).read(), folder) for folder in folders]
+    chapters = [comparison([study for study, _ in read])] if len(read) > 1 else []
+    chapters += [chapter_of(study, folder) for study, folder in read]
+    target = output or folders[0].path / ("report.html" if kind == "html" else "report")
+    try:
+        if kind == "html":
+            page.write_page(chapters, target)
+            paths = [target]
+        elif kind == "markdown":
+            paths = files.write_markdown(chapters, target)
+        elif kind == "csv":
+            paths = files.write_tables(chapters, target)
+        else:
+            paths = files.write_pictures(chapters, target, kind)
+    except OSError as error:
+        raise UserError(f"--output: {target} cannot be written: {error.strerror}: name another place") from None
+    click.echo(f"Report:  {paths[0] if len(paths) == 1 else f'{target} ({len(paths)} files)'}")

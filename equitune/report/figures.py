@@ -1,0 +1,187 @@
+"""The report's pictures: small, drawn by matplotlib, one idea each. In a page they take its text colour."""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from equitune.records.reader import StudyRecord, TrialRecord
+from equitune.report.front import BLUE, GREY, ORANGE, label, point
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GREEN, PURPLE, SKY, GOLD, BLACK = "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GOLD, BLACK)  # Okabe and Ito's, told apart by the colour-blind
+Point = tuple[float, float | None]  # a value and its standard error
+INK = "#010203"  # stands for the colour of a page's text
+WIDTH_IN, HEIGHT_IN = 4.6, 3.1  # at which ten-point text is still read on a phone
+MARKERS = "osD^vP*"
+MOST_BARS = 300  # trials that have error bars: of more they hide each other
+
+
+def canvas(height_in: float = HEIGHT_IN) -> "tuple[Figure, Any]":
+    """An empty picture and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.2, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def as_svg(figure: "Figure", name: str) -> str:
+    """The picture as SVG for a page: its own ids, the page's text colour, no header.
+
+    Args:
+        figure: drawn.
+        name: differs from that of every other picture of the page.
+    """
+    import matplotlib
+
+    _ink(figure, INK)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{name}-", text)  # glyphs, too
+    head, rest = text.split(">", maxsplit=1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest
+
+
+def as_file(figure: "Figure", kind: str) -> bytes:
+    """The picture as `png` or `svg` on white."""
+    _ink(figure, "#000000")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def hypervolume(numbers: Sequence[int], values: Sequence[float]) -> "Figure":
+    """How the hypervolume grew with the number of ended trials."""
+    figure, axes = canvas()
+    axes.step(numbers, values, where="post", color=BLUE)
+    axes.set_xlabel("ended trials")
+    axes.set_ylabel("hypervolume")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def forest(rows: Sequence[tuple[str, float, float, float]], unit: str) -> "Figure":
+    """Effects under each other: (what, mean, low, high), blue where the interval excludes 0."""
+    figure, axes = canvas(0.9 + 0.3 * len(rows))
+    for place, (_, mean, low, high) in enumerate(rows):
+        colour = BLUE if low > 0 or high < 0 else GREY
+        reach = None if math.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
+        axes.errorbar([mean], [place], xerr=reach, color=colour, marker="o", ms=5, capsize=3, lw=1.5)
+    axes.axvline(0, color=INK, lw=1)
+    axes.set_yticks(range(len(rows)), [_short(row[0]) for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(unit)
+    return figure
+
+
+def bars(rows: Sequence[tuple[str, Sequence[float]]], series: Sequence[str], unit: str) -> "Figure":
+    """Bars under each other: a name, and a value of each series."""
+    colours = (BLUE, ORANGE, GREY)
+    figure, axes = canvas(0.9 + 0.34 * len(rows))
+    thick = 0.8 / len(series)
+    for place, name in enumerate(series):
+        y = [row + (place - (len(series) - 1) / 2) * thick for row in range(len(rows))]
+        axes.barh(y, [values[place] for _, values in rows], height=thick, color=colours[place], label=name)
+    axes.set_yticks(range(len(rows)), [_short(row[0]) for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(unit)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def scatter(study: StudyRecord, trials: Sequence[TrialRecord], members: set[int], x: str, y: str) -> "Figure":
+    """One metric against another, a point a trial; the front's blue."""
+    figure, axes = canvas()
+    for on_front, colour in ((False, GREY), (True, BLUE)):
+        part = [trial for trial in trials if (trial.number in members) is on_front]
+        places = [(point(trial, x), point(trial, y)) for trial in part]
+        xs, ys = [place[0][0] for place in places], [place[1][0] for place in places]
+        if len(trials) <= MOST_BARS:
+            errors = [[place[axis][1] or 0 for place in places] for axis in (0, 1)]
+            axes.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], fmt="none", color=colour, alpha=0.5, elinewidth=0.8)
+        axes.scatter(xs, ys, s=18, color=colour, label="front" if on_front else "dominated", zorder=3)
+    axes.set_xlabel(label(study, x), fontsize=8)
+    axes.set_ylabel(label(study, y), fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fronts(members: Mapping[str, Sequence[tuple[Point, Point]]], x: str, y: str) -> "Figure":
+    """The fronts of several studies, each with its colour and marker."""
+    figure, axes = canvas()
+    for place, (name, points) in enumerate(members.items()):
+        columns = [[each[axis][part] or 0 for each in points] for axis in (0, 1) for part in (0, 1)]
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "ms": 5, "lw": 1}
+        axes.errorbar(columns[0], columns[2], xerr=columns[1], yerr=columns[3], label=name, elinewidth=0.8, **style)
+    axes.set_xlabel(x.replace("_", " "))
+    axes.set_ylabel(y.replace("_", " "))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def against_numbers(xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> "Figure":
+    """Numbers against numbers."""
+    figure, axes = canvas()
+    axes.scatter(xs, ys, s=18, color=BLUE, alpha=0.7)
+    if min(xs) > 0 and max(xs) > 20 * min(xs):
+        axes.set_xscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label, fontsize=8)
+    return figure
+
+
+def against_names(groups: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> "Figure":
+    """Numbers of each of several names: every one as a point, their mean as a bar."""
+    figure, axes = canvas()
+    for place, values in enumerate(groups.values()):
+        axes.scatter([place] * len(values), values, s=18, color=BLUE, alpha=0.5)
+        axes.plot([place - 0.25, place + 0.25], [sum(values) / len(values)] * 2, color=ORANGE, lw=2)
+    names = [_short(name, 16) for name in groups]
+    tilted = sum(map(len, names)) > 30
+    axes.set_xticks(
+        range(len(names)), names, fontsize=8, rotation=35 if tilted else 0, ha="right" if tilted else "center"
+    )
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label, fontsize=8)
+    return figure
+
+
+def _ink(figure: "Figure", colour: str) -> None:
+    """Gives every text, tick and edge of a picture one colour."""
+    import matplotlib.text
+
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_color(colour)
+    for axes in figure.axes:
+        axes.tick_params(colors=colour, which="both")
+        for spine in axes.spines.values():
+            spine.set_edgecolor(colour)
+
+
+def _short(text: str, most: int = 34) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def numbers_of(values: Iterable[object]) -> list[float] | None:
+    """The values as numbers; None where one of them is none."""
+    found = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        found.append(float(value))
+    return found

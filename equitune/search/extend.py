@@ -1,0 +1,79 @@
+"""`--extend`: a study goes on in another search space that holds all of its trials.
+
+Optuna keeps the choices of a parameter for ever, so the trials move to a new Optuna study in the same storage. Which
+one is in use stands in `study.json`, which is written last: a driver killed before that has changed nothing.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
+from equitune.search.compatible import differences
+from equitune.search.samplers import optuna_distribution
+from equitune.search.warm_start import bring
+from equitune.spec.study import StudySpec
+
+
+def adapted(
+    spec: StudySpec, folder: StudyFolder, source: Path | None, overrides: tuple[str, ...], study: optuna.Study
+) -> optuna.Study:
+    """The Optuna study with what it begins with; in its new search space, where it is extended."""
+    bring(study, folder, spec)
+    if read_json(folder.study)["fingerprint"] == spec.fingerprint():
+        return study
+    return extended(study, folder, spec, source, overrides)
+
+
+def extended(
+    study: optuna.Study, folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]
+) -> optuna.Study:
+    """The study in its new search space, with every trial under its number, those that are not finished, too.
+
+    The caller holds the study's lock, and has found the space to hold every trial.
+    """
+    info = read_json(folder.study)
+    extensions = info.get("extensions", [])
+    name = f"{spec.study}, extended {len(extensions) + 1}"
+    storage = study._storage
+    if name in optuna.get_all_study_names(storage):  # of a driver that was killed on its way
+        optuna.delete_study(study_name=name, storage=storage)
+    wider = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
+    distributions = {key: optuna_distribution(value) for key, value in spec.parameters().items()}
+    for trial in study.get_trials(deepcopy=True):
+        wider.add_trial(_within(trial, distributions))
+    _keep_searchspace(folder, len(extensions) + 1, source)
+    change = {
+        "time": time.time(),
+        "trials": len(study.get_trials(deepcopy=False)),  # that there were
+        "changes": [list(change) for change in differences(info["identity"], spec.identity())],  # path, before, after
+        "overrides_before": info["overrides"],
+    }
+    update = {
+        "optuna_study": name,
+        "extensions": [*extensions, change],
+        "fingerprint": spec.fingerprint(),
+        "identity": spec.identity(),
+        "overrides": list(overrides),
+        "source": str(source) if source else None,
+    }
+    write_json(folder.study, info | update)
+    return wider
+
+
+def _within(trial: FrozenTrial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    trial.distributions = {name: distributions[name] for name in trial.params}
+    return trial
+
+
+def _keep_searchspace(folder: StudyFolder, number: int, source: Path | None) -> None:
+    """The question as it was asked before stays beside the new one, as `searchspace.1.yaml` and so on."""
+    kept = folder.searchspace.with_suffix(f".{number}.yaml")
+    if folder.searchspace.exists() and not kept.exists():
+        shutil.copyfile(folder.searchspace, kept)
+    if source:
+        write_whole(folder.searchspace, source.read_bytes())

@@ -1,0 +1,126 @@
+"""`--warm-start`: a new study begins with the trials of others that could as well be its own.
+
+Which ones is written into `study.json` with its first line; their folders are then copied. What a killed driver did not
+copy the next one does.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from equitune.errors import UserError
+from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json, write_json
+from equitune.records.reader import StudyReader, TrialRecord, read_trial
+from equitune.records.results import TrialResult
+from equitune.search.compatible import as_here
+from equitune.search.samplers import optuna_distribution
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+
+def warmly_begun(
+    spec: StudySpec, folder: StudyFolder, studies: tuple[str, ...], fingerprint: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a new study's record says of the trials that it begins with; nothing, where it has begun or asks for none.
+
+    Raises:
+        UserError: as `fitting`.
+    """
+    if not studies or folder.study.exists():
+        return {}
+    trials, said = fitting(spec, folder.path.parent, studies, fingerprint)
+    for sentence in said:
+        say(f"warm start from {sentence}")
+    return {"imported": len(trials), "warm_start": {"studies": list(studies), "trials": trials}}
+
+
+def fitting(spec: StudySpec, root: Path, studies: tuple[str, ...], fingerprint: str) -> tuple[list[str], list[str]]:
+    """The trials of other studies that could be this study's, as STUDY/NUMBER, and a sentence about each study.
+
+    Args:
+        spec: the study that begins.
+        root: where studies lie.
+        studies: the names of those others.
+        fingerprint: of the data.
+
+    Raises:
+        UserError: there is no such study, or none of their trials fits; says why.
+    """
+    if spec.search.design:
+        raise UserError("--warm-start is for samplers: a design trains each of its cells, with seeds of its own")
+    found: dict[tuple[int, str], str] = {}  # by what makes a trial
+    said = []
+    for name in studies:
+        folder = open_study(root, name)
+        if name == spec.study:
+            raise UserError(f"--warm-start {name}: a study cannot begin with its own trials")
+        record, before = StudyReader(folder).read(), len(found)
+        reasons: Counter[str] = Counter()
+        for trial in record.trials:
+            reason = _why_not(spec, trial, record.info.get("data_fingerprint") == fingerprint)
+            if reason:
+                reasons[reason] += 1
+            else:
+                key = (trial.config.seed, str(sorted(trial.config.params.items())))
+                found.setdefault(key, f"{name}/{trial.number}")
+        others = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        said.append(
+            f"{name}: {len(found) - before} of {len(record.trials)} trials fit" + f" (not {others})" * bool(others)
+        )
+    if not found:
+        raise UserError(f"--warm-start: no trial fits study {spec.study}: {'. '.join(said)}")
+    return list(found.values()), said
+
+
+def _why_not(spec: StudySpec, trial: TrialRecord, on_same_data: bool) -> str | None:
+    if not on_same_data:
+        return "on other data"
+    if trial.state != "COMPLETE":
+        return trial.state
+    unmeasured = [name for name in spec.objectives if name not in trial.metrics or trial.metrics[name].value is None]
+    if unmeasured:
+        return f"without a value of {unmeasured[0]}"
+    own = as_here(spec, trial.config)
+    return own if isinstance(own, str) else None
+
+
+def bring(study: optuna.Study, folder: StudyFolder, spec: StudySpec) -> None:
+    """Brings what `study.json` says the study begins with: trials 0 to k - 1, still to be told to the search.
+
+    Raises:
+        UserError: a trial that is to be brought is gone.
+    """
+    names = read_json(folder.study).get("warm_start", {}).get("trials", [])
+    for number, name in enumerate(names):
+        if not folder.trial(number).path.exists():
+            other, _, its_number = name.rpartition("/")
+            _copy(open_trial(folder.path.parent, other, int(its_number)), folder.trial(number), spec, name)
+    for number in range(len(study.get_trials(deepcopy=False)), len(names)):
+        params = TrialConfig.from_json_text(folder.trial(number).config.read_text()).params
+        distributions = {key: optuna_distribution(value) for key, value in spec.parameters().items() if key in params}
+        study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+
+
+def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> None:
+    """A trial's folder, whole or not at all, with its new number; all else is as it was trained."""
+    recorded = read_trial(other)
+    here = as_here(spec, recorded.config)
+    if isinstance(here, str) or recorded.result is None:
+        raise UserError(f"--warm-start: trial {name} has changed: remove the study's folder, and begin again")
+    partial = TrialFolder(own.path.with_name(f".{own.path.name}.brought"), own.number)
+    shutil.rmtree(partial.path, ignore_errors=True)
+    ignored = shutil.ignore_patterns(other.checkpoint.name, other.config.name, other.result.name, ".*")
+    shutil.copytree(other.path, partial.path, ignore=ignored)
+    begun = {"number": own.number, "seed": recorded.config.seed, "device": recorded.config.device}
+    write_json(partial.config, here.model_copy(update=begun).to_json())
+    os.utime(partial.config, (recorded.started, recorded.started))
+    provenance = recorded.result.provenance | {"warm_start": name}
+    result: TrialResult = recorded.result.model_copy(update={"number": own.number, "provenance": provenance})
+    write_json(partial.result, result.model_dump(mode="json"))
+    os.replace(partial.path, own.path)
