@@ -22,6 +22,7 @@ from equitune.records.reader import StudyReader, StudyRecord
 from equitune.search import engine, replay
 from equitune.search.replay import TEST_S, DriverDied, WorkerLost
 from equitune.search.storage import open_storage
+from equitune.search.study import begin
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -124,6 +125,7 @@ def require_same_after_torn_writes(spec: StudySpec, path: Path, when: str, monke
 
     expected, folder = run(path / "undisturbed", spec), StudyFolder(path / spec.study)
     folder.path.mkdir()
+    begin(folder, spec, None, ())
     open_storage(folder, spec)  # what dies in the making of the study leaves nothing to go on with
     with monkeypatch.context() as patch:
         patch.setattr(JournalFileBackend, "append_logs", dying(JournalFileBackend.append_logs))
