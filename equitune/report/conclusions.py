@@ -34,7 +34,8 @@ def in_words(study: StudyRecord, said: Analysis) -> Section:
         left_out = f" {len(sentences) - MOST_SENTENCES} more are left out." if len(sentences) > MOST_SENTENCES else ""
         if sentences:
             rows = [[sentence] for sentence in sentences[:MOST_SENTENCES]]
-            section.parts.append(Table(title.replace(" ", "-"), [title], rows, caption + left_out))
+            is_folded = verdict == "not enough evidence"
+            section.parts.append(Table(title.replace(" ", "-"), [title], rows, caption + left_out, is_folded))
     return section
 
 

@@ -118,7 +118,7 @@ def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None
             "customdata": [(links or {}).get(trial.number) for trial in trials],
         }
         if on_front:
-            trace["text"] = [str(trial.number) for trial in trials]
+            trace |= {"text": [str(trial.number) for trial in trials], "cliponaxis": False}
         if on_front or len(trials) <= MOST_BARS:
             for axis, errors in (("x", [e or 0 for (_, e), _ in points]), ("y", [e or 0 for _, (_, e) in points])):
                 trace[f"error_{axis}"] = {"type": "data", "array": errors, "thickness": 1, "color": GREY}

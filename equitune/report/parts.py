@@ -18,6 +18,7 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     caption: str = ""
+    is_folded: bool = False  # on a page: shown once its reader asks for it
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,10 @@ class _Document:
     def sentence(self, location: Location, text: str) -> str:
         """`file:line:column path: text`, at the innermost part of the location that the file has."""
         known = [location[:size] for size in range(len(location) + 1)]
-        override = next((self.overrides[part] for part in known if part in self.overrides), None)
-        if override is not None:
-            return f"--set {override}: {text}"
+        overridden = next((part for part in known if part in self.overrides), None)
+        if overridden is not None:
+            within = ".".join(str(part) for part in location[len(overridden) :])
+            return f"--set {self.overrides[overridden]}: {within}{': ' if within else ''}{text}"
         line, column = next(self.places[part] for part in reversed(known) if part in self.places)
         path = ".".join(str(part) for part in location)
         return f"{self.name}:{line}:{column} {path}{':' if path else ''} {text}"
