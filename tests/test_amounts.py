@@ -215,9 +215,9 @@ def test_amounts_are_drawn_beside_the_profile(relaxed: StudyRecord, tmp_path: Pa
 
 
 def test_amounts_are_metrics_with_two_values(relaxed: StudyRecord) -> None:
-    points = [point for point in _final_points(relaxed.trials[1], 5.0) if point.name == "amount/<layer>4"]
+    points = [point for point in _final_points(relaxed.trials[1]) if point.name == "amount/<layer>4"]
     assert [(point.value, point.step) for point in points] == [(0.125, 0), (0.2, 2)]
-    assert not any(point.name.startswith("amount/") for point in _final_points(relaxed.trials[0], 5.0))
+    assert not any(point.name.startswith("amount/") for point in _final_points(relaxed.trials[0]))
 
 
 # The penalty.
