@@ -26,6 +26,7 @@ import optuna
 from curves import STUDY
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
+from scipy.special import stdtrit
 
 from equitune.analysis.hypervolume import hypervolume
 from equitune.records.folder import StudyFolder
@@ -41,11 +42,11 @@ OBJECTIVES = ("accuracy", "translation_substride_error")
 OBJECTIVES_YAML = "{accuracy: maximize, translation_substride_error: minimize}"
 SIGNS = np.array([-1.0, 1.0])
 TRAININGS = (8, 16, 32)  # full ones, whose epochs each may use
-WORKERS, SEEDS = 4, 20
-DEFAULT = "tpe"
+WORKERS, SEEDS = 4, 40
+DEFAULT, STOPPING, STOCK = "tpe", "tpe, mo_asha", "OptunaSearch, ASHA"
 OURS: dict[str, dict[str, object]] = {
-    "tpe": {},
-    "tpe, mo_asha": {"scheduler": "mo_asha"},
+    DEFAULT: {},
+    STOPPING: {"scheduler": "mo_asha"},
     "random": {"sampler": "random"},
     "random, mo_asha": {"sampler": "random", "scheduler": "mo_asha"},
 }
@@ -206,7 +207,7 @@ def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def interval(values: np.ndarray) -> str:
     """The mean with Student's 95 % interval."""
-    half = 2.093 * values.std(ddof=1) / len(values) ** 0.5  # t(19)
+    half = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / len(values) ** 0.5
     return f"{values.mean():+.4f} [{values.mean() - half:+.4f}, {values.mean() + half:+.4f}]"
 
 
@@ -228,7 +229,7 @@ def main() -> None:
                 )
                 for name, search in OURS.items()
             }
-            runs["OptunaSearch, ASHA"] = stock(table.study(), table.curves, table.epochs, most, seed)
+            runs[STOCK] = stock(table.study(), table.curves, table.epochs, most, seed)
             for name, found in runs.items():
                 shares.setdefault(name, []).append([table.share(found, n) for n in TRAININGS])
             print(
@@ -237,9 +238,10 @@ def main() -> None:
                 flush=True,
             )
     print("share of the table's hypervolume at the epochs of", TRAININGS, "trainings; paired difference to the default")
-    default = np.array(shares[DEFAULT])
-    for name, each in shares.items():
-        print(f"{name:20s}", np.round(np.mean(each, axis=0), 3).tolist(), *map(interval, (np.array(each) - default).T))
+    found = {name: np.array(each) for name, each in shares.items()}
+    for name, each in found.items():
+        print(f"{name:20s}", np.round(each.mean(axis=0), 3).tolist(), *map(interval, (each - found[DEFAULT]).T))
+    print(f"{STOPPING} minus {STOCK}:", *map(interval, (found[STOPPING] - found[STOCK]).T))
 
 
 if __name__ == "__main__":

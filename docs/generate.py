@@ -88,6 +88,7 @@ def parts(model: str) -> Iterator[str]:
 
 
 def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:
+    """Each setting, its values and its default; below one that is a mapping those that it holds."""
     for name, field in settings.model_fields.items():
         if name == "args":
             continue
@@ -99,6 +100,10 @@ def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:
         nested = [get_args(option) if get_origin(option) is Literal else (option,) for option in options]
         options = [each for several in nested for each in several]
         yield name, " | ".join(readable(option, field.metadata) for option in options), field.default
+        for option in options:
+            kind = getattr(option, "__origin__", option)  # of Annotated
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from ((f"{name}.{inner}", values, default) for inner, values, default in fields(kind))
 
 
 def readable(kind: Any, constraints: list[Any]) -> str:
@@ -111,6 +116,8 @@ def readable(kind: Any, constraints: list[Any]) -> str:
         for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
         if getattr(constraint, key, None) is not None
     ]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"{{{', '.join(kind.model_fields)}}}"
     if get_origin(kind) is dict:
         return "parameter: value, ..."
     name = "None" if kind is type(None) else getattr(kind, "__name__", str(kind))

@@ -12,7 +12,10 @@ class Infeasible(Exception):
     """A sampled configuration that cannot be trained or measured; its text is the reason.
 
     Within a study this ends one trial as INFEASIBLE, which teaches the sampler to keep away; it is no failure.
+    `cause` is the word for its kind.
     """
+
+    cause = "no_network"
 
 
 class Unmeasurable(Infeasible):

@@ -95,6 +95,22 @@ def test_hours_stop_what_runs_and_more_hours_go_on_with_it(spec_of: Callable[...
     assert StudyReader(folder).read().ended_by == "trials: 5 of 5"
 
 
+def test_a_study_that_its_hours_have_ended_stays_ended(spec_of: Callable[..., StudySpec], tmp_path: Path) -> None:
+    """Its last seconds are written down too, though less than 5 s have passed since the last time."""
+
+    def quick(config: TrialConfig) -> Iterator[tuple[float, Mapping[str, float]]]:
+        yield from ((2.0, metrics) for _, metrics in steady(config))
+
+    spec, folder = (
+        spec_of("trials: 9, hours: 0.01112"),
+        StudyFolder(tmp_path / "small"),
+    )  # 40.03 s: two trials, and half a third
+    replay(spec, folder, quick)
+    assert epochs(folder) == [10, 10, 1]
+    assert engine_of(folder, spec).is_done()
+    assert replay(spec, folder, quick).epochs == 0
+
+
 def test_gpu_hours_count_every_trial_that_runs(spec_of: Callable[..., StudySpec], tmp_path: Path) -> None:
     spec = spec_of("trials: 8, gpu_hours: 0.5", "resources.gpu=0.5")  # three trials at a time: 1.5 GPUs, 20 minutes
     folder = run(tmp_path, spec, workers=3)
@@ -170,12 +186,37 @@ def test_a_plateau_by_brute_force(reference: tuple[float | None, ...]) -> None:
                 continue
             worst = [high if given is None else given for given, high in zip(reference, finite.max(0), strict=True)]
             now, before = hypervolume(table, worst), hypervolume(table[:-5], worst)
-            enough = before > 0 and now < 1.05 * before
+            enough = before > 0 and now <= 1.05 * before
             assert (growth.had_enough is not None) == enough
             if enough:
                 break
         growth.add(np.zeros(2))
         assert growth.had_enough is not None  # it stays so
+
+
+def test_a_plateau_without_gain_ends_where_nothing_is_gained() -> None:
+    growth = Growth(SearchSpec(plateau=Plateau(trials=3, gain=0)), (1.0, 1.0))
+    for loss in (0.5, 0.4, 0.4, 0.4):
+        growth.add(np.array([loss, loss]))
+        assert growth.had_enough is None
+    growth.add(np.array([0.9, 0.9]))
+    assert growth.had_enough == "plateau: 0.00% of hypervolume gained by the last 3 trials"
+
+
+def test_what_a_warm_start_has_brought_is_no_plateau() -> None:
+    """Five trials brought, in whatever order, and three of its own; without that number it ends before its first."""
+    search, rows = SearchSpec(plateau=Plateau(trials=3)), [np.array([0.5, 0.5])] * 8
+    warm, cold = Growth(search, (1.0, 1.0), 5), Growth(search, (1.0, 1.0))
+    for row in rows[:7]:
+        warm.add(row)
+        cold.add(row)
+    assert cold.had_enough is not None
+    assert warm.had_enough is None
+    warm.add(rows[7])
+    assert warm.had_enough is not None
+    target = Growth(SearchSpec(hypervolume=0.2), (1.0, 1.0), 5)
+    target.add(rows[0])
+    assert target.had_enough is not None  # it is reached, whoever has reached it
 
 
 def test_a_study_that_began_anew_knows_its_growth(spec_of: Callable[..., StudySpec], tmp_path: Path) -> None:

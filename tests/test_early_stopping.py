@@ -61,7 +61,7 @@ def test_with_one_objective_it_is_asha(seed: int, reduction: int) -> None:
         seen.append(loss)
         stopped = stops(early, number, loss=loss) is not None
         better = sum(other < loss for other in seen)
-        assert stopped == (len(seen) >= reduction and better >= max(1, len(seen) // reduction))
+        assert stopped == (len(seen) >= reduction and better >= math.ceil(len(seen) / reduction))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -138,9 +138,11 @@ def test_without_a_tie_break_nobody_of_a_front_is_stopped(monkeypatch: pytest.Mo
 
 def test_a_verdict_says_why() -> None:
     early = asha(reduction=3)
-    for number, accuracy in enumerate((0.9, 0.8, 0.7, 0.6, 0.5)):
+    for number, accuracy in enumerate((0.9, 0.8, 0.7)):
         said = stops(early, number, accuracy=accuracy, loss=1 - accuracy)
-    assert said == "rank 5 of 5, place 5 of 5 trials, of which the first goes on"
+    assert said == "rank 3 of 3, place 3 of 3 trials, of which the first goes on"
+    said = stops(early, 3, accuracy=0.6, loss=0.4)
+    assert said == "rank 4 of 4, place 4 of 4 trials, of which the first 2 go on"  # a third, rounded up
 
 
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": 0.1}, {"accuracy": 0.1, "loss": math.nan}, {"accuracy": math.inf, "loss": 1.0}])  # fmt: skip
@@ -149,7 +151,7 @@ def test_what_has_no_value_stops_nobody_and_counts_nowhere(metrics: dict[str, fl
     for number in range(6):
         assert stops(early, number, accuracy=0.9, loss=0.1) is None
     assert stops(early, 6, **metrics) is None
-    assert stops(early, 7, accuracy=0.8, loss=0.2) == "rank 2 of 2, place 7 of 7 trials, of which the first 3 go on"
+    assert stops(early, 7, accuracy=0.8, loss=0.2) == "rank 2 of 2, place 7 of 7 trials, of which the first 4 go on"
 
 
 def test_a_verdict_is_given_once_and_only_at_rungs() -> None:
@@ -271,7 +273,7 @@ def test_rungs_by_counting_calls_compare_late_values_with_early_ones(
         return reached(self, number, counts[number], metrics or values)
 
     monkeypatch.setattr(engine.Engine, "reached", by_calls)
-    found = StudyReader(run(tmp_path, spec, dies=set(range(2, 400, 7)).__contains__)).read()
+    found = StudyReader(run(tmp_path, spec, dies=set(range(2, 400, 5)).__contains__)).read()
     assert [trial.state for trial in found.trials] != [trial.state for trial in expected.trials]
 
 
@@ -296,6 +298,20 @@ def test_a_rung_whose_report_was_lost_with_its_worker_is_heard_of_at_the_next_ep
     assert reason is not None
     assert reason.startswith("stopped at epoch 1 of 9")
     assert search.reached(0, 1, best)  # heard twice: nothing new
+
+
+def test_the_most_recent_trials_of_a_rung_are_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten good ones, then six bad ones: the best of the bad ones goes on where six are ranked."""
+    for most, goes_on in ((6, True), (1000, False)):
+        monkeypatch.setattr(early_stopping, "MOST_RANKED", most)
+        early = asha(ONE)
+        for number in range(10):
+            stops(early, number, loss=0.1)
+        for number in range(10, 15):
+            stops(early, number, loss=0.9)
+        reason = stops(early, 15, loss=0.5)
+        assert (reason is None) == goes_on
+        assert reason is None or reason.startswith("rank 2 of 3, place 11 of 16 trials")
 
 
 def test_a_baseline_is_measured_at_rungs_and_never_stopped(study_file: Write, tmp_path: Path) -> None:

@@ -193,6 +193,23 @@ def test_the_live_view_shows_what_runs(tmp_path: Path, small_spec: StudySpec) ->
     assert "accuracy ↑" in text
 
 
+def test_the_live_view_shows_what_is_used_of_a_budget_of_time(tmp_path: Path, study_file: Callable[..., Path]) -> None:
+    gpus = ("search={hours: 8, gpu_hours: 1.5}", "resources.gpu=0.5")
+    spec = load_study(study_file(), gpus)
+    folder = invent(tmp_path / "small", spec, 1)
+    view = StudyView(folder, Console(file=io.StringIO(), width=120, force_terminal=True))
+    assert "starting; 0 of 8 hours; 0 of 1.5 GPU-hours" in text_of(view._live())
+    write_json(folder.usage, {"wall_s": 7.995 * 3600, "gpu_s": 1800.0})
+    add_trial(folder, spec, 1)
+    os.utime(folder.trial(1).config, (time.time() - 60,) * 2)
+    text = text_of(view._live())
+    assert "8 of 8 hours; 0.5 of 1.5 GPU-hours" in text
+    assert "about 18 s left" in text  # however long the other trials would take
+    assert "hours" not in text_of(
+        StudyView(invent(tmp_path / "b" / "small", load_study(study_file())), Console())._live()
+    )
+
+
 def test_a_study_that_has_just_begun_is_shown_too(tmp_path: Path) -> None:
     assert "starting" in text_of(StudyView(StudyFolder(tmp_path / "new"), Console(file=io.StringIO()))._live())
 

@@ -88,7 +88,8 @@ def test_a_study_asks_for_its_trials_and_no_more(folder: StudyFolder, small_spec
     ("result", "state", "constraint"),
     [
         (outcome(0), COMPLETE, None),
-        (outcome(0, "INFEASIBLE", reason="diverged: ..."), PRUNED, "infeasible"),
+        (outcome(0, "INFEASIBLE", reason="diverged: ..."), PRUNED, "infeasible"),  # recorded before causes were
+        (outcome(0, "INFEASIBLE").model_copy(update={"cause": "out_of_memory"}), PRUNED, "out_of_memory"),
         (outcome(0, "PRUNED", reason="stopped early"), PRUNED, None),
         (outcome(0, "FAILED", reason="ValueError: x"), FAIL, None),
         (outcome(0, error=None), PRUNED, "unmeasured"),

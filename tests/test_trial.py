@@ -13,7 +13,7 @@ from torch import nn
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder
 from equitune.records.results import Epoch, TrialResult
-from equitune.spec.objectives import BEFORE_TRAINING
+from equitune.spec.objectives import BEFORE_TRAINING, Bound
 from equitune.spec.trial import TrainingConfig, TrialConfig
 from equitune.trial import run
 from equitune.trial.build import DeviceData, build_model
@@ -124,7 +124,7 @@ def test_the_folder_holds_what_the_result_says(
 def test_divergence_is_found_at_its_step(small_config: TrialConfig, small_data: DeviceData, tmp_path: Path) -> None:
     config = with_training(small_config, lr=1e30, optimizer="sgd", warmup_epochs=0.0)
     result = run_trial(config, small_data, folder=folder(tmp_path))
-    assert result.state == "INFEASIBLE"
+    assert (result.state, result.cause) == ("INFEASIBLE", "diverged")
     assert result.reason is not None
     assert "diverged: the loss is nan at step " in result.reason
     assert set(result.metrics) == set(BEFORE_TRAINING)
@@ -138,7 +138,14 @@ def test_a_network_that_cannot_exist_is_infeasible(small_config: TrialConfig, sm
     )
     result = run_trial(config, small_data)
     sentence = "the depth of a resnet in 3 stages is 6n + 2 (8, 14, 20, ...), but got 9"
-    assert (result.state, result.reason) == ("INFEASIBLE", sentence)
+    assert (result.state, result.cause, result.reason) == ("INFEASIBLE", "no_network", sentence)
+
+
+def test_a_network_outside_its_bounds_is_infeasible(small_config: TrialConfig, small_data: DeviceData) -> None:
+    config = small_config.model_copy(update={"bounds": {"parameters": Bound(at_most=9)}})
+    result = run_trial(config, small_data)
+    assert (result.state, result.cause) == ("INFEASIBLE", "outside_bounds")
+    assert "is above at_most 9" in (result.reason or "")
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,11 @@ class StudyFolder:
         """What `driver.json` says of who searches now, or did; empty where it says nothing."""
         return _said(self.driver)
 
+    def used_hours(self) -> dict[str, float]:
+        """The time that the study has taken: `hours` of its drivers, `gpu_hours` of its trials."""
+        said = _said(self.usage)
+        return {"hours": said.get("wall_s", 0.0) / 3600, "gpu_hours": said.get("gpu_s", 0.0) / 3600}
+
     def trial(self, number: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / f"{number:05d}")
 

@@ -89,6 +89,7 @@ class TrialResult(Strict):
     number: int
     state: State
     reason: str | None = None
+    cause: str | None = None  # of INFEASIBLE, in a word: no_network, outside_bounds, diverged or out_of_memory
     metrics: dict[str, Measurement] = {}
     profile: list[dict[str, Any]] = []  # one row a layer, group element set and measure
     amounts: dict[str, Amount] = {}  # by layer, in the order of depth: those that may leave their symmetry

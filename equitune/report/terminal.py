@@ -85,7 +85,8 @@ class StudyView:
         head.add_row(
             Text(study.name, style="bold"), bar, f"{settled} of {study.num_planned} trials", self._time_left(study)
         )
-        parts: list[RenderableType] = [head, Text(self._doing, style="dim")]
+        used = [f"{hours:.3g} of {limit:g} {what}" for what, hours, limit in self._hours(study)]
+        parts: list[RenderableType] = [head, Text("; ".join([self._doing, *used]), style="dim")]
         parts += [_running(trial) for trial in study.trials if trial.result is None and study.is_driven]
         if any(trial.state == "COMPLETE" for trial in study.trials):
             parts.append(answer(study, most=MOST_ROWS))
@@ -110,7 +111,18 @@ class StudyView:
         if not num_ended:
             return ""
         per_trial_s = (time.time() - min(trial.started for trial in new)) / num_ended
-        return f"about {duration(per_trial_s * (study.num_planned - study.num_settled()))} left"
+        left_s = per_trial_s * (study.num_planned - study.num_settled())
+        for what, hours, limit in self._hours(study):
+            if what == "hours":
+                left_s = min(left_s, max(0.0, limit - hours) * 3600)
+        return f"about {duration(left_s)} left"
+
+    def _hours(self, study: StudyRecord) -> Iterator[tuple[str, float, float]]:
+        """Of the budgets of time that a study has: which one, what is used of it and what there is, in hours."""
+        used = self._folder.used_hours()
+        for name, what in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
+            if limit := study.info.get(name):
+                yield what, used[name], limit
 
 
 def answer(

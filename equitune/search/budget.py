@@ -64,9 +64,14 @@ class Usage:
 class Growth:
     """The hypervolume of a study as its trials end, and whether that is enough: once so, it stays so."""
 
-    def __init__(self, search: SearchSpec, reference: Sequence[float | None]) -> None:
-        """`reference`: a loss for each objective; None: the worst of any trial so far."""
+    def __init__(self, search: SearchSpec, reference: Sequence[float | None], num_brought: int = 0) -> None:
+        """Args:
+        search: says what is enough.
+        reference: a loss for each objective; None: the worst of any trial so far.
+        num_brought: how many trials, the first to be added, a warm start has brought: they make no plateau.
+        """
         self._target, self._plateau, self._reference = search.hypervolume, search.plateau, reference
+        self._first_before = max(1, num_brought)
         self._losses: list[Losses] = []
         self._curve: list[float] = []  # after each trial, where the whole reference point is given
         given = [loss for loss in reference if loss is not None]
@@ -88,9 +93,9 @@ class Growth:
         reached = self._at(count)
         if self._target is not None and reached >= self._target:
             return f"hypervolume: {reached:.4g} of {self._target:.4g}"
-        if self._plateau is not None and count > self._plateau.trials:
+        if self._plateau is not None and count - self._plateau.trials >= self._first_before:
             before = self._at(count - self._plateau.trials)
-            if before > 0 and reached - before < self._plateau.gain * before:
+            if before > 0 and reached - before <= self._plateau.gain * before:
                 gained = (reached - before) / before
                 return f"plateau: {gained:.2%} of hypervolume gained by the last {self._plateau.trials} trials"
         return None

@@ -22,8 +22,8 @@ class OpenCells:
         self._open = sorted(set(range(num_cells)).difference(settled))  # a sorted list is a heap
         self._failures: Counter[int] = Counter()  # in this call
 
-    def __bool__(self) -> bool:
-        return bool(self._open)
+    def __len__(self) -> int:
+        return len(self._open)
 
     def take(self) -> int:
         """The first cell of the list that is open; it is settled, until it fails."""

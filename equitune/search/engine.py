@@ -30,7 +30,7 @@ from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
 
-# What each state is told as. INFEASIBLE also gets a violated constraint: TPE proposes again what is told as FAIL.
+# What each state is told as. INFEASIBLE also gets a violated constraint, by its cause: TPE proposes again what FAILs.
 _OPTUNA_STATES = {
     "COMPLETE": optuna.trial.TrialState.COMPLETE,
     "PRUNED": optuna.trial.TrialState.PRUNED,
@@ -80,7 +80,7 @@ class Engine:
         self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
         self._early = recorded_rungs(spec, folder)
         self._usage = Usage(folder.usage, now)
-        self._growth = Growth(spec.search, _reference(spec))
+        self._growth = Growth(spec.search, _reference(spec), self._num_brought)
         for values in ended_values(study) if self._growth.is_asked else ():
             self._growth.add(_losses(spec, values))
         study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
@@ -95,7 +95,9 @@ class Engine:
 
     def ended_by(self) -> str:
         """The budget that is used up."""
-        all_of_them = f"trials: {self._num_started - self._num_brought} of {self._spec.search.trials}"
+        trials = self._spec.search.trials
+        begun = self._num_started - self._num_brought if self._cells is None else trials - len(self._cells)
+        all_of_them = f"trials: {begun} of {trials}"
         return self._usage.used_up(self._spec.search) or self._growth.had_enough or all_of_them
 
     def has_trials_left(self) -> bool:
@@ -129,7 +131,10 @@ class Engine:
             which = "trials" if self._spec.search.replicates > 1 else "trials of the front"
             if self._untested:
                 self._say(f"measuring the {len(self._untested)} {which} on the test split")
-        return Task(self._untested.pop(0), None) if self._untested else "over"
+        if self._untested:
+            return Task(self._untested.pop(0), None)
+        self._usage.save()  # a budget of time that has ended the study stays used up
+        return "over"
 
     def reached(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Hears of an epoch, and of what was measured after it; returns whether the trial goes on.
@@ -278,7 +283,7 @@ class Engine:
             trial.set_constraint(name, violation)
         values = objective_values(self._spec, result)
         if result.state == "INFEASIBLE":
-            trial.set_constraint("infeasible", 1.0)
+            trial.set_constraint(result.cause or "infeasible", 1.0)  # records from before have no cause
         elif result.state == "COMPLETE" and values is None:
             trial.set_constraint("unmeasured", 1.0)
             state = optuna.trial.TrialState.PRUNED

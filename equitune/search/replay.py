@@ -172,7 +172,7 @@ class _Driver:
                 self._event()
             result = TrialResult(number=number, state="COMPLETE", metrics=_measured(metrics, "validation"))
         except Infeasible as error:
-            result = TrialResult(number=number, state="INFEASIBLE", reason=str(error))
+            result = TrialResult(number=number, state="INFEASIBLE", reason=str(error), cause=error.cause)
         except WorkerLost:
             engine.lost(number)
             self._event()

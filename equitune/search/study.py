@@ -170,8 +170,7 @@ def begin(
     `started` is what a new one says of a warm start.
     """
     if folder.study.exists():
-        budget = {"trials": spec.search.trials, "replicates": spec.search.replicates}
-        taken_over = budget | {"references": spec.references, "storage": storage, "ended_by": None}
+        taken_over = _budget(spec) | {"references": spec.references, "storage": storage, "ended_by": None}
         write_json(folder.study, read_json(folder.study) | taken_over)
         return
     write_json(
@@ -182,8 +181,7 @@ def begin(
             "objectives": spec.directions,
             "references": spec.references,
             "constraints": spec.given_constraints(),
-            "trials": spec.search.trials,
-            "replicates": spec.search.replicates,
+            **_budget(spec),
             "fingerprint": spec.fingerprint(),
             "identity": spec.identity(),
             "overrides": list(overrides),
@@ -196,6 +194,10 @@ def begin(
     )
     if source:
         shutil.copyfile(source, folder.searchspace)
+
+
+def _budget(spec: StudySpec) -> dict[str, float | None]:
+    return spec.search.model_dump(include={"trials", "replicates", "hours", "gpu_hours"})
 
 
 def provenance() -> dict[str, str]:

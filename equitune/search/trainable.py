@@ -96,7 +96,7 @@ def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResul
         if not is_out_of_memory(error):
             raise
         reason = f"out of memory: its share of the GPU does not hold the data: {error}"
-        result = TrialResult(number=config.number, state="INFEASIBLE", reason=reason)
+        result = TrialResult(number=config.number, state="INFEASIBLE", reason=reason, cause="out_of_memory")
         write_json(folder.result, result.model_dump(mode="json"))
         return result
     return run_trial(config, data, folder=folder, on_epoch=report)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Plateau(Strict):
-    """No more trials when the hypervolume has grown by less than a share over the last ones."""
+    """No more trials when the hypervolume has grown by no more than a share over the last ones."""
 
     trials: Annotated[int, Field(ge=1)] = 20  # that have ended
     gain: Annotated[float, Field(ge=0)] = 0.01  # of the hypervolume before them

@@ -15,7 +15,7 @@ class SchedulerSpec(Strict):
     """Which trials go on after a rung: an epoch at which the objectives are measured cheaply, on few images."""
 
     name: Literal["mo_asha", "median", "none"]
-    reduction: Annotated[int, Field(ge=2)] = 3  # between two rungs; of mo_asha also: one trial of so many goes on
+    reduction: Annotated[int, Field(ge=2)] = 3  # between two rungs; of mo_asha also: one of so many goes on, rounded up
     first_epoch: Annotated[int, Field(ge=1)] = 1  # the first rung
     min_trials: Annotated[int, Field(ge=2)] | None = None  # at a rung before any is stopped: `reduction`, of median 5
     ties: Literal["epsilon_net", "crowding"] = "epsilon_net"  # of mo_asha: who goes first within a front

@@ -17,6 +17,12 @@ from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
 
 
+class OutsideBounds(Infeasible):
+    """The network costs more, or less, than the study allows."""
+
+    cause = "outside_bounds"
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one network."""
@@ -33,11 +39,11 @@ class Cost:
         """Refuses a network that costs more, or less, than the study allows.
 
         Raises:
-            Infeasible: says which bound is broken, and by what value.
+            OutsideBounds: says which bound is broken, and by what value.
         """
         for name, bound in bounds.items():
             if reason := bound.why_not(getattr(self, name)):
-                raise Infeasible(f"{name}: {reason}")
+                raise OutsideBounds(f"{name}: {reason}")
 
 
 def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:

@@ -27,6 +27,8 @@ AtRung = Callable[[nn.Module, Epoch, float], dict[str, float]]  # model, its epo
 class Diverged(Infeasible):
     """The training loss stopped being a number."""
 
+    cause = "diverged"
+
 
 def fit(
     model: nn.Module,

@@ -122,9 +122,10 @@ def training_time(seconds: float) -> dict[str, Measurement]:
 
 def _unfinished(result: TrialResult, error: Exception) -> TrialResult:
     if isinstance(error, Infeasible):
-        return result.model_copy(update={"state": "INFEASIBLE", "reason": str(error)})
+        return result.model_copy(update={"state": "INFEASIBLE", "reason": str(error), "cause": error.cause})
     if is_out_of_memory(error):
-        return result.model_copy(update={"state": "INFEASIBLE", "reason": f"out of memory: {error}"})
+        reason = f"out of memory: {error}"
+        return result.model_copy(update={"state": "INFEASIBLE", "reason": reason, "cause": "out_of_memory"})
     reason = f"{type(error).__name__}: {error}"
     return result.model_copy(update={"state": "FAILED", "reason": reason, "traceback": traceback.format_exc()})
 
