@@ -4,8 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from postgres import QUOTED, SECRET, Server, server
 from test_searcher import COMPLETE, GRID, outcome, scripted
@@ -14,6 +17,7 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.search.engine import Engine, Task
+from equitune.search.extend import adapted
 from equitune.search.postgres import HeldStorage
 from equitune.search.searcher import StudySearcher
 from equitune.search.storage import open_storage, storage_at
@@ -40,13 +44,16 @@ def clean(database: Server) -> Server:
 class Driver:
     """What `run_study` does with a database, without Ray."""
 
-    def __init__(self, url: str | None, folder: StudyFolder, spec: StudySpec, stack: ExitStack) -> None:
+    def __init__(
+        self, url: str | None, folder: StudyFolder, spec: StudySpec, stack: ExitStack, started: Any = None
+    ) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         self.said: list[str] = []
         self.storage = stack.enter_context(storage_at(url, folder, spec))
-        begin(folder, spec, None, (), self.storage.name if self.storage else "journal")
+        begin(folder, spec, None, (), self.storage.name if self.storage else "journal", started)
         self.folder = folder
-        self.study = open_storage(folder, spec, self.storage, self.said.append)
+        adapt = partial(adapted, spec, folder, None, ())
+        self.study = open_storage(folder, spec, self.storage, self.said.append, adapt)
         self.engine = Engine(spec, folder, self.study)
 
     def train(self) -> int:
@@ -198,7 +205,6 @@ def test_a_trial_that_was_made_although_nobody_heard_of_it_is_found(
     clean: Server, tmp_path: Path, spec: StudySpec, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks between the server's commit and its answer; the broken twin makes the trial twice."""
-    import optuna
     import sqlalchemy.exc
 
     driver = Driver(clean.url, StudyFolder(tmp_path / "small"), spec, stack)
@@ -375,3 +381,68 @@ def test_a_grid_lies_in_a_database_too(
     driver = Driver(clean.url, StudyFolder(tmp_path / "small"), grid, stack)
     assert [driver.train() for _ in range(15)] == list(range(15))
     assert [trial.config.params for trial in StudyReader(driver.folder).read().trials] == grid.cells * 3
+
+
+def test_a_study_begins_warmly_and_is_extended_as_with_the_journal(
+    clean: Server, tmp_path: Path, study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four trials are brought, three are its own and one runs; then the space is wider, at the second try."""
+    few = load_study(study_file(), ("search.trials=3", "search.sampler=tpe"))
+    wider = load_study(study_file(), ("search.trials=9", "search.sampler=tpe", "model.width={int: [2, 9]}"))
+    other = load_study(study_file(), ("study=other", "search.trials=4", "search.sampler=random"))
+    started = {"imported": 4, "warm_start": {"studies": ["other"], "trials": [f"other/{n}" for n in range(4)]}}
+    told, add_trial = [], optuna.Study.add_trial
+
+    def dies(self: optuna.Study, trial: Any) -> None:
+        if trial.number == 5:
+            raise KeyboardInterrupt
+        add_trial(self, trial)
+
+    for url in (clean.url, None):
+        root = tmp_path / str(url is None)
+        folder = StudyFolder(root / "small")
+        with ExitStack() as stack:
+            source = Driver(None, StudyFolder(root / "other"), other, stack)
+            assert [source.train() for _ in range(4)] == [0, 1, 2, 3]
+            driver = Driver(url, folder, few, stack, started)
+            assert [driver.train() for _ in range(2)] == [4, 5]
+            begun = driver.engine.next_task()
+            assert isinstance(begun, Task)
+        monkeypatch.setattr(optuna.Study, "add_trial", dies)
+        with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+            Driver(url, folder, wider, stack)
+        monkeypatch.undo()
+        for expected in ([6, 7], [8, 9, 10, 11, 12]):  # the one that ran goes first
+            with ExitStack() as stack:
+                driver = Driver(url, folder, wider, stack)
+                assert driver.study.study_name == "small, extended 1"
+                assert [driver.train() for _ in expected] == expected
+        assert not driver.engine.has_trials_left()
+        told.append([(trial.state, trial.values, trial.params) for trial in driver.study.get_trials()])
+        assert [trial.config.params for trial in StudyReader(folder).read().trials] == [
+            params for *_, params in told[-1]
+        ]
+    assert told[0] == told[1]
+    assert any(params["model.width"] > 4 for *_, params in told[0])
+
+
+def test_a_failed_cell_of_a_design_in_a_database_is_trained_again(
+    clean: Server, tmp_path: Path, study_file: Callable[..., Path]
+) -> None:
+    """The driver dies between the second trial's record, which says that it failed, and the telling."""
+    grid, folder = load_study(study_file(), GRID), StudyFolder(tmp_path / "small")
+    with ExitStack() as stack:
+        driver = Driver(clean.url, folder, grid, stack)
+        assert driver.train() == 0
+        failing = driver.engine.next_task()
+        assert isinstance(failing, Task)
+        write_json(failing.folder.result, outcome(1, "FAILED", reason="ValueError: x").model_dump(mode="json"))
+    with ExitStack() as stack:
+        driver = Driver(clean.url, folder, grid, stack)
+        trained = [driver.train() for _ in range(14)]
+        assert trained == list(range(2, 16))
+        assert not driver.engine.has_trials_left()
+        assert driver.engine.ended_by() == "trials: 15 of 15"
+    counted = StudyReader(folder).read().counted()
+    assert sorted(trial.cell for trial in counted) == list(range(15))
+    assert {trial.state for trial in counted} == {"COMPLETE"}
