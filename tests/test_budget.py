@@ -251,6 +251,19 @@ def test_mistakes_are_said_in_a_sentence(search: str, sentence: str, study_file:
     assert sentence in str(caught.value)
 
 
+def test_a_target_that_no_front_can_reach_is_refused(study_file: Write) -> None:
+    accuracy = "objectives={accuracy: {direction: maximize, reference: 0.4}}"
+    with pytest.raises(
+        UserError, match=r"hypervolume=0.7: no front has more than 0.6 below these references, but got 0.7"
+    ):
+        load_study(study_file(), (accuracy, "search.hypervolume=0.7"))
+    load_study(study_file(), (accuracy, "search.hypervolume=0.5"))
+    and_error = "objectives={accuracy: {direction: maximize, reference: 0.4}, parameters: {direction: minimize, reference: 1000}}"
+    load_study(study_file(), (and_error, "search.hypervolume=600"))
+    with pytest.raises(UserError, match="no front has more than 600"):
+        load_study(study_file(), (and_error, "search.hypervolume=601"))
+
+
 def test_a_design_is_not_cut_short_by_its_front(study_file: Write) -> None:
     grid = "{sampler: grid, plateau: {trials: 3}}"
     text = SMALL_STUDY.replace("{trials: 4, seed: 7}", grid).replace("{int: [2, 4]}", "2")

@@ -18,13 +18,14 @@ class Plateau(Strict):
     gain: Annotated[float, Field(ge=0)] = 0.01  # of the hypervolume before them
 
 
-def check_budgets(search: "SearchSpec", without_reference: Collection[str], on_gpu: bool) -> None:
+def check_budgets(search: "SearchSpec", without_reference: Collection[str], on_gpu: bool, largest: float) -> None:
     """Refuses budgets that can never be reached, or would cut a design short.
 
     Args:
         search: the section.
         without_reference: the objectives that have none.
         on_gpu: whether trials run on GPUs.
+        largest: the hypervolume that no front can exceed, where each objective has a reference.
 
     Raises:
         ValidationError: with each of them.
@@ -37,6 +38,11 @@ def check_budgets(search: "SearchSpec", without_reference: Collection[str], on_g
         names = ", ".join(without_reference)
         example = f"{next(iter(without_reference))}: {{direction: ..., reference: 1.0}}"
         sentence = f"a target needs a reference of each objective, but {names} has none: write {example}"
+        mistakes.add(("search", "hypervolume"), sentence)
+    elif search.hypervolume is not None and search.hypervolume > largest:
+        sentence = (
+            f"no front has more than {largest:g} below these references, but got {search.hypervolume:g}: give less"
+        )
         mistakes.add(("search", "hypervolume"), sentence)
     for name in ("hypervolume", "plateau"):
         if getattr(search, name) is not None and search.design:

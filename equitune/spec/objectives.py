@@ -161,6 +161,15 @@ def reachable(metric: str, measures: Iterable[Call]) -> tuple[float, float]:
     return (0.0, math.inf) if metric in _COSTS else (-math.inf, math.inf)
 
 
+def largest_hypervolume(objectives: Mapping[str, Objective], measures: Iterable[Call]) -> float:
+    """What no front can exceed, below references that each objective has; infinite where that is not known."""
+    sides = []
+    for name, objective in objectives.items():
+        low, high = reachable(name, measures)
+        sides.append(abs((high if objective.direction == "maximize" else low) - (objective.reference or 0.0)))
+    return math.prod(sides)
+
+
 def _objective(data: Any) -> Objective:
     if isinstance(data, Mapping):
         return checked(Objective, dict(data))

@@ -21,6 +21,7 @@ from equitune.spec.objectives import (
     Objective,
     declared_metrics,
     idle_bounds,
+    largest_hypervolume,
     read_constraints,
     read_objectives,
     reported,
@@ -167,7 +168,8 @@ class StudySpec(Strict):
         study = self.model_copy(update={"search": settled(self.search, self.sections())})
         require_distinct(study)
         without = [name for name in self.objectives if name not in self.references]
-        check_budgets(study.search, without, bool(self.resources.gpu))
+        largest = largest_hypervolume(self.objectives, self.measures)
+        check_budgets(study.search, without, bool(self.resources.gpu), largest)
         return study
 
     @cached_property
