@@ -1,9 +1,12 @@
 """Findings in words, and studies beside each other: what follows from numbers by rule, and what must not."""
 
+import math
+
 import numpy as np
 import pytest
 from made import made
 
+from equitune.analysis.correlation import rank_correlation
 from equitune.analysis.findings import Finding, findings
 from equitune.analysis.hypervolume import hypervolume
 from equitune.analysis.summary import analyse
@@ -79,6 +82,48 @@ def test_a_relation_is_found_with_its_direction() -> None:
     found = findings(study, analyse(study))
     assert [finding.verdict for finding in found] == ["found", "found"]
     assert found[0].sentence.startswith("model.width and accuracy rise together (Spearman's correlation +1.00")
+
+
+def test_replicates_are_no_trials_of_their_own() -> None:
+    """Six configurations whose accuracy and error are unrelated luck, each ten times with a little noise."""
+    rng = np.random.default_rng(3)
+    arms = [(width, *rng.normal(size=2)) for width in range(1, 7)]
+    rows = [
+        {"model.width": width, "replicate": replicate, "accuracy": a + rng.normal(0, 0.01), "parameters": width}
+        | {"translation_error": e + rng.normal(0, 0.01)}
+        for replicate in range(10)
+        for width, a, e in arms
+    ]
+    study = made(rows, varied=["model.width"])
+    said = analyse(study)
+    assert said.correlations[0].overall.p < 0.05  # the broken twin: 60 trials prove what 6 draws cannot
+    (finding,) = (each for each in findings(study, said) if each.sentence.startswith("accuracy and translation error"))
+    assert finding.verdict == "not enough evidence"
+    assert "n = 6 configurations" in finding.sentence
+
+
+def test_what_is_certain_is_found_among_many() -> None:
+    """One of 130 parameters decides: as many shuffles as there are could not say so after Holm's correction."""
+    rng = np.random.default_rng(2)
+    table = rng.normal(size=(60, 130))
+    rows = [{f"p.{i}": float(value) for i, value in enumerate(row)} | {"accuracy": float(row[0])} for row in table]
+    study = made([row | {"parameters": 1.0} for row in rows], ACCURACY, varied=[f"p.{i}" for i in range(130)])
+    found = [each for each in findings(study, analyse(study)) if each.verdict == "found"]
+    assert [each.sentence.split(" and ")[0] for each in found] == ["p.0"]
+    assert "Holm's p < 0.001" in found[0].sentence
+
+
+@pytest.mark.parametrize("n", [8, 12, 40])
+def test_the_tail_beyond_all_shuffles_is_the_heavier_one(n: int) -> None:
+    """A perfect order is one of n! orders, or two; scipy's t says 0 there, which is too little."""
+    found = rank_correlation([np.stack([np.arange(n), np.arange(n)], axis=1).astype(float)])
+    assert 2 / math.factorial(n) < found.p <= 1 / 1999
+
+
+def test_that_a_wider_network_has_more_parameters_is_no_finding() -> None:
+    rows = [{"model.width": float(w), "accuracy": 0.5 + w / 100, "parameters": 100.0 * w} for w in range(1, 13)]
+    study = made(rows, {**ACCURACY, "parameters": "minimize"}, varied=["model.width"])
+    assert not any("and parameters" in each.sentence for each in findings(study, analyse(study)))
 
 
 def front_of(shift: float, stderr: float, trials: int = 6) -> StudyRecord:

@@ -5,21 +5,28 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from invented import add_trial, invent
+from made import made
 
 import equitune
 from equitune.cli import cli
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
+from equitune.report import figures, panels
+from equitune.report.files import write_tables
+from equitune.report.front import GREY, interactive_front, plain
 from equitune.report.page import inert, page
+from equitune.report.parts import Chapter, Picture, Section, Table
 from equitune.report.sections import chapter_of
 from equitune.spec.load import load_study
+from equitune.spec.objectives import Bound
 from equitune.spec.study import StudySpec
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> \"q\" & 漢字 עברית"
@@ -66,6 +73,130 @@ def test_trials_link_to_their_runs(ui: str | None, base: str, tmp_path: Path, sm
     }
     assert links["2"] == f"{base}/#/experiments/7/runs/abc"
     assert links["1"] is None
+
+
+def test_links_stand_in_the_table_and_are_web_addresses(tmp_path: Path, small_spec: StudySpec) -> None:
+    folder = invent(tmp_path / "small", small_spec, 3)
+    for ui, is_linked in (("https://tracking.example", True), ("javascript:alert(1)//", False)):
+        write_json(folder.runs, {"ui": ui, "experiment": "7", "runs": {"2": "abc"}})
+        text = text_of(folder)
+        assert (f'<td class="number"><a href="{ui}/#/experiments/7/runs/abc">2</a></td>' in text) == is_linked
+        assert ui in text or not is_linked
+        assert "javascript:" not in text
+
+
+def test_names_are_text_in_the_interactive_front() -> None:
+    """plotly reads its labels as HTML of its own, with links."""
+    evil = '<a href="https://evil.example">accuracy</a>'
+    study = made(
+        [{evil: 0.5, "other<b>": 0.1, "third<i>": 2.0}] * 2,
+        {evil: "maximize", "other<b>": "minimize", "third<i>": "minimize"},
+    )
+    assert not re.search("<(a|i)|<b>(?!trial)", json.dumps(interactive_front(study)))
+    assert "&lt;a href" in json.dumps(interactive_front(study))
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "+1+cmd|' /C calc'!A0", "-x", "\t=1"])
+def test_no_cell_of_csv_is_a_formula(cell: str) -> None:
+    assert plain(cell) == f"'{cell}"
+    for number in ("+0.0299", "-1.5e-3", "+0.0100 to -0.0300", "-0.5000 ± 0.0100", 0.5, -1, None, "relu"):
+        assert plain(number) == number
+
+
+def test_violating_and_pruned_trials_are_said_with_their_reasons() -> None:
+    rows = [{"accuracy": 0.5 + i / 10, "translation_error": i / 10, "parameters": 100.0 * i} for i in range(1, 5)]
+    rows.append({"accuracy": 0.1, "translation_error": 0.1, "state": "PRUNED"})
+    study = made(rows, constraints={"parameters": Bound(at_most=250)}, info={"created": 0.0})
+    chapter = chapter_of(study, StudyFolder(Path("none")))
+    tables = {part.name: part for part in chapter.parts() if isinstance(part, Table)}
+    assert [row[:2] for row in tables["endings"].rows] == [["2", "COMPLETE"], ["3", "COMPLETE"], ["4", "PRUNED"]]
+    assert "250" in tables["endings"].rows[0][2]
+    assert ["constraints", "parameters at most 250"] in tables["study"].rows
+    assert [row[0] for row in tables["front"].rows] == ["1", "0"]
+    assert not any("test" in name for name in tables["front"].header)
+    drawn = figures.scatter(study, [*study.feasible(), study.trials[3]], {0, 1}, "translation_error", "accuracy")
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["violates a constraint", "front"]
+
+
+def test_a_page_shows_a_part_of_a_long_table_and_says_so(tmp_path: Path) -> None:
+    table = Table("long", ["trial"], [[str(i)] for i in range(100)])
+    chapter = Chapter("x", [Section("long", "Long", [table])])
+    text = page([chapter])
+    assert text.count("<tr><td") == 60
+    assert "40 more: equitune report --format csv." in text
+    (path,) = write_tables([chapter], tmp_path)
+    assert len(path.read_text().splitlines()) == 101
+
+
+def test_axes_follow_what_their_parameter_was_drawn_from() -> None:
+    """Logarithmic where the study draws so, whatever the range of what was drawn; numbers in their order."""
+    space = {"training": {"lr": {"float": [0.001, 0.003], "log": True}}, "augmentation": {"deg": {"float": [0, 45]}},
+             "model": {"depth": {"choice": [8, 14]}}}  # fmt: skip
+    rows = [
+        {"training.lr": 0.001 + i / 5000, "augmentation.deg": 0.1 + 4.0 * i, "model.depth": (8, 14)[i % 2]}
+        | {"accuracy": 0.5, "translation_error": 0.1 * i, "parameters": 1.0}
+        for i in range(10)
+    ]
+    names = ["training.lr", "augmentation.deg", "model.depth"]
+    study = made(rows, varied=names, info={"identity": space})
+    pictures = {
+        part.name: part for section in panels.panels(study) for part in section.parts if isinstance(part, Picture)
+    }
+    scales = {name: pictures[f"{name.replace('.', '-')}-translation_error"].draw().axes[0] for name in names}
+    assert scales["training.lr"].get_xscale() == "log"
+    assert scales["augmentation.deg"].get_xscale() == "linear"  # though it spans a factor of 361
+    assert [text.get_text() for text in scales["model.depth"].get_xticklabels()] == ["8", "14"]
+
+
+def test_a_colour_is_not_spent_on_an_error_next_to_zero() -> None:
+    three = {"accuracy": "maximize", "translation_error": "minimize", "d4_error": "minimize"}
+    rows = [{"accuracy": i / 9, "translation_error": i / 9, "d4_error": 2e-8 if not i else i / 9} for i in range(9)]
+    (trace,) = (trace for trace in interactive_front(made(rows, three))["data"] if trace["name"] == "front")
+    assert sorted(trace["marker"]["color"]) == [row["d4_error"] for row in rows]
+    counts = [{**row, "d4_error": 10.0 ** (i + 1)} for i, row in enumerate(rows)]
+    (trace,) = (trace for trace in interactive_front(made(counts, three))["data"] if trace["name"] == "front")
+    assert trace["marker"]["colorbar"]["ticktext"][-1] == "1,000,000,000"
+
+
+def test_every_word_of_a_picture_is_inside_it_and_apart(tmp_path: Path) -> None:
+    long = "translation_substride_invariance_error"
+    rows = [("augmentation.translate.max_px", (0.3, 0.1)), ("prior", (0.1, 0.2))]
+    study = made([{"accuracy": 0.5, long: i} for i in range(5)], {"accuracy": "maximize", long: "minimize"})
+    for drawn in (
+        figures.bars(rows, ("PED-ANOVA", "fANOVA"), f"importance for {long.replace('_', ' ')}"),
+        figures.scatter(study, study.trials, {1}, long, "accuracy"),
+        figures.against_numbers([0.003, 0.03], [0, 1], "training.lr", long, True),
+        figures.against_numbers([1e3, 1e6], [0, 1], "number of parameters", long, True),
+        figures.against_numbers([5e3, 8e4], [0, 1], "training.images", long, False),
+    ):
+        drawn.canvas.draw()
+        (axes,) = drawn.axes
+        for text in (label for label in (axes.xaxis.label, axes.yaxis.label) if label.get_text()):
+            box = text.get_window_extent()
+            assert drawn.bbox.x0 <= box.x0
+            assert box.x1 <= drawn.bbox.x1
+            assert drawn.bbox.y0 <= box.y0
+            assert box.y1 <= drawn.bbox.y1
+        boxes = [text.get_window_extent() for text in axes.get_xticklabels() if text.get_text()]
+        boxes = [box for box in boxes if axes.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + 1]
+        assert len(boxes) > 1
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#16181b"])
+def test_what_is_drawn_first_is_seen_on_light_and_dark(paper: str) -> None:
+    """3 to 1, as WCAG 2.2 asks of graphics, for the colours of up to four lines and of dominated trials."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in (*figures.COLOURS[:3], GREY):
+        dark, light = sorted((luminance(colour), luminance(paper)))
+        assert (light + 0.05) / (dark + 0.05) >= 3
+    if paper != "#ffffff":
+        assert all(luminance(colour) > 0.1 for colour in figures.COLOURS)  # none is black
 
 
 @pytest.mark.parametrize("num_trials", [0, 1, 2])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from html import escape
 from typing import Any
 
 from equitune.analysis.pareto import front
@@ -57,7 +58,7 @@ def _interactive(studies: Sequence[StudyRecord], x: str, y: str) -> dict[str, An
         members = sorted(front(study), key=lambda trial: point(trial, x)[0])
         trace: dict[str, Any] = {
             "type": "scatter",
-            "name": study.name,
+            "name": escape(study.name),
             "mode": "lines+markers",
             "x": [point(trial, x)[0] for trial in members],
             "y": [point(trial, y)[0] for trial in members],
@@ -73,8 +74,8 @@ def _interactive(studies: Sequence[StudyRecord], x: str, y: str) -> dict[str, An
     first = studies[0]
     layout = {
         "title": {"text": ""},
-        "xaxis": {"title": {"text": label(first, x)}},
-        "yaxis": {"title": {"text": label(first, y)}},
+        "xaxis": {"title": {"text": escape(label(first, x))}},
+        "yaxis": {"title": {"text": escape(label(first, y))}},
         "legend": {"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
     }
     return {"data": traces, "layout": layout}

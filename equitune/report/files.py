@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from equitune.report.figures import as_file
+from equitune.report.front import plain
 from equitune.report.parts import Chapter, Picture, Table
 
 
@@ -38,7 +39,8 @@ def write_tables(chapters: list[Chapter], folder: Path) -> list[Path]:
                 paths.append(folder / f"{_prefix(chapters, chapter)}{part.name}.csv")
                 with paths[-1].open("w", newline="", encoding="utf-8") as file:
                     writer = csv.writer(file, lineterminator="\n")
-                    writer.writerows([part.header, *part.rows] if any(part.header) else part.rows)
+                    lines = [part.header, *part.rows] if any(part.header) else part.rows
+                    writer.writerows([plain(cell) for cell in line] for line in lines)
     return paths
 
 
@@ -53,8 +55,8 @@ def _markdown(chapters: list[Chapter]) -> Iterator[str]:
                 elif isinstance(part, Table):
                     yield f"| {' | '.join(map(_escaped, part.header))} |"
                     yield f"|{'---|' * len(part.header)}"
-                    yield from (f"| {' | '.join(map(_escaped, row))} |" for row in part.rows)
-                    yield f"\n{_escaped(part.caption)}\n" if part.caption else ""
+                    yield from (f"| {' | '.join(map(_escaped, row))} |" for row in part.shown())
+                    yield f"\n{_escaped(part.said())}\n" if part.said() else ""
                 else:
                     yield f"{part if part.startswith('`') else _escaped(part)}\n"
 

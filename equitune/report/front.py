@@ -2,7 +2,9 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 from equitune.spec.objectives import Direction
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"  # Okabe and Ito's, told apart by the colour-blind
-MOST_BARS = 300  # dominated trials that have error bars: of more they hide each other
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#868686"  # Okabe and Ito's, told apart by the colour-blind
+MOST_BARS = 300  # trials of a kind that have error bars: of more they hide each other
+NUMBERS = re.compile(r"[+-][\d.,e+-]*( ± [\d.,e-]+| to [+-]?[\d.,e+-]+)?")
 VIOLATES = "violates a constraint"
 MOST_LAYERS = 12  # that a trial's description lists
 INCLUDES = {"translation_substride": "translation", "d4": "c4"}  # a symmetry, and the one that is a part of it
@@ -53,7 +56,7 @@ def write_picture(study: StudyRecord, path: Path) -> None:
         from matplotlib.colors import LogNorm
 
         values = [point(trial, colour_name)[0] for trial in members]
-        norm = LogNorm() if min(values) > 0 and max(values) > 10 * min(values) else None
+        norm = LogNorm() if _is_wide(values) else None
         drawn = axes.scatter(
             *place, c=values, norm=norm, s=70, cmap="viridis", edgecolor="black", label="front", zorder=3
         )
@@ -101,15 +104,12 @@ def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None
         marker: dict[str, Any] = {"size": 12 if on_front else 7, "color": BLUE if on_front else GREY}
         marker["symbol"] = "x" if name == VIOLATES else "circle"
         if on_front and colour_name:
-            values = [point(trial, colour_name)[0] for trial in trials]
-            logs = [math.log10(max(value, 1e-12)) for value in values]
-            marker |= {"color": logs, "colorscale": "Viridis", "showscale": True, "line": {"width": 1}}
-            marker["colorbar"] = {"title": {"text": f"log10 {colour_name}", "side": "right"}, "thickness": 14}
+            marker |= _coloured(study, colour_name, [point(trial, colour_name)[0] for trial in trials])
         trace: dict[str, Any] = {
             "type": "scatter",
             "x": [x for (x, _), _ in points],
             "y": [y for _, (y, _) in points],
-            "mode": "markers+text" if on_front else "markers",
+            "mode": "markers+text" if on_front and len(trials) <= MOST_BARS else "markers",
             "textposition": "top right",
             "marker": marker,
             "name": name,
@@ -119,14 +119,14 @@ def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None
         }
         if on_front:
             trace |= {"text": [str(trial.number) for trial in trials], "cliponaxis": False}
-        if on_front or len(trials) <= MOST_BARS:
+        if len(trials) <= MOST_BARS:
             for axis, errors in (("x", [e or 0 for (_, e), _ in points]), ("y", [e or 0 for _, (_, e) in points])):
                 trace[f"error_{axis}"] = {"type": "data", "array": errors, "thickness": 1, "color": GREY}
         traces.append(trace)
     layout = {
-        "title": {"text": title(study, members)},
-        "xaxis": {"title": {"text": label(study, x_name)}},
-        "yaxis": {"title": {"text": label(study, y_name)}},
+        "title": {"text": escape(title(study, members))},
+        "xaxis": {"title": {"text": escape(label(study, x_name))}},
+        "yaxis": {"title": {"text": escape(label(study, y_name))}},
         "legend": {"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
     }
     return {"data": traces, "layout": layout}
@@ -135,7 +135,13 @@ def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None
 def write_table(study: StudyRecord, path: Path) -> None:
     """Every ended trial as a line of CSV, the front first."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows(study))
+        csv.writer(file).writerows([plain(cell) for cell in row] for row in rows(study))
+
+
+def plain(cell: Any) -> Any:
+    """A cell of CSV that no spreadsheet takes for a formula; numbers and intervals stay as they are."""
+    is_formula = isinstance(cell, str) and cell[:1] in set("=+-@\t\r") and not NUMBERS.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
 
 
 def rows(study: StudyRecord) -> Iterator[list[Any]]:
@@ -227,21 +233,35 @@ def _objectives_first(study: StudyRecord) -> Any:
     return lambda name: (order.index(name) if name in order else len(order), name)
 
 
+def _coloured(study: StudyRecord, name: str, values: list[float]) -> dict[str, Any]:
+    """A marker whose colour shows a third objective; a wide count by its logarithm, ticks at its values."""
+    bar: dict[str, Any] = {"title": {"text": escape(label(study, name)), "side": "right"}, "thickness": 14}
+    if _is_wide(values):
+        low, high = math.log10(min(values)), math.log10(max(values))
+        bar["tickvals"] = [low + (high - low) * step / 4 for step in range(5)]
+        bar["ticktext"] = [f"{10**tick:,.0f}" for tick in bar["tickvals"]]
+        values = [math.log10(value) for value in values]
+    return {"color": values, "colorscale": "Viridis", "showscale": True, "line": {"width": 1}, "colorbar": bar}
+
+
+def _is_wide(values: list[float]) -> bool:
+    """Whether values are counts, or seconds, over more than a decade; an error next to 0 is no decade of its own."""
+    return bool(values) and min(values) >= 1 and max(values) > 10 * min(values)
+
+
 def hover(study: StudyRecord, trial: TrialRecord) -> str:
     """What an interactive picture says of a trial: lines of HTML, every name and value of the study escaped."""
-    from html import escape
-
     lines = [f"<b>trial {trial.number}</b>"]
-    lines += [f"{escape(name)}: {shown(trial.metrics.get(name))}" for name in study.objectives]
+    lines += [f"{escape(name)}: {escape(shown(trial.metrics.get(name)))}" for name in study.objectives]
     lines += [f"{escape(name)} = {escape(short(value))}" for name, value in trial.config.params.items()]
     lines += [f"violates {escape(name)}: {escape(reason)}" for name, reason in study.violations(trial).items()]
     if trial.exact:
-        lines.append(f"exact under: {exact_under(trial)}")
+        lines.append(f"exact under: {escape(exact_under(trial))}")
     if trial.amounts:
         lines.append("amount before training → after")
     for layer, amount in list(trial.amounts.items())[:MOST_LAYERS]:
         unit = f" {amount.unit}" if amount.unit != "1" else ""
-        lines.append(f"{escape(layer)}: {amount.before:.3f} → {amount.after:.3f}{unit}")
+        lines.append(f"{escape(layer)}: {amount.before:.3f} → {amount.after:.3f}{escape(unit)}")
     if len(trial.amounts) > MOST_LAYERS:
         lines.append(f"and {len(trial.amounts) - MOST_LAYERS} more layers")
     return "<br>".join(lines)

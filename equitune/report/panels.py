@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from equitune.analysis.importance import distributions
 from equitune.analysis.pareto import front
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.report import figures
@@ -55,8 +56,9 @@ def _loss(study: StudyRecord, trial: TrialRecord, name: str) -> float:
 
 def panels(study: StudyRecord) -> Iterator[Section]:
     """Augmentation, capacity and prior beside equivariance: the three findings of 2304.02628, as seen here."""
+    drawn_from = distributions(study)
     for key, title, names in (
-        ("augmentation", "Augmentation", ("augmentation", "averaging", "training")),
+        ("augmentation", "Augmentation and training", ("augmentation", "averaging", "training")),
         ("capacity", "Capacity", ("model", "input")),
         ("prior", "Convolution prior and downsampling", ("prior", "downsampler", "stem")),
     ):
@@ -66,12 +68,14 @@ def panels(study: StudyRecord) -> Iterator[Section]:
             {name for trial in drawn for name in trial.config.params if name.split(".")[0] in names},
             key=lambda name: (name.count("."), name),
         )
-        columns: list[tuple[str, Callable[[TrialRecord], object]]] = [(name, partial(_param, name)) for name in params]
+        columns: list[tuple[str, Callable[[TrialRecord], object], bool]] = [
+            (name, partial(_param, name), getattr(drawn_from.get(name), "log", False)) for name in params
+        ]
         if key == "capacity":
-            columns.append(("parameters", _size))
-        for what, value_of in columns:
+            columns.append(("number of parameters", _size, True))
+        for what, value_of, is_log in columns:
             for metric in equivariances(study)[:2] + ["accuracy"] * ("accuracy" in metric_names(study)):
-                picture = _panel(study, drawn, what, value_of, metric)
+                picture = _panel(drawn, what, value_of, metric, is_log)
                 if picture and len(section.parts) < MOST_PANELS:
                     section.parts.append(picture)
         yield section
@@ -86,7 +90,7 @@ def _size(trial: TrialRecord) -> object:
 
 
 def _panel(
-    study: StudyRecord, trials: list[TrialRecord], what: str, value_of: Callable[[TrialRecord], object], metric: str
+    trials: list[TrialRecord], what: str, value_of: Callable[[TrialRecord], object], metric: str, is_log: bool
 ) -> Picture | None:
     """One metric at every value of a parameter; nothing where the parameter takes one value alone."""
     pairs = [(value_of(trial), point(trial, metric)[0]) for trial in trials if metric in trial.metrics]
@@ -99,8 +103,9 @@ def _panel(
     name, y_label = f"{slug(what)}-{metric}", metric.replace("_", " ")
     if numbers is not None and len(values) > 4:
         ys = [number for _, number in pairs]
-        return Picture(name, caption, lambda: figures.against_numbers(numbers, ys, what, y_label))
-    groups = {short(value): [number for other, number in pairs if other == value] for value in sorted(values, key=str)}
+        return Picture(name, caption, lambda: figures.against_numbers(numbers, ys, what, y_label, is_log))
+    in_order = sorted(values, key=str if numbers is None else lambda value: float(value))
+    groups = {short(value): [number for other, number in pairs if other == value] for value in in_order}
     return Picture(name, caption, lambda: figures.against_names(groups, what, y_label))
 
 

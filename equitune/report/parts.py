@@ -12,13 +12,23 @@ MOST_ROWS = 60  # of a table on a page; its file has all
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of text; a page's reader sorts it by its columns."""
+    """A header and rows of text; a page shows the first MOST_ROWS, and its reader sorts them by the columns."""
 
     name: str
     header: list[str]
     rows: list[list[str]]
     caption: str = ""
     is_folded: bool = False  # on a page: shown once its reader asks for it
+    links: dict[str, str] = field(default_factory=dict)  # of cells of the first column
+
+    def shown(self) -> list[list[str]]:
+        """The rows that a page shows."""
+        return self.rows[:MOST_ROWS]
+
+    def said(self) -> str:
+        """The caption, and how many rows a page leaves out."""
+        left_out = len(self.rows) - MOST_ROWS
+        return self.caption + (f" {left_out:,} more: equitune report --format csv." if left_out > 0 else "")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equitune.records.reader import TrialRecord
-from equitune.report.figures import COLOURS, canvas
+from equitune.report.figures import COLOURS, SMALL, UPWARDS, canvas
 from equitune.report.front import GREY
 
 if TYPE_CHECKING:
@@ -104,9 +104,11 @@ def _small(panel: Panel, colours: Mapping[str, str]) -> "Figure":
             if control:
                 axes.plot(*zip(*control, strict=True), color=colours[name], alpha=0.6, **style)
     _draw_models(axes, panel, colours)
-    axes.set_ylabel(PANELS[panel.quantity], fontsize=8)
+    axes.set_ylabel(textwrap.fill(PANELS[panel.quantity], UPWARDS), fontsize=SMALL)
+    axes.xaxis.label.set_size(SMALL)
+    axes.tick_params(labelsize=SMALL)
     axes.set_title(panel.title, fontsize=9, loc="left")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=SMALL)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.0), max(high, 1.03))
     return figure

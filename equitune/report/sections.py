@@ -1,8 +1,11 @@
 """What a report says of a study, section by section."""
 
 import json
+import re
 import time
 from collections import Counter
+from functools import partial
+from itertools import combinations
 
 from equitune.analysis.pareto import front
 from equitune.analysis.summary import analyse
@@ -10,11 +13,12 @@ from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.report import conclusions, figures, panels
 from equitune.report.arms import shown_split
-from equitune.report.front import exact_under, interactive_front, measured, point, short, shown
-from equitune.report.parts import MOST_ROWS, Chapter, Picture, Section, Table
+from equitune.report.front import exact_under, interactive_front, measured, point, short, shown, violated
+from equitune.report.parts import Chapter, Picture, Section, Table
 from equitune.report.terminal import duration
 
 LOCAL_UI = "http://127.0.0.1:5000"
+WEB = re.compile("https?://")
 PROGRAMS = ("equitune", "git", "python", "torch")
 
 
@@ -60,7 +64,8 @@ def _links(folder: StudyFolder) -> dict[int, str]:
     try:
         places = json.loads(folder.runs.read_text(encoding="utf-8"))
         at = f"{places['ui'] or LOCAL_UI}/#/experiments/{places['experiment']}/runs"
-        return {int(number): f"{at}/{run}" for number, run in places["runs"].items()}
+        # A link that is no web address could be a script.
+        return {int(number): f"{at}/{run}" for number, run in places["runs"].items()} if WEB.match(at) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -78,13 +83,14 @@ def _ran(study: StudyRecord, question: str | None) -> Section:
         ["state", study.state],
         ["computing time", f"{duration(seconds)} in all trials"],
         ["objectives", ", ".join(f"{name} ({direction})" for name, direction in study.objectives.items())],
+        *([["constraints", _constraints(study)]] if study.constraints else []),
         ["data", f"{identity.get('data', {}).get('name', '?')}, fingerprint {study.info.get('data_fingerprint', '?')}"],
         ["images", ", ".join(f"{split} n = {n:,}" for split, n in splits.items()) or "?"],
         ["sampler, seed", ", ".join(str(value) for value in identity.get("search", {}).values())],
         ["replicates", str(study.replicates)],
         [
             "versions",
-            ", ".join(f"{key} {versions[key]}" for key in ("equitune", "git", "python", "torch") if key in versions),
+            ", ".join(f"{key} {versions[key]}" for key in PROGRAMS if key in versions),
         ],
         ["device", " ".join(versions[key] for key in ("device", "device_name") if key in versions) or "?"],
         ["begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(study.info["created"]))],
@@ -105,27 +111,45 @@ def _front(study: StudyRecord, links: dict[int, str]) -> Section:
     section.parts.append(
         Picture(
             "front",
-            "Every complete trial; those of the front are not beaten by any other in all objectives. Bars: one "
-            "standard error over images. Hover for the configuration.",
+            (
+                "Every complete trial; "
+                + (
+                    "the front is the best of them."
+                    if one
+                    else "those of the front are not beaten by any other in all objectives."
+                )
+            )
+            + " Bars: one standard error over images. Hover for the configuration.",
             lambda: figures.scatter(study, drawn, numbers, x, y),
             interactive_front(study, links),
         )
     )
     params = sorted({name for trial in members for name in trial.config.params})
-    header = ["trial", *study.objectives, *(f"test {name}" for name in study.objectives), *params, "exact under"]
-    shown_members = sorted(drawn, key=lambda trial: _ranked(study, trial))[:MOST_ROWS] if one else members[:MOST_ROWS]
+    section.parts.extend(
+        Picture(
+            f"front-{across}-{upwards}",
+            f"{_words(across)} against {_words(upwards)}.",
+            partial(figures.scatter, study, drawn, numbers, across, upwards),
+        )
+        for upwards, across in list(combinations(study.objectives, 2))[1:]
+    )
+    ranked = sorted(drawn, key=lambda trial: (bool(study.violations(trial)), _ranked(study, trial))) if one else members
+    tested = [name for name in study.objectives if any(name in trial.test for trial in ranked if trial.test)]
+    header = ["trial", *study.objectives, *(f"test {name}" for name in tested), *params, "exact under"]
     rows = [
         [
             str(trial.number),
             *(shown(trial.metrics.get(name)) for name in study.objectives),
-            *(shown(trial.test.get(name)) if trial.test else "–" for name in study.objectives),
+            *(shown(trial.test.get(name)) if trial.test else "–" for name in tested),
             *(short(trial.config.params.get(name, "–")) for name in params),
             exact_under(trial),
         ]
-        for trial in shown_members
+        for trial in ranked
     ]
-    caption = "Validation split, ± one standard error over images; the test split was read once, for these trials."
-    section.parts.append(Table("front", header, rows, caption))
+    caption = "Validation split, ± one standard error over images" + (
+        "; the test split was read once, for the trials that have values of it." if tested else "."
+    )
+    section.parts.append(Table("front", header, rows, caption, links={str(at): link for at, link in links.items()}))
     return section
 
 
@@ -146,25 +170,35 @@ def _amounts(study: StudyRecord) -> Section:
     if rows:
         header = ["trial", "layer", "kind", "before training", "after", "unit"]
         caption = "0 is strict, 1 is free, where the unit is 1; learned by the trials of the front."
-        section.parts.append(Table("amounts", header, rows[:MOST_ROWS], caption))
+        section.parts.append(Table("amounts", header, rows, caption))
     return section
 
 
 def _endings(study: StudyRecord) -> Section:
-    section = Section("endings", "Trials that did not complete")
+    section = Section("endings", "Trials that did not complete, or violate a constraint")
     rows = [
-        [str(trial.number), trial.state, trial.reason or "", _chosen(trial)] for trial in study.ended() if trial.reason
+        [str(trial.number), trial.state, trial.reason or violated(study, trial), _chosen(trial)]
+        for trial in study.ended()
+        if trial.state != "COMPLETE" or study.violations(trial)
     ]
     if rows:
-        caption = f"{len(rows)} trials." + (f" The first {MOST_ROWS}." if len(rows) > MOST_ROWS else "")
-        section.parts.append(Table("endings", ["trial", "state", "reason", "configuration"], rows[:MOST_ROWS], caption))
+        section.parts.append(
+            Table("endings", ["trial", "state", "reason", "configuration"], rows, f"{len(rows):,} trials.")
+        )
     return section
 
 
 def _controls(study: StudyRecord) -> Section:
     section = Section("controls", "Controls and chance levels")
     rows = [
-        [str(trial.number), name, shown(metric), _optional(metric.chance), _optional(metric.untrained), f"{metric.n:,}"]
+        [
+            str(trial.number),
+            name,
+            shown(metric),
+            _optional(metric.chance),
+            _optional(metric.untrained),
+            f"{metric.n:,}" if metric.n else "–",
+        ]
         for trial in panels.extremes(study)
         for name, metric in sorted(trial.metrics.items())
         if metric.chance is not None or metric.untrained is not None
@@ -190,6 +224,19 @@ def _axes(study: StudyRecord) -> tuple[str, str]:
     """Across and upwards: the second objective and the first; of one objective, the number of the trial."""
     first, *others = study.objectives
     return (others[0] if others else "trial"), first
+
+
+def _constraints(study: StudyRecord) -> str:
+    bounds = {name: bound.model_dump(exclude_none=True) for name, bound in study.constraints.items()}
+    return ", ".join(
+        f"{name} {kind.replace('_', ' ')} {short(limit)}"
+        for name, bound in bounds.items()
+        for kind, limit in bound.items()
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _chosen(trial: TrialRecord) -> str:
