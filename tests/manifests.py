@@ -3,11 +3,12 @@
 import copy
 import functools
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import kubernetes_validate
 import pytest
@@ -19,6 +20,13 @@ OVERLAYS = ("dev", "prod", "prod-job")
 OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes
 DELETED = object()
 Manifest = dict[str, Any]
+
+
+def absent(what: str, sentence: str) -> NoReturn:
+    """Skips a test for want of something, or fails it where EQUITUNE_REQUIRE names that."""
+    if what in os.environ.get("EQUITUNE_REQUIRE", "").split(","):
+        pytest.fail(sentence)
+    pytest.skip(sentence)
 
 
 @functools.cache
@@ -36,7 +44,7 @@ def renderer() -> list[str]:
 @functools.cache
 def _rendered(overlay: str) -> str:
     if not renderer():
-        pytest.skip("no kustomize 5 and no kubectl that has it: what deploy/ renders to stays unproved")
+        absent("kustomize", "no kustomize 5 and no kubectl that has it: what deploy/ renders to stays unproved")
     done = subprocess.run([*renderer(), str(DEPLOY / "overlays" / overlay)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
