@@ -1,0 +1,3 @@
+create database mlflow;
+create database mlflow_auth;
+create database optuna;
