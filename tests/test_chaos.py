@@ -21,7 +21,7 @@ from equitune.spec.load import load_study
 
 pytestmark = pytest.mark.slow
 
-EPOCHS, TRIALS = 40, 24
+EPOCHS, TRIALS = 20, 24
 STUDY = f"""\
 study: small
 data: {{name: digits, limit: 200}}
