@@ -13,7 +13,7 @@ from equitune.records.folder import StudyFolder
 
 pytestmark = pytest.mark.slow
 
-TRIALS, EPOCHS = 6, 60
+TRIALS, EPOCHS = 6, 120
 FAST_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 
 
@@ -36,9 +36,9 @@ def test_a_lost_node_costs_no_trial_and_one_that_joins_late_is_used(
     memory = 80_000_000  # bytes of each node's object store
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
     cluster.wait_for_nodes()
-    file = study_file(STUDY.replace("epochs: 40", f"epochs: {EPOCHS}"))
-    settings = ("--set", f"search.trials={TRIALS}", "--set", "resources.concurrent=3", "--address", cluster.address)
-    search = Search(file, tmp_path / "studies", *settings)
+    changes = (f"search.trials={TRIALS}", f"training.epochs={EPOCHS}", "resources.concurrent=3")
+    settings = [part for change in changes for part in ("--set", change)]
+    search = Search(study_file(STUDY), tmp_path / "studies", *settings, "--address", cluster.address)
     search.mark = "nodes"
 
     def training() -> set[int]:
