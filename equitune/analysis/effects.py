@@ -59,9 +59,7 @@ def arm_effects(study: StudyRecord, against: int = 0, split: str = "validation")
         return []
     baseline = found.index(arm_of(found, against))
     made = []
-    for objective in study.objectives:
-        table = by_replicate(found, objective, split)
-        certain = is_certain(table)
+    for objective, table, certain in tables_of(study, found, split):
         for index, arm in enumerate(found):
             if index != baseline:
                 change = Change("arm", found[baseline].number, arm.number)
@@ -84,9 +82,7 @@ def factor_effects(study: StudyRecord, against: int = 0, split: str = "validatio
         return []
     baseline = arm_of(found, against)
     made = []
-    for objective in study.objectives:
-        table = by_replicate(found, objective, split)
-        certain = is_certain(table)
+    for objective, table, certain in tables_of(study, found, split):
         for factor in factors(found):
             first, *others = levels(found, factor, baseline)
             cells = cells_of(found, (factor,), table)
@@ -97,6 +93,13 @@ def factor_effects(study: StudyRecord, against: int = 0, split: str = "validatio
                     differences = np.stack([after[context] - before[context] for context in shared])
                     made.append(compared(objective, (Change(factor, first, level),), differences, certain))
     return corrected_by_objective(made)
+
+
+def tables_of(study: StudyRecord, found: list[Arm], split: str) -> Iterator[tuple[str, Array, bool]]:
+    """Each objective, its values (arms, replicates), and whether they are no matter of chance."""
+    for objective in study.objectives:
+        table = by_replicate(found, objective, split)
+        yield objective, table, is_certain(table)
 
 
 def factors(found: list[Arm]) -> list[str]:

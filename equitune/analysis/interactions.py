@@ -13,9 +13,9 @@ from equitune.analysis.effects import (
     corrected_by_objective,
     factors,
     levels,
+    tables_of,
     typed,
 )
-from equitune.analysis.paired import by_replicate, is_certain
 from equitune.records.reader import StudyRecord
 
 
@@ -36,9 +36,7 @@ def interactions(study: StudyRecord, against: int = 0, split: str = "validation"
     baseline = arm_of(found, against)
     known = {factor: levels(found, factor, baseline) for factor in factors(found)}
     made = []
-    for objective in study.objectives:
-        table = by_replicate(found, objective, split)
-        certain = is_certain(table)
+    for objective, table, certain in tables_of(study, found, split):
         for one, other in combinations(known, 2):
             cells = cells_of(found, (one, other), table)
             first, second = known[one], known[other]

@@ -196,7 +196,7 @@ def _print_answer(
 
 def _print_plan(spec: "StudySpec") -> None:
     from equitune.datasets._splits import load_splits
-    from equitune.report.front import short
+    from equitune.report.front import settings
     from equitune.report.terminal import duration
     from equitune.search.plan import plan
 
@@ -204,7 +204,7 @@ def _print_plan(spec: "StudySpec") -> None:
     for trial in planned.trials:
         if trial.config.number == planned.num_exact:
             click.echo("  those that follow depend on results; without any they would be:")
-        values = ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
+        values = settings(trial.config.params)
         size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
         size += f" at width {trial.width}" if trial.width else ""
         of = f" (replicate {trial.config.replicate})" if spec.search.replicates > 1 else ""

@@ -1,6 +1,7 @@
 """Value objects of a trial: its measurements, its epochs, its result. Plain data, written as JSON."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from equitune.spec.objectives import BY_THE_CLOCK
@@ -100,5 +101,9 @@ class TrialResult(Strict):
 
     def repeatable(self) -> "TrialResult":
         """Without what a clock has measured: on one device and software, another run has all the rest bit for bit."""
-        metrics = {name: metric for name, metric in self.metrics.items() if name not in BY_THE_CLOCK}
-        return self.model_copy(update={"metrics": metrics, "seconds": {}})
+        return self.model_copy(update={"metrics": untimed(self.metrics), "seconds": {}})
+
+
+def untimed(metrics: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    """The metrics that no clock has measured."""
+    return {name: metric for name, metric in metrics.items() if name not in BY_THE_CLOCK and metric.unit != "s"}

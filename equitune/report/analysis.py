@@ -13,14 +13,15 @@ from rich.text import Text
 from equitune.analysis.arms import Arm
 from equitune.analysis.correlation import RankCorrelation
 from equitune.analysis.effects import Change, Comparison
+from equitune.analysis.findings import described
 from equitune.analysis.front_uncertainty import FrontUncertainty
 from equitune.analysis.hypervolume import Reference
 from equitune.analysis.importance import Importance
-from equitune.analysis.paired import smallest_p
+from equitune.analysis.paired import Effect, smallest_p
 from equitune.analysis.summary import Analysis, analyse
 from equitune.records.reader import StudyRecord
 from equitune.report.arms import ARROW, shown_split
-from equitune.report.front import short
+from equitune.report.front import settings
 from equitune.report.terminal import duration
 
 MOST_ROWS = 24  # of a table
@@ -77,7 +78,7 @@ def front_lines(study: StudyRecord, said: Analysis) -> Iterator[RenderableType]:
     ever = [member for member in ranked if member.share > 0 or member.is_on_front]
     for member in ever[:MOST_ROWS]:
         on_front = "yes" if member.is_on_front else "no"
-        table.add_row(str(member.arm.number), on_front, f"{member.share:.0%}", _described(member.arm))
+        table.add_row(str(member.arm.number), on_front, f"{member.share:.0%}", settings(member.arm.params))
     yield table
     yield from _more(len(ever) - MOST_ROWS, "arms")
     never = len(ranked) - len(ever)
@@ -129,12 +130,16 @@ def effects_table(comparisons: list[Comparison], found: list[Arm]) -> Table:
     table = plain_table("effect", "95 % interval", "n", "p", "Holm", "seen", first="change")
     for comparison in comparisons[:MOST_ROWS]:
         effect = comparison.effect
-        ends = "–" if math.isnan(effect.low) else f"{number(effect.low, '+')} to {number(effect.high, '+')}"
         seen = "–" if math.isnan(effect.low) else "yes" if effect.is_seen else "no"
         what = " × ".join(_change(change, found) for change in comparison.changes)
-        row = (number(effect.mean, "+"), ends, str(effect.n), p_value(effect.p), p_value(effect.p_holm), seen)
-        table.add_row(what, *row, style=None if effect.is_seen else "dim")
+        table.add_row(what, *effect_cells(effect), seen, style=None if effect.is_seen else "dim")
     return table
+
+
+def effect_cells(effect: Effect) -> tuple[str, str, str, str, str]:
+    """The mean, its interval, n, p, and p corrected by Holm's rule; a dash for what there is not."""
+    ends = "–" if math.isnan(effect.low) else f"{number(effect.low, '+')} to {number(effect.high, '+')}"
+    return number(effect.mean, "+"), ends, str(effect.n), p_value(effect.p), p_value(effect.p_holm)
 
 
 def notes(comparisons: list[Comparison]) -> Iterator[str]:
@@ -183,10 +188,10 @@ def correlation_lines(said: Analysis) -> Iterator[RenderableType]:
     yield heading("Rank correlation with accuracy")
     table = plain_table("Spearman's", "95 % interval", "p", "trials", first="metric", second="over")
     for each in shown:
-        table.add_row(each.metric.replace("_", " "), "all trials", *_correlation(each.overall))
+        table.add_row(each.metric.replace("_", " "), "all trials", *correlation_cells(each.overall))
         strata = each.within.strata
         within = f"equal parameters, {strata} {'stratum' if strata == 1 else 'strata'}"
-        table.add_row("", within, *_correlation(each.within))
+        table.add_row("", within, *correlation_cells(each.within))
     yield table
     yield Text(
         "below 0 of an error: the more equivariant, the more accurate; bootstrap interval over trials, p of shuffling; "
@@ -276,24 +281,14 @@ def _of_means(uncertain: FrontUncertainty) -> str:
     )
 
 
-def _described(arm: Arm) -> str:
-    return ", ".join(f"{name} {short(value)}" for name, value in arm.params.items())
-
-
 def _change(change: Change, found: list[Arm]) -> str:
-    """`model.width 4 → 8`; of an arm, what it changes of its baseline."""
-    if change.factor != "arm":
-        return f"{change.factor} {short(change.before)} → {short(change.after)}"
-    before, after = (arm.params for number in (change.before, change.after) for arm in found if arm.number == number)
-    changed = [
-        f"{name} {short(before.get(name, '–'))} → {short(after.get(name, '–'))}"
-        for name in dict.fromkeys([*before, *after])
-        if (name in before) != (name in after) or before[name] != after[name]
-    ]
-    return f"{change.after}: {', '.join(changed)}"
+    """`model.width 4 → 8`; of an arm, its number before what it changes of its baseline."""
+    words = described(change, found)
+    return f"{change.after}: {words}" if change.factor == "arm" else words
 
 
-def _correlation(found: RankCorrelation) -> tuple[str, str, str, str]:
+def correlation_cells(found: RankCorrelation) -> tuple[str, str, str, str]:
+    """Rho, its interval, p, and how many trials count; a dash for what there is not."""
     if math.isnan(found.rho):
         return "–", "–", "–", str(found.trials)
     return f"{found.rho:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", p_value(found.p), str(found.trials)

@@ -11,7 +11,7 @@ from equitune.records.reader import StudyRecord
 from equitune.report import figures
 from equitune.report.analysis import number
 from equitune.report.figures import COLOURS, Point
-from equitune.report.front import hover, label, point
+from equitune.report.front import hover, interactive_layout, point
 from equitune.report.parts import Chapter, Picture, Section, Table
 
 
@@ -71,11 +71,4 @@ def _interactive(studies: Sequence[StudyRecord], x: str, y: str) -> dict[str, An
             errors = [point(trial, name)[1] or 0 for trial in members]
             trace[f"error_{axis}"] = {"type": "data", "array": errors, "thickness": 1}
         traces.append(trace)
-    first = studies[0]
-    layout = {
-        "title": {"text": ""},
-        "xaxis": {"title": {"text": escape(label(first, x))}},
-        "yaxis": {"title": {"text": escape(label(first, y))}},
-        "legend": {"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
-    }
-    return {"data": traces, "layout": layout}
+    return {"data": traces, "layout": interactive_layout(studies[0], "", x, y)}

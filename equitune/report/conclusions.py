@@ -5,18 +5,24 @@ from functools import partial
 from itertools import groupby
 
 from equitune.analysis.effects import Comparison
-from equitune.analysis.findings import described, findings
+from equitune.analysis.findings import Verdict, described, findings
 from equitune.analysis.pareto import front
 from equitune.analysis.summary import Analysis
 from equitune.records.reader import StudyRecord
 from equitune.report import figures
-from equitune.report.analysis import number, p_value, reference_words
+from equitune.report.analysis import correlation_cells, effect_cells, number, reference_words
+from equitune.report.arms import metric_names
 from equitune.report.front import measured
-from equitune.report.panels import equivariances, metric_names
+from equitune.report.panels import equivariances
 from equitune.report.parts import Picture, Section, Table
 
 MOST_EFFECTS = 16  # in one picture
 MOST_SENTENCES = 20  # of one verdict
+CAPTIONS: dict[Verdict, str] = {  # the strongest verdict first
+    "found": "",
+    "suggested": "Intervals exclude 0, but there are too few replicates for the test to say so.",
+    "not enough evidence": "Which is no evidence of nothing.",
+}
 
 
 def in_words(study: StudyRecord, said: Analysis) -> Section:
@@ -25,17 +31,13 @@ def in_words(study: StudyRecord, said: Analysis) -> Section:
     every = findings(study, said)
     if every and all(finding.verdict != "found" for finding in every):
         section.parts.append("Nothing that was compared has enough evidence.")
-    for verdict, title, caption in (
-        ("found", "found", ""),
-        ("suggested", "suggested", "Intervals exclude 0, but there are too few replicates for the test to say so."),
-        ("not enough evidence", "not enough evidence", "Which is no evidence of nothing."),
-    ):
+    for verdict, caption in CAPTIONS.items():
         sentences = [finding.sentence for finding in every if finding.verdict == verdict]
         left_out = f" {len(sentences) - MOST_SENTENCES} more are left out." if len(sentences) > MOST_SENTENCES else ""
         if sentences:
             rows = [[sentence] for sentence in sentences[:MOST_SENTENCES]]
             is_folded = verdict == "not enough evidence"
-            section.parts.append(Table(title.replace(" ", "-"), [title], rows, caption + left_out, is_folded))
+            section.parts.append(Table(verdict.replace(" ", "-"), [verdict], rows, caption + left_out, is_folded))
     return section
 
 
@@ -101,14 +103,7 @@ def relation(study: StudyRecord, said: Analysis) -> Section:
         draw = partial(figures.scatter, study, drawn, members, name, "accuracy")
         section.parts.append(Picture(f"relation-{name}", f"{name.replace('_', ' ')} against accuracy.", draw))
     rows = [
-        [
-            each.metric,
-            over,
-            f"{found.rho:+.2f}",
-            f"{found.low:+.2f} to {found.high:+.2f}",
-            p_value(found.p),
-            str(found.trials),
-        ]
+        [each.metric, over, *correlation_cells(found)]
         for each in said.correlations
         if each.is_objective
         for over, found in (("all trials", each.overall), ("equally many parameters", each.within))
@@ -121,17 +116,7 @@ def relation(study: StudyRecord, said: Analysis) -> Section:
 
 
 def _table(name: str, caption: str, comparisons: list[Comparison], said: Analysis) -> Table:
-    rows = [
-        [
-            _what(each, said),
-            number(each.effect.mean, "+"),
-            f"{number(each.effect.low, '+')} to {number(each.effect.high, '+')}",
-            str(each.effect.n),
-            p_value(each.effect.p),
-            p_value(each.effect.p_holm),
-        ]
-        for each in comparisons
-    ]
+    rows = [[_what(each, said), *effect_cells(each.effect)] for each in comparisons]
     return Table(name, ["change", "effect", "95 % interval", "n", "p", "Holm's p"], rows, caption)
 
 

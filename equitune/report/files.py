@@ -21,11 +21,10 @@ def write_pictures(chapters: list[Chapter], folder: Path, kind: str) -> list[Pat
     """Writes every picture as `png` or `svg`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for chapter in chapters:
-        for part in chapter.parts():
-            if isinstance(part, Picture):
-                paths.append(folder / f"{_prefix(chapters, chapter)}{part.name}.{kind}")
-                paths[-1].write_bytes(as_file(part.draw(), kind))
+    for name, part in _named(chapters):
+        if isinstance(part, Picture):
+            paths.append(folder / f"{name}.{kind}")
+            paths[-1].write_bytes(as_file(part.draw(), kind))
     return paths
 
 
@@ -33,15 +32,22 @@ def write_tables(chapters: list[Chapter], folder: Path) -> list[Path]:
     """Writes every table as CSV; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    for name, part in _named(chapters):
+        if isinstance(part, Table):
+            paths.append(folder / f"{name}.csv")
+            with paths[-1].open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                lines = [part.header, *part.rows] if any(part.header) else part.rows
+                writer.writerows([plain(cell) for cell in line] for line in lines)
+    return paths
+
+
+def _named(chapters: list[Chapter]) -> Iterator[tuple[str, Picture | Table]]:
+    """Every picture and table with the name of its file."""
     for chapter in chapters:
         for part in chapter.parts():
-            if isinstance(part, Table):
-                paths.append(folder / f"{_prefix(chapters, chapter)}{part.name}.csv")
-                with paths[-1].open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.writer(file, lineterminator="\n")
-                    lines = [part.header, *part.rows] if any(part.header) else part.rows
-                    writer.writerows([plain(cell) for cell in line] for line in lines)
-    return paths
+            if not isinstance(part, str):
+                yield f"{_prefix(chapters, chapter)}{part.name}", part
 
 
 def _markdown(chapters: list[Chapter]) -> Iterator[str]:

@@ -123,13 +123,17 @@ def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None
             for axis, errors in (("x", [e or 0 for (_, e), _ in points]), ("y", [e or 0 for _, (_, e) in points])):
                 trace[f"error_{axis}"] = {"type": "data", "array": errors, "thickness": 1, "color": GREY}
         traces.append(trace)
-    layout = {
-        "title": {"text": escape(title(study, members))},
+    return {"data": traces, "layout": interactive_layout(study, title(study, members), x_name, y_name)}
+
+
+def interactive_layout(study: StudyRecord, heading: str, x_name: str, y_name: str) -> dict[str, Any]:
+    """plotly's layout of two metrics against each other, a legend above; what the study says is escaped."""
+    return {
+        "title": {"text": escape(heading)},
         "xaxis": {"title": {"text": escape(label(study, x_name))}},
         "yaxis": {"title": {"text": escape(label(study, y_name))}},
         "legend": {"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"},
     }
-    return {"data": traces, "layout": layout}
 
 
 def write_table(study: StudyRecord, path: Path) -> None:
@@ -291,6 +295,11 @@ def exact_under(trial: TrialRecord) -> str:
     included = [less for more, less in INCLUDES.items() if more in held]
     named = {symmetry: verdict for symmetry, verdict in held.items() if symmetry not in included}
     return ", ".join(name + (" (at first)" if verdict.loosened_by else "") for name, verdict in named.items()) or "–"
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Names and values as text: `model.width 8, training.lr 0.01`."""
+    return ", ".join(f"{name} {short(value)}" for name, value in values.items())
 
 
 def short(value: Any) -> str:

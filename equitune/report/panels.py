@@ -8,6 +8,7 @@ from equitune.analysis.importance import distributions
 from equitune.analysis.pareto import front
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.report import figures
+from equitune.report.arms import metric_names
 from equitune.report.front import measured, point, short
 from equitune.report.parts import Picture, Section
 from equitune.report.profile import PANELS, profile_figures
@@ -34,36 +35,34 @@ def profiles(study: StudyRecord) -> Section:
 def extremes(study: StudyRecord) -> list[TrialRecord]:
     """The members of the front that are best in one of the objectives."""
     members = front(study)
-    best = [min(members, key=lambda trial: _loss(study, trial, name)) for name in study.objectives] if members else []
+    best = [min(members, key=lambda trial: loss(study, trial, name)) for name in study.objectives] if members else []
     return list({trial.number: trial for trial in best}.values())[:MOST_PROFILES]
 
 
 def _why(study: StudyRecord, chosen: Sequence[TrialRecord]) -> Iterator[str]:
     members = front(study)
+    best = {name: min(loss(study, member, name) for member in members) for name in study.objectives} if members else {}
     for trial in chosen:
-        names = [
-            name.replace("_", " ")
-            for name in study.objectives
-            if _loss(study, trial, name) == min(_loss(study, member, name) for member in members)
-        ]
+        names = [name.replace("_", " ") for name, least in best.items() if loss(study, trial, name) == least]
         yield "best " + " and ".join(names)
 
 
-def _loss(study: StudyRecord, trial: TrialRecord, name: str) -> float:
+def loss(study: StudyRecord, trial: TrialRecord, name: str) -> float:
+    """An objective of a trial, lower is better."""
     value = point(trial, name)[0]
     return -value if study.objectives[name] == "maximize" else value
 
 
 def panels(study: StudyRecord) -> Iterator[Section]:
     """Augmentation, capacity and prior beside equivariance: the three findings of 2304.02628, as seen here."""
-    drawn_from = distributions(study)
+    drawn, drawn_from = measured(study), distributions(study)
+    metrics = equivariances(study)[:2] + ["accuracy"] * ("accuracy" in metric_names(study))
     for key, title, names in (
         ("augmentation", "Augmentation and training", ("augmentation", "averaging", "training")),
         ("capacity", "Capacity", ("model", "input")),
         ("prior", "Convolution prior and downsampling", ("prior", "downsampler", "stem")),
     ):
         section = Section(key, title)
-        drawn = measured(study)
         params = sorted(
             {name for trial in drawn for name in trial.config.params if name.split(".")[0] in names},
             key=lambda name: (name.count("."), name),
@@ -74,7 +73,7 @@ def panels(study: StudyRecord) -> Iterator[Section]:
         if key == "capacity":
             columns.append(("number of parameters", _size, True))
         for what, value_of, is_log in columns:
-            for metric in equivariances(study)[:2] + ["accuracy"] * ("accuracy" in metric_names(study)):
+            for metric in metrics:
                 picture = _panel(drawn, what, value_of, metric, is_log)
                 if picture and len(section.parts) < MOST_PANELS:
                     section.parts.append(picture)
@@ -112,11 +111,7 @@ def _panel(
 def equivariances(study: StudyRecord) -> list[str]:
     """The metrics that say how equivariant a trial is: of the objectives, else of all."""
     chosen = [name for name in study.objectives if name not in COSTS]
-    return chosen or [name for name in sorted(metric_names(study)) if name.endswith("_error")][:3]
-
-
-def metric_names(study: StudyRecord) -> set[str]:
-    return {name for trial in study.ended() for name in trial.metrics}
+    return chosen or [name for name in metric_names(study) if name.endswith("_error")][:3]
 
 
 def slug(text: str) -> str:

@@ -10,10 +10,19 @@ from itertools import combinations
 from equitune.analysis.pareto import front
 from equitune.analysis.summary import analyse
 from equitune.records.folder import StudyFolder
-from equitune.records.reader import StudyRecord, TrialRecord
+from equitune.records.reader import StudyRecord
 from equitune.report import conclusions, figures, panels
 from equitune.report.arms import shown_split
-from equitune.report.front import exact_under, interactive_front, measured, point, short, shown, violated
+from equitune.report.front import (
+    axis_names,
+    exact_under,
+    interactive_front,
+    measured,
+    settings,
+    short,
+    shown,
+    violated,
+)
 from equitune.report.parts import Chapter, Picture, Section, Table
 from equitune.report.terminal import duration
 
@@ -88,10 +97,7 @@ def _ran(study: StudyRecord, question: str | None) -> Section:
         ["images", ", ".join(f"{split} n = {n:,}" for split, n in splits.items()) or "?"],
         ["sampler, seed", ", ".join(str(value) for value in identity.get("search", {}).values())],
         ["replicates", str(study.replicates)],
-        [
-            "versions",
-            ", ".join(f"{key} {versions[key]}" for key in PROGRAMS if key in versions),
-        ],
+        ["versions", ", ".join(f"{key} {versions[key]}" for key in PROGRAMS if key in versions)],
         ["device", " ".join(versions[key] for key in ("device", "device_name") if key in versions) or "?"],
         ["begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(study.info["created"]))],
     ]
@@ -105,21 +111,16 @@ def _front(study: StudyRecord, links: dict[int, str]) -> Section:
         return Section("front", "The front", ["No trial has completed yet: there is no front."])
     one = len(study.objectives) == 1
     section = Section("front", "The ranking" if one else "The front")
-    x, y = _axes(study)
+    x, y, _ = axis_names(study)
     drawn = measured(study)
     numbers = {member.number for member in members}
+    what = (
+        "the front is the best of them" if one else "those of the front are not beaten by any other in all objectives"
+    )
     section.parts.append(
         Picture(
             "front",
-            (
-                "Every complete trial; "
-                + (
-                    "the front is the best of them."
-                    if one
-                    else "those of the front are not beaten by any other in all objectives."
-                )
-            )
-            + " Bars: one standard error over images. Hover for the configuration.",
+            f"Every complete trial; {what}. Bars: one standard error over images. Hover for the configuration.",
             lambda: figures.scatter(study, drawn, numbers, x, y),
             interactive_front(study, links),
         )
@@ -133,7 +134,9 @@ def _front(study: StudyRecord, links: dict[int, str]) -> Section:
         )
         for upwards, across in list(combinations(study.objectives, 2))[1:]
     )
-    ranked = sorted(drawn, key=lambda trial: (bool(study.violations(trial)), _ranked(study, trial))) if one else members
+    ranked = members
+    if one:
+        ranked = sorted(drawn, key=lambda trial: (bool(study.violations(trial)), panels.loss(study, trial, y)))
     tested = [name for name in study.objectives if any(name in trial.test for trial in ranked if trial.test)]
     header = ["trial", *study.objectives, *(f"test {name}" for name in tested), *params, "exact under"]
     rows = [
@@ -151,12 +154,6 @@ def _front(study: StudyRecord, links: dict[int, str]) -> Section:
     )
     section.parts.append(Table("front", header, rows, caption, links={str(at): link for at, link in links.items()}))
     return section
-
-
-def _ranked(study: StudyRecord, trial: TrialRecord) -> float:
-    (name, direction), *_ = study.objectives.items()
-    value = point(trial, name)[0]
-    return -value if direction == "maximize" else value
 
 
 def _amounts(study: StudyRecord) -> Section:
@@ -177,7 +174,7 @@ def _amounts(study: StudyRecord) -> Section:
 def _endings(study: StudyRecord) -> Section:
     section = Section("endings", "Trials that did not complete, or violate a constraint")
     rows = [
-        [str(trial.number), trial.state, trial.reason or violated(study, trial), _chosen(trial)]
+        [str(trial.number), trial.state, trial.reason or violated(study, trial), settings(trial.config.params)]
         for trial in study.ended()
         if trial.state != "COMPLETE" or study.violations(trial)
     ]
@@ -220,27 +217,16 @@ def _again(study: StudyRecord) -> Section:
     return Section("again", "How to run it again", [f"`{line}`" for line in lines])
 
 
-def _axes(study: StudyRecord) -> tuple[str, str]:
-    """Across and upwards: the second objective and the first; of one objective, the number of the trial."""
-    first, *others = study.objectives
-    return (others[0] if others else "trial"), first
-
-
 def _constraints(study: StudyRecord) -> str:
-    bounds = {name: bound.model_dump(exclude_none=True) for name, bound in study.constraints.items()}
     return ", ".join(
         f"{name} {kind.replace('_', ' ')} {short(limit)}"
-        for name, bound in bounds.items()
-        for kind, limit in bound.items()
+        for name, bound in study.constraints.items()
+        for kind, limit in bound.given().items()
     )
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _chosen(trial: TrialRecord) -> str:
-    return ", ".join(f"{name} {short(value)}" for name, value in trial.config.params.items())
 
 
 def _optional(value: float | None) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from equitune.records.folder import TrialFolder
 from equitune.records.reader import TrialRecord
 from equitune.records.results import Epoch
-from equitune.report.front import short, shown
+from equitune.report.front import settings, short, shown
 from equitune.spec.space import Call
 
 
@@ -85,7 +85,7 @@ def _configuration(trial: TrialRecord) -> Iterator[tuple[str, str]]:
             yield part, _call(call)
     for call in config.augmentation:
         yield "augmentation", _call(call)
-    yield "training", _settings(config.training.model_dump())
+    yield "training", settings(config.training.model_dump())
     yield "measures", "; ".join(_call(call) for call in config.measures) or "none"
     if config.rungs:
         yield "rungs", f"after epochs {', '.join(map(str, config.rungs))}, on {config.rung_images} images"
@@ -94,11 +94,7 @@ def _configuration(trial: TrialRecord) -> Iterator[tuple[str, str]]:
 
 
 def _call(call: Call) -> str:
-    return f"{call.name}: {_settings(call.args)}" if call.args else call.name
-
-
-def _settings(values: Any) -> str:
-    return ", ".join(f"{name} {short(value)}" for name, value in values.items())
+    return f"{call.name}: {settings(call.args)}" if call.args else call.name
 
 
 def _metrics(trial: TrialRecord) -> Table:

@@ -279,7 +279,8 @@ class Engine:
 
     def _tell(self, trial: optuna.Trial, result: TrialResult) -> None:
         state = _OPTUNA_STATES[result.state]
-        for name, violation in violations(self._spec, result).items():
+        outside = violations(self._spec, result)
+        for name, violation in outside.items():
             trial.set_constraint(name, violation)
         values = objective_values(self._spec, result)
         if result.state == "INFEASIBLE":
@@ -291,7 +292,7 @@ class Engine:
             self._cells.failed(self._cell_of[trial.number])
         complete = state == optuna.trial.TrialState.COMPLETE
         self._study.tell(trial, values if complete else None, state=state, skip_if_finished=True)
-        counts = complete and all(value <= 0 for value in violations(self._spec, result).values())
+        counts = complete and all(violation <= 0 for violation in outside.values())
         self._growth.add(_losses(self._spec, values if counts else None))
         self._usage.save()
 

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
 from equitune.search.compatible import differences
 from equitune.search.samplers import optuna_distribution
+from equitune.search.study import asked
 from equitune.search.warm_start import bring
 from equitune.spec.study import StudySpec
 
@@ -53,15 +54,8 @@ def extended(
         "changes": [list(change) for change in differences(info["identity"], spec.identity())],  # path, before, after
         "overrides_before": info["overrides"],
     }
-    update = {
-        "optuna_study": name,
-        "extensions": [*extensions, change],
-        "fingerprint": spec.fingerprint(),
-        "identity": spec.identity(),
-        "overrides": list(overrides),
-        "source": str(source) if source else None,
-    }
-    write_json(folder.study, info | update)
+    in_use = {"optuna_study": name, "extensions": [*extensions, change]}
+    write_json(folder.study, info | in_use | asked(spec, source, overrides))
     return wider
 
 

@@ -182,10 +182,7 @@ def begin(
             "references": spec.references,
             "constraints": spec.given_constraints(),
             **_budget(spec),
-            "fingerprint": spec.fingerprint(),
-            "identity": spec.identity(),
-            "overrides": list(overrides),
-            "source": str(source) if source else None,
+            **asked(spec, source, overrides),
             "storage": storage,
             "created": time.time(),
             "provenance": provenance(),
@@ -194,6 +191,16 @@ def begin(
     )
     if source:
         shutil.copyfile(source, folder.searchspace)
+
+
+def asked(spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What study.json keeps of the question: the search space, and where it came from."""
+    return {
+        "fingerprint": spec.fingerprint(),
+        "identity": spec.identity(),
+        "overrides": list(overrides),
+        "source": str(source) if source else None,
+    }
 
 
 def _budget(spec: StudySpec) -> dict[str, float | None]:

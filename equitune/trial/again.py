@@ -13,7 +13,7 @@ from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.reader import TrialRecord
-from equitune.records.results import Epoch, Measurement
+from equitune.records.results import Measurement, untimed
 from equitune.records.revision import revision
 from equitune.spec.objectives import BY_THE_CLOCK
 from equitune.spec.trial import TrialConfig
@@ -142,9 +142,8 @@ def _values(record: TrialRecord, epochs_only: bool) -> Iterator[tuple[str, Any]]
         yield "state", result.state
         yield "reason", result.reason
         for prefix, metrics in (("", result.metrics), ("test ", record.test)):
-            for name, metric in metrics.items():
-                if not _is_timed(name, metric):
-                    yield from _leaves(f"{prefix}{name}", metric.model_dump(mode="json"))
+            for name, metric in untimed(metrics).items():
+                yield from _leaves(f"{prefix}{name}", metric.model_dump(mode="json"))
         for index, row in enumerate(result.profile):
             labels = (row.get(key) for key in ("measure", "group", "layer", "set"))
             yield from _leaves(f"profile {index} ({', '.join(str(label) for label in labels if label)})", row)
@@ -152,17 +151,7 @@ def _values(record: TrialRecord, epochs_only: bool) -> Iterator[tuple[str, Any]]
             for name, value in getattr(result, kind).items():
                 yield from _leaves(f"{kind} {name}", value.model_dump(mode="json"))
     for epoch in record.epochs:
-        yield from _leaves(f"epoch {epoch.epoch}", _untimed(epoch))
-
-
-def _untimed(epoch: Epoch) -> dict[str, Any]:
-    plain = epoch.model_dump(mode="json", exclude=TIMED_EPOCH)
-    at_rung = plain.get("metrics", {})
-    return plain | {"metrics": {name: value for name, value in at_rung.items() if name not in BY_THE_CLOCK}}
-
-
-def _is_timed(name: str, metric: Measurement) -> bool:
-    return name in BY_THE_CLOCK or metric.unit == "s"
+        yield from _leaves(f"epoch {epoch.epoch}", epoch.model_dump(mode="json", exclude=TIMED_EPOCH))
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
