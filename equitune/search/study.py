@@ -83,7 +83,7 @@ def run_study(
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
-            splits = load_splits(spec.data)
+            splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))
             from equitune.search.extend import adapted  # imports optuna, most of a second
             from equitune.search.storage import storage_at
