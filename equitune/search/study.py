@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from equitune.search.postgres import HeldStorage
 
 JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
-MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ def _run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
 
-    from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
+    from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
