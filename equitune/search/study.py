@@ -123,7 +123,7 @@ def _search(
         _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
-    with connected(spec.resources, address) as slots, _signals(engine, say):
+    with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
