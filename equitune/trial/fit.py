@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from equitune.errors import Infeasible
 from equitune.groups.relaxable import symmetry_penalty
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_whole
+from equitune.records.place import Place
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import Augment, DeviceSplit
@@ -201,7 +201,7 @@ def _check_finite(losses: Tensor, first_step: int) -> None:
 
 
 def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
+    path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
 ) -> None:
     state = {
         "epoch": epoch,
@@ -215,11 +215,12 @@ def _save(
     write_whole(path, buffer.getbuffer())
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _restore(path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
     """Brings back everything a checkpoint holds; returns its epoch, 0 where there is none."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)  # weights_only: runs no code
+    with path.open("rb") as file:
+        state = torch.load(file, map_location="cpu", weights_only=True)  # weights_only: runs no code
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])
