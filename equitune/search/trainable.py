@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from equitune.datasets._splits import Splits
-from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver
+from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.place import kept, place_of
 from equitune.records.results import Epoch, TrialResult
@@ -55,6 +55,8 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except StoreError:
         raise
+    except UserError as error:  # the data cannot be had on this node
+        tune.report({"halt": str(error)})
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: free some space" if full else f"cannot be written ({error.strerror}): mend that"
@@ -69,7 +71,7 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = {splits.shape: to_device(splits, config.device)}
+        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes())}
     by_shape = _on_device[key]
     shape = config.input.shape_of(splits.shape)
     if shape not in by_shape:
@@ -77,6 +79,12 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
             del by_shape[oldest]
         by_shape[shape] = at_size(by_shape[splits.shape], config.input)
     return by_shape[shape]
+
+
+def _processes() -> int:
+    """That decode images which stay in files: one for each of the trial's CPUs."""
+    granted = tune.get_context().get_trial_resources()
+    return max(1, int(granted.required_resources.get("CPU", 1))) if granted else 1
 
 
 def _test(folder: TrialFolder, splits: Splits) -> str:

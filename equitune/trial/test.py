@@ -5,10 +5,10 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder
 from equitune.records.results import Measurement
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import initial_model, move, placed
+from equitune.trial.build import initial_model, placed
 from equitune.trial.device import make_deterministic
 from equitune.trial.measure import measure
-from equitune.trial.resize import split_at_size
+from equitune.trial.split import move, split_at_size
 from equitune.trial.weights import read_tensors
 
 
