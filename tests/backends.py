@@ -63,7 +63,12 @@ def mlflow(network: Network, folder: Path) -> Iterator[Service]:
     """MLflow's server at the manifest's address, on a file."""
     folder.mkdir()
     network.name("mlflow", network.outside)
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     serve = ["--host", network.outside, "--port", "5000", "--workers", "1", "--allowed-hosts", "mlflow:5000,mlflow"]
     service = Service(
         network,

@@ -11,26 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from manifests import absent
-
 PREFIX = "eqL"
 NETWORK = "198.18.77"  # of the addresses that RFC 2544 keeps for tests
-MISSING = "the losses of hosts stay unproved"
-
-
-def require_namespaces() -> None:
-    """Skips the test, or fails it where EQUITUNE_REQUIRE names netns, where no host can be made."""
-    if os.geteuid() != 0:
-        absent("netns", f"not root, so no host can be made: {MISSING}")
-    if missing := [name for name in ("ip", "unshare", "nsenter", "bash") if not shutil.which(name)]:
-        absent("netns", f"no {', '.join(missing)} on this machine: {MISSING}")
-    name = f"{PREFIX}-trial-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    apart = subprocess.run(["unshare", "-pmuf", "--mount-proc", "true"], capture_output=True, text=True)
-    if made.returncode == 0:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
-    if said := made.stderr + apart.stderr:
-        absent("netns", f"this machine makes no namespaces ({' '.join(said.split())}): {MISSING}")
 
 
 def ip(*arguments: str) -> None:

@@ -3,20 +3,16 @@
 """
 
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backends import REDIS_PASSWORD, Database, Service, mlflow, postgres, redis
-from hosts import Host, Network, require_namespaces, until
-from losses import EPOCHS, TRIALS, Study
-from raycluster import WRONG_TOKEN, Cluster
-
-from equitune.datasets._splits import load_splits
-from equitune.search.searcher import MAX_LOST_WORKERS
-from equitune.spec.trial import DataConfig
+from hosts import Host, Network
+from losses import Study
+from prerequisites import require
+from raycluster import Cluster
 
 pytestmark = pytest.mark.netns
 
@@ -24,7 +20,8 @@ pytestmark = pytest.mark.netns
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """Short: sockets lie in it."""
-    require_namespaces()
+    for name in ("netns", "redis", "kustomize"):
+        require(name)
     with tempfile.TemporaryDirectory(prefix="eqL", dir="/tmp", ignore_cleanup_errors=True) as path:
         yield Path(path)
 

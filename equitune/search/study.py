@@ -82,7 +82,7 @@ def run_study(
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
-            splits = load_splits(spec.data)
+            splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))
             from equitune.search.extend import adapted  # imports optuna, most of a second
             from equitune.search.storage import storage_at
@@ -123,7 +123,7 @@ def _search(
         _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
-    with connected(spec.resources, address) as slots, _signals(engine, say):
+    with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:

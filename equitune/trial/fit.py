@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.relaxable import symmetry_penalty
-from equitune.measures._evaluation import EvaluationSet, as_float
+from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
@@ -61,7 +61,7 @@ def fit(
     Raises:
         Diverged: the loss is not finite; says at which step.
     """
-    device = train.pixels.device
+    device = train.labels.device
     generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)  # of dropout
     optimizer = build_optimizer(model, training)
@@ -108,16 +108,14 @@ def train_epoch(
 
     The images that do not fill the last batch wait for another epoch's order.
     """
-    device, n = train.pixels.device, len(train.labels)
+    device, n = train.labels.device, len(train.labels)
     num_steps = num_batches(n, training.batch_size)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if isinstance(model, nn.Module):
         model.train()
     losses = torch.zeros(num_steps, device=device)
-    order = torch.randperm(n, generator=generator, device=device)
-    for step in range(num_steps):
-        batch = order[step * training.batch_size : (step + 1) * training.batch_size]
-        images, labels = as_float(train.pixels[batch]), train.labels[batch]
+    order = torch.randperm(n, generator=generator, device=device)[: num_steps * training.batch_size]
+    for step, (images, labels) in enumerate(train.batches(order, training.batch_size)):
         for augment in augmentation:
             images = augment(images, generator)
         if device.type == "cuda":
