@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from equitune.errors import UserError
+from equitune.trial.device import first_line
 
 Build = Callable[[int], nn.Module]  # number of classes -> the network with its initial weights
 
@@ -99,8 +100,3 @@ def _misfit(network: nn.Module, state: dict[str, Tensor]) -> str:
 
 def _sides(tensor: Tensor) -> str:
     return " x ".join(str(side) for side in tensor.shape) or "one number"
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
