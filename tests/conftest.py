@@ -33,6 +33,13 @@ search: {trials: 4, seed: 7}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n 2` what starts Ray or servers still runs one after another, in one of the two processes."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """As a trial runs."""

@@ -53,7 +53,7 @@ class SamePart(Ranks):
 class Summed(Ranks):
     """A broken twin: gradients are added up, so that each step is as long as two."""
 
-    def scaled(self, loss: Tensor, batch: Tensor) -> Tensor:
+    def scaled(self, loss: Tensor, batch_size: int) -> Tensor:
         return loss * self.count
 
 
@@ -67,7 +67,7 @@ class OwnStatistics(Ranks):
 class OwnDraws(Ranks):
     """A broken twin: augmentation draws for a rank's own images alone."""
 
-    def in_place(self, images: Tensor, batch: Tensor) -> Tensor:
+    def in_place(self, images: Tensor, batch_size: int) -> Tensor:
         return images
 
     def part(self, batch: Tensor) -> Tensor:

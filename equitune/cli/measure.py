@@ -74,7 +74,7 @@ def measure(
     output: Path | None,
     track: bool,
     root: Path | None,
-    data_root: Path | None,
+    data_root: str | None,
     tracking_uri: str | None,
     batch: int,
     **options: Any,

@@ -13,7 +13,9 @@ root_option = click.option(
     "--root", type=click.Path(path_type=Path), help="Where studies lie. [default: EQUITUNE_ROOT or ./studies]"
 )
 data_root_option = click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Where data sets lie. [default: EQUITUNE_DATA or ./data]"
+    "--data-root",
+    metavar="PATH",
+    help="Where data sets lie: a folder, or a URL such as s3://bucket/data. [default: EQUITUNE_DATA or ./data]",
 )
 tracking_option = click.option(
     "--tracking-uri", help="MLflow's tracking store. [default: MLFLOW_TRACKING_URI or mlflow.db under the root]"
@@ -46,9 +48,9 @@ def storage_address(given: str | None) -> str | None:
     return typed(given) if given else os.environ.get("EQUITUNE_STORAGE") or None
 
 
-def use_data_root(data_root: Path | None) -> None:
+def use_data_root(data_root: str | None) -> None:
     if data_root is not None:
-        os.environ["EQUITUNE_DATA"] = str(data_root)
+        os.environ["EQUITUNE_DATA"] = data_root
 
 
 def same_command() -> str:

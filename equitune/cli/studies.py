@@ -49,7 +49,7 @@ def search(
     file: Path,
     overrides: tuple[str, ...],
     root: Path | None,
-    data_root: Path | None,
+    data_root: str | None,
     tracking_uri: str | None,
     address: str | None,
     extend: bool,

@@ -75,7 +75,7 @@ def mlflow() -> None:
 @data_root_option
 @tracking_option
 @register_option
-def sync(study: str, root: Path | None, data_root: Path | None, tracking_uri: str | None, register: bool) -> None:
+def sync(study: str, root: Path | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
     """Project STUDY into MLflow again, from its folder, and register the models of its front."""
     from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
@@ -128,8 +128,9 @@ def show_catalog(kind: str | None) -> None:
 @click.command()
 @click.argument("dataset")
 @data_root_option
-def download(dataset: str, data_root: Path | None) -> None:
+def download(dataset: str, data_root: str | None) -> None:
     """Fetch DATASET into the data root."""
+    from equitune.datasets._cache import is_url
     from equitune.datasets._splits import data_root as resolved
     from equitune.spec.trial import DataConfig
 
@@ -137,7 +138,12 @@ def download(dataset: str, data_root: Path | None) -> None:
     module = catalog.module("dataset", dataset)
     if not hasattr(module, "download"):
         raise UserError(f"{dataset} is not fetched: it comes with the program, or from a folder of yours")
-    root = resolved(DataConfig(name=dataset))
+    given = resolved(DataConfig(name=dataset))
+    if is_url(given):
+        raise UserError(
+            f"--data-root: {dataset} is fetched into a folder, but got {given}: name one, then copy it there"
+        )
+    root = Path(given)
     try:
         module.download(root)
     except (OSError, RuntimeError) as error:

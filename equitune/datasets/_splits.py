@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune import catalog
+from equitune.datasets._cache import Say, Source, is_url, on_node
 from equitune.datasets._tasks import num_classes, with_task
 from equitune.errors import UserError
 from equitune.spec.trial import DataConfig
@@ -58,9 +59,10 @@ class Splits:
         return channels, height, width
 
 
-def data_root(config: DataConfig) -> Path:
-    """Where data sets lie: the study's own `data.root`, EQUITUNE_DATA (`--data-root` sets it), or ./data."""
-    return Path(config.root or os.environ.get("EQUITUNE_DATA") or "data").expanduser()
+def data_root(config: DataConfig) -> str:
+    """Where data sets lie, a folder or a URL: the study's `data.root`, EQUITUNE_DATA (`--data-root`), or ./data."""
+    root = config.root or os.environ.get("EQUITUNE_DATA") or "data"
+    return root if is_url(root) else os.path.expanduser(root)
 
 
 def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
@@ -75,16 +77,17 @@ def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     return (1 if config.args.get("grey") else channels, side, side), classes
 
 
-def load_splits(config: DataConfig) -> Splits:
+def load_splits(config: DataConfig, say: Say = lambda sentence: None) -> Splits:
     """Loads and divides a data set; the same configuration gives the same division, wherever it runs.
 
+    Args:
+        config: which data, and how they are divided.
+        say: is told what takes long, a sentence at a time.
+
     Raises:
-        UserError: the data are missing or corrupt, or too few for the splits.
+        UserError: the data are missing, cannot be reached or are corrupt, or are too few for the splits.
     """
-    root = data_root(config)
-    if root.exists() and not root.is_dir():
-        raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
-    whole = with_task(config.task, catalog.entry("dataset", config.name)(root, **config.args), config.split_seed)
+    whole = with_task(config.task, _loaded(config, say), config.split_seed)
     everything = np.arange(len(whole.labels))
     if config.limit is not None and config.limit < len(everything):
         everything = _divide(whole.labels, everything, config.limit, config.split_seed)[1]
@@ -98,6 +101,23 @@ def load_splits(config: DataConfig) -> Splits:
     mean, std = moments(train_split.pixels)
     splits = (train_split, validation_split, test_split)
     return Splits(*splits, whole.class_names, mean, std, fingerprint(*splits))
+
+
+def _loaded(config: DataConfig, say: Say) -> LabelledImages:
+    """The data set, from where it lies or from this node's copy of it."""
+    root, args = data_root(config), dict(config.args)
+    if not is_url(root) and Path(root).exists() and not Path(root).is_dir():
+        raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
+    local = Path(root)
+    if folder := catalog.describe("dataset", config.name).constants.get("FOLDER"):
+        found, _ = on_node(Source(root, folder), say)
+        local = found.parents[len(Path(folder).parts) - 1]
+    for argument in ("path", "test_path"):
+        if folder := args.get(argument):
+            found, _ = on_node(Source(root, folder), say)
+            args[argument] = str(found)
+    images: LabelledImages = catalog.entry("dataset", config.name)(local, **args)
+    return images
 
 
 def fingerprint(*splits: Split) -> str:

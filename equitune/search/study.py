@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from equitune.search.postgres import HeldStorage
 
 JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
-MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def run_study(
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
-            splits = load_splits(spec.data)
+            splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))
             from equitune.search.extend import adapted  # imports optuna, most of a second
             from equitune.search.storage import storage_at
@@ -124,7 +123,7 @@ def _search(
         _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
-    with connected(spec.resources, address) as slots, _signals(engine, say):
+    with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
@@ -245,7 +244,7 @@ def _run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
 
-    from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
+    from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))

@@ -1,7 +1,7 @@
 """TrialConfig -> data on the device, model with its prior, augmentation."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from equitune import catalog
 from equitune.datasets._splits import Split, Splits
 from equitune.groups.averaging import Averaging
+from equitune.measures._evaluation import as_float
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 
@@ -25,6 +26,12 @@ class DeviceSplit:
 
     pixels: Tensor
     labels: Tensor
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images in [0, 1], (B, C, H, W), with their labels (B,), in an order (m,) of places in the split."""
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            yield as_float(self.pixels[batch]), self.labels[batch]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.relaxable import symmetry_penalty
-from equitune.measures._evaluation import EvaluationSet, as_float
+from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
@@ -64,7 +64,7 @@ def fit(
     Raises:
         Diverged: the loss is not finite; says at which step.
     """
-    device = train.pixels.device
+    device = train.labels.device
     generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)  # of dropout
     optimizer = build_optimizer(model, training)
@@ -115,19 +115,17 @@ def train_epoch(
 
     The images that do not fill the last batch wait for another epoch's order.
     """
-    device, n = train.pixels.device, len(train.labels)
+    device, n = train.labels.device, len(train.labels)
     num_steps = num_batches(n, training.batch_size)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if isinstance(model, nn.Module):
         model.train()
     losses = torch.zeros(num_steps, device=device)
-    order = torch.randperm(n, generator=generator, device=device)
-    for step in range(num_steps):
-        whole = order[step * training.batch_size : (step + 1) * training.batch_size]
-        batch = ranks.part(whole)
-        images, labels = as_float(train.pixels[batch]), train.labels[batch]
+    batch_size = min(training.batch_size, n)
+    order = torch.randperm(n, generator=generator, device=device)[: num_steps * batch_size]
+    for step, (images, labels) in enumerate(train.batches(*ranks.shared_out(order, batch_size))):
         if augmentation:
-            images = ranks.in_place(images, whole)
+            images = ranks.in_place(images, batch_size)
             for augment in augmentation:
                 images = augment(images, generator)
             images = ranks.part(images)
@@ -135,9 +133,9 @@ def train_epoch(
             images = images.contiguous(memory_format=torch.channels_last)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, first_step + step, num_steps)
-        with autocast(training, device), ranks.whole_batch(len(whole)):
+        with autocast(training, device), ranks.whole_batch(batch_size):
             loss = functional.cross_entropy(model(images), labels, label_smoothing=training.label_smoothing)
-        loss = ranks.scaled(loss, whole)
+        loss = ranks.scaled(loss, batch_size)
         if training.symmetry_penalty and isinstance(model, nn.Module):
             loss = loss + training.symmetry_penalty * symmetry_penalty(model).to(device)
         losses[step] = loss.detach()

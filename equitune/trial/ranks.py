@@ -82,25 +82,33 @@ class Ranks:
             model, forward_sync_buffers=False, static_graph=True, gradient_as_bucket_view=True
         )
 
+    def shared_out(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
+        """Of an order of images, whole batches of them, what this rank takes, and how many images a batch."""
+        if self.count == 1:
+            return order, batch_size
+        mine = order.view(-1, batch_size)[:, self._mine(batch_size)]
+        return mine.flatten(), mine.shape[1]
+
     def part(self, batch: Tensor) -> Tensor:
         """The rows that are this rank's, of something that has a row for each image of a batch."""
         return batch if self.count == 1 else batch[self._mine(len(batch))]
 
-    def in_place(self, images: Tensor, batch: Tensor) -> Tensor:
+    def in_place(self, images: Tensor, batch_size: int) -> Tensor:
         """This rank's images where they stand in their batch, zeros in place of the others.
 
         What acts on each image alone, and draws for a batch, then does to each image what it does in one process.
         """
         if self.count == 1:
             return images
-        whole = images.new_zeros(len(batch), *images.shape[1:])
-        whole[self._mine(len(batch))] = images
+        whole = images.new_zeros(batch_size, *images.shape[1:])
+        whole[self._mine(batch_size)] = images
         return whole
 
-    def scaled(self, loss: Tensor, batch: Tensor) -> Tensor:
+    def scaled(self, loss: Tensor, batch_size: int) -> Tensor:
         """The mean over this rank's part, scaled so that its mean over the ranks is that over the batch."""
-        mine = self.count * len(self.part(batch))
-        return loss if mine == len(batch) else loss * (mine / len(batch))
+        mine = self._mine(batch_size)
+        share = self.count * (mine.stop - mine.start)
+        return loss if share == batch_size else loss * (share / batch_size)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks, the same in all of them."""
