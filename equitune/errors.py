@@ -39,3 +39,10 @@ class TakenOver(OSError):
 
 class GivenUp(TakenOver):
     """The driver has taken the trial from this worker: it gave it to another, or ended it."""
+
+
+class StoreError(OSError):
+    """An object store refuses, or does not answer. Its text says what to do, and holds no secret."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
 from equitune.records.folder import StudyFolder
+from equitune.records.place import place_of
 from equitune.records.reader import read_trial
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
@@ -166,4 +166,4 @@ _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB,
 def _text_of(proposed: dict[str, Any]) -> str:
     """The configuration of what the searcher proposes: a trial, or the test of a finished one."""
     text = proposed.get("trial")
-    return str(text) if text else (Path(proposed["folder"]) / "config.json").read_text(encoding="utf-8")
+    return str(text) if text else (place_of(proposed["folder"]) / "config.json").read_text(encoding="utf-8")

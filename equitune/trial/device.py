@@ -6,6 +6,7 @@ import torch
 
 from equitune import __version__
 from equitune.errors import WorkerLost
+from equitune.trial.weights import first_line
 
 
 def make_deterministic(device: str) -> None:
@@ -54,8 +55,3 @@ def require_sound(device: str, error: Exception) -> None:
     except RuntimeError as lost:  # torch.AcceleratorError is one
         if not is_out_of_memory(lost):
             raise WorkerLost(f"the GPU of {platform.node()} does not answer any more: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one short line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

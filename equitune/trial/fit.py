@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from equitune.errors import Infeasible
 from equitune.groups.relaxable import symmetry_penalty
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_whole
+from equitune.records.place import Place
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import Augment, DeviceSplit
@@ -216,7 +216,7 @@ def _check_finite(losses: Tensor, first_step: int) -> None:
 
 
 def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
+    path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
 ) -> None:
     state = {
         "epoch": epoch,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.errors import WorkerLost
-from equitune.trial.device import first_line
+from equitune.trial.weights import first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store
