@@ -26,6 +26,13 @@ class Unmeasurable(Infeasible):
         self.status = status
 
 
+class WorkerLost(UserError):
+    """This process, its device or another worker of its trial cannot go on. The trial can, elsewhere.
+
+    Whoever runs trials one after another ends the process: what is left of a device in it is not to be trusted.
+    """
+
+
 class TakenOver(OSError):
     """A worker's trial is no longer its own: another driver holds the study. It must not write."""
 
