@@ -185,6 +185,7 @@ def _print_answer(
         console.print(answer(study, metrics, against))
         if draw:
             with written(folder.path) as local:
+                local.mkdir(exist_ok=True)
                 write_answer(study, local)
     at_root = f" --root {root}" if root else ""
     click.echo(f"Folder:  {folder.path}")
