@@ -90,10 +90,11 @@ def _listed(folder: Path) -> tuple[list[str], Labels, tuple[str, ...]]:
 
 def _read(folder: Path, files: list[str], size: int, grey: bool) -> Pixels:
     pixels = np.empty((len(files), 1 if grey else 3, size, size), np.uint8)
+    flat = pixels.reshape(len(files), -1)
 
     def read(index: int) -> str | None:
         try:
-            pixels[index] = decoded(files[index], size, grey)
+            flat[index] = np.frombuffer(decoded(files[index], size, grey), np.uint8)
         except UNREADABLE as error:
             return why(files[index], error)
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
 from equitune.records.folder import TrialFolder, write_json
@@ -71,7 +72,7 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes())}
+        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes(splits))}
     by_shape = _on_device[key]
     shape = config.input.shape_of(splits.shape)
     if shape not in by_shape:
@@ -81,10 +82,11 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     return by_shape[shape]
 
 
-def _processes() -> int:
+def _processes(splits: Splits) -> int:
     """That decode images which stay in files: one for each of the trial's CPUs."""
-    granted = tune.get_context().get_trial_resources()
-    return max(1, int(granted.required_resources.get("CPU", 1))) if granted else 1
+    if not isinstance(splits.train.pixels, Files):
+        return 0
+    return max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1)))
 
 
 def _test(folder: TrialFolder, splits: Splits) -> str:
@@ -93,7 +95,7 @@ def _test(folder: TrialFolder, splits: Splits) -> str:
 
     config = TrialConfig.from_json_text(folder.config.read_text())
     with _logging_to(folder):
-        metrics = measure_on_test(config, folder, splits)
+        metrics = measure_on_test(config, folder, splits, _processes(splits))
     return json.dumps({name: metric.model_dump(mode="json") for name, metric in metrics.items()})
 
 
