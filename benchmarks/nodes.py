@@ -145,7 +145,7 @@ def measured(trials: int, nodes: int, root: Path) -> Ran:
         with (root / "output.txt").open("w") as output:
             driver = subprocess.Popen([*command, *settings], stdout=output, stderr=output, cwd=root)
             mib, machine, processor = watched(driver, folder, trials)
-        assert driver.returncode == 0, (root / "output.txt").read_text()
+        assert driver.returncode == 0, (root / "output.txt").read_text()[-2000:]
     finally:
         cluster.shutdown()
     ended = [read_json(trial.result)["provenance"] for trial in folder.trials()]
