@@ -30,6 +30,14 @@ class Unreachable(UserError):
     """The cluster does not answer now; it may do so again."""
 
 
+class Unknown(UserError):
+    """The cluster knows no such job."""
+
+
+class MachineGone(Unreachable):
+    """The cluster answers, but not the machine that a job runs on."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A command on the cluster, as Ray tells of it."""
@@ -111,20 +119,21 @@ class Cluster:
         """The job of that id, or the latest of the study of that name.
 
         Raises:
-            UserError: there is none; names the nearest.
+            Unknown: there is none; names the nearest.
         """
         jobs = self.jobs()
         for job in reversed(jobs):
             if name in (job.id, job.study):
                 return job
         known = sorted({job.study or job.id for job in jobs} | {job.id for job in jobs if "@" in name})
-        raise UserError(catalog.unknown("job or study", name, known) + f" (at {self.url})")
+        raise Unknown(catalog.unknown("job or study", name, known) + f" (at {self.url})")
 
     def log(self, job: Job) -> str:
         """What a job has printed so far.
 
         Raises:
-            Unreachable: the cluster, or the machine that the job runs on, does not answer.
+            Unreachable: the cluster does not answer.
+            MachineGone: the machine that the job runs on does not.
         """
         with self._asking(f"the log of {job.id} cannot be read: the machine it ran on does not answer"):
             return str(self._client.get_job_logs(job.id))
@@ -220,7 +229,9 @@ class Cluster:
             if "already exists" in text:
                 raise Taken("a job of that name exists already") from None
             if re.search("code 5..", text):
-                raise Unreachable(when_failing or f"{self.url} failed to answer ({last_line(text)})") from None
+                if when_failing:
+                    raise MachineGone(when_failing) from None
+                raise Unreachable(f"{self.url} failed to answer ({last_line(text)})") from None
             raise UserError(f"{self.url} refuses: {last_line(text)}") from None
 
 

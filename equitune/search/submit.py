@@ -11,7 +11,7 @@ from pathlib import Path
 
 from equitune.errors import UserError
 from equitune.records.archive import from_text
-from equitune.search.jobs import Cluster, Job, Taken, Unreachable, last_line
+from equitune.search.jobs import Cluster, Job, MachineGone, Taken, Unknown, Unreachable, last_line
 
 MOST_SHIPPED_MIB = 100  # Ray keeps it in its head's memory
 POLL_S = 1.0
@@ -94,7 +94,7 @@ def followed(
         sleep: waits as many seconds.
 
     Raises:
-        UserError: its driver has said nothing for so long that it must be gone.
+        UserError: its driver has said nothing for so long that it must be gone; the cluster has forgotten the job.
     """
     shown, wait_s, heard, warned, status = 0, POLL_S, clock(), False, ""
     while True:
@@ -103,8 +103,13 @@ def followed(
             if job.status != status:
                 status, heard, warned = job.status, clock(), False
             text = cluster.log(job)
+        except Unknown:
+            raise UserError(
+                f"{cluster.url} knows nothing of {job.id} any more: its head was lost, and all jobs with it: "
+                "the same `equitune submit` goes on"
+            ) from None
         except Unreachable as error:
-            if job.has_ended and wait_s > MOST_WAIT_S / 4:
+            if job.has_ended and isinstance(error, MachineGone) and wait_s > MOST_WAIT_S / 4:
                 say(f"{error}: what it printed last is lost; the study's folder has all that counts")
                 return job
             say(f"{error}: trying again in {wait_s:.0f} s")
