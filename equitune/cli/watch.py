@@ -17,7 +17,7 @@ POLL_S = 1.0
 @root_option
 @cluster_option
 @token_option
-def watch(study: str, root: Path | None, cluster: str | None, token_file: Path | None) -> None:
+def watch(study: str, root: str | None, cluster: str | None, token_file: Path | None) -> None:
     """Show how STUDY goes, until it ends or Ctrl-C; the study itself goes on.
 
     With a cluster, STUDY may be a job there: what it prints is shown, and its end is this command's. The connection may
@@ -36,7 +36,7 @@ def watch(study: str, root: Path | None, cluster: str | None, token_file: Path |
     try:
         with StudyView(folder, Console(), "watching").showing():
             while reader.read().state == "running":
-                time.sleep(POLL_S)
+                time.sleep(max(POLL_S, folder.rest_s))
     except KeyboardInterrupt:
         pass  # the watcher goes, the study stays
     for line in summary(reader.read()):

@@ -18,12 +18,13 @@ from typing import Any
 
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
+from equitune.records.place import Place
 from equitune.records.reader import is_driven
 
 MOST_MIB = 1024  # of an archive, unpacked
 BEGIN, END = "-----BEGIN STUDY {study} sha256={digest}-----", "-----END STUDY-----"
 FETCHED = "fetched.json"  # what was fetched: from where, when, and each file's hash
-_LEFT_OUT = ("attempts/", "driver.lock", "driver.json", FETCHED)  # what only a driver needs
+_LEFT_OUT = ("attempts/", "driver.lock", "driver.json", "heartbeat", FETCHED)  # what only a driver needs
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ def study_files(folder: StudyFolder, weights: bool = False) -> Iterator[tuple[st
     Checkpoints are left out, and what only a driver needs; `weights` adds the networks.
     """
     base = str(folder.path)
-    for path in sorted(folder.path.rglob("*")):
+    paths: Iterator[Place] = folder.path.rglob("*") if isinstance(folder.path, Path) else folder.path.files_below()
+    for path in sorted(paths, key=str):
         name = str(path)[len(base) :].lstrip("/")
         last = name.rpartition("/")[2]
         left_out = name.startswith(_LEFT_OUT) or last == "checkpoint.pt" or last.startswith(".")
         if left_out or (last == "weights.safetensors" and not weights):
             continue
         try:
-            if path.is_file():
-                yield name, path.read_bytes()
-        except FileNotFoundError:
+            yield name, path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
             continue  # a study that runs replaces its files
 
 
@@ -184,7 +185,7 @@ def _before(folder: StudyFolder) -> dict[str, str]:
     return dict(said.get("files", {}))
 
 
-def _hash(path: Path) -> str | None:
+def _hash(path: Place) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
