@@ -124,10 +124,12 @@ class RemotePath:
                 if inner != self.at:
                     yield self._at(inner)
 
-    def files_below(self) -> list[Any]:
+    def files_below(self) -> list["RemotePath"]:
         """The places of all files, also within folders, in the order of their names: one listing."""
-        names = self._ask("listing", partial(self.files.find, self.key))
-        return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+        with suppress(FileNotFoundError):
+            names = self._ask("listing", partial(self.files.find, self.key))
+            return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+        return []
 
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
