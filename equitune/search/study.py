@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from equitune import __version__
 from equitune.analysis.arms import to_test
 from equitune.datasets._splits import Splits, load_splits
-from equitune.errors import UserError
+from equitune.errors import UserError, without_passwords
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
@@ -214,6 +214,13 @@ def provenance() -> dict[str, str]:
     return found | {"git": git} if git else found
 
 
+class Discreet(logging.Formatter):
+    """Leaves the passwords of addresses out of a record, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
+
+
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """What Ray, Optuna, MLflow and warnings have to say goes to a file instead of the terminal."""
@@ -221,7 +228,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
     logging.raiseExceptions = False  # a log that cannot be written is no reason to talk of anything else
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(Discreet("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     before, root.handlers = root.handlers, [handler]
     logging.captureWarnings(True)
