@@ -1,28 +1,22 @@
-"""Files of strangers run no code, secrets are written nowhere, servers listen on loopback: what docs/security.md names."""
+"""Files of strangers run no code and secrets are written nowhere; docs/security.md has the whole list of threats."""
 
 import ast
-import json
 import logging
-import os
 import pickle
 import re
-import socket
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from chaos import MARK, marked
 from click.testing import CliRunner, Result
 from invented import add_trial, invent
-from services import answers, free_port, wait_until
 from test_exported import Payload, saved
 
 from equitune.cli import cli
 from equitune.errors import UserError, without_passwords
-from equitune.records.folder import StudyFolder, read_json
+from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.report.arms import write_arms
 from equitune.report.front import write_front
@@ -62,7 +56,9 @@ RUNS_CODE = {
     "shutil": {"unpack_archive"},
 }
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
-ALLOWED = {("equitune/catalog.py", "eval")}  # of our own source text, with nothing of a user's in it
+ALLOWED = {
+    ("equitune/catalog.py", call) for call in ("compile", "eval")
+}  # of our own source text, with nothing of a user's in it
 
 
 def dangers(source: str) -> Iterator[str]:
@@ -84,7 +80,7 @@ def dangers(source: str) -> Iterator[str]:
 
 
 def test_no_call_of_the_program_runs_what_it_reads() -> None:
-    files = [path for path in (REPOSITORY / "equitune").rglob("*.py")]
+    files = list((REPOSITORY / "equitune").rglob("*.py"))
     assert len(files) > 100
     found = {(str(path.relative_to(REPOSITORY)), call) for path in files for call in dangers(path.read_text())}
     assert found == ALLOWED
@@ -108,24 +104,6 @@ def test_such_a_call_would_be_found(line: str) -> None:
     assert len(list(dangers(line))) == 1
 
 
-def payloads(touched: Path) -> dict[str, bytes]:
-    """Files that make a file when they are unpickled."""
-    return {"state.pt": saved({"weight": Payload(touched)}), "plain.pt": pickle.dumps(Payload(touched))}
-
-
-@pytest.mark.parametrize("name", ["state.pt", "plain.pt"])
-def test_downloaded_weights_run_no_code(name: str, tmp_path: Path) -> None:
-    touched, path = tmp_path / "touched", tmp_path / name
-    path.write_bytes(payloads(touched)[name])
-    for suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        with pytest.raises(UserError, match="is not a file of tensors alone"):
-            read_weights(path.rename(path.with_suffix(suffix)))
-        path = path.with_suffix(suffix)
-    assert not touched.exists()
-    pickle.loads(payloads(touched)["plain.pt"])
-    assert touched.exists(), "the payload is dead, so the test shows nothing"
-
-
 def test_a_trials_checkpoint_and_weights_run_no_code(
     small_config: TrialConfig, small_data: DeviceData, tmp_path: Path
 ) -> None:
@@ -136,6 +114,7 @@ def test_a_trials_checkpoint_and_weights_run_no_code(
     evil = {"epoch": 1, "model": Payload(touched), "optimizer": {}, "generator": torch.get_rng_state()}
     folder.checkpoint.write_bytes(saved(evil))
     folder.weights.write_bytes(saved(Payload(touched)))
+    copy = Path(shutil.copy(folder.checkpoint, tmp_path / "copy"))
     result = run_trial(small_config, small_data, folder=folder)
     assert result.state == "FAILED"
     assert result.reason is not None
@@ -143,7 +122,7 @@ def test_a_trials_checkpoint_and_weights_run_no_code(
     assert not touched.exists()
     with pytest.raises(UserError, match="is not a file of tensors alone"):
         read_weights(folder.weights)
-    torch.load(folder.checkpoint, weights_only=False)
+    torch.load(copy, weights_only=False)
     assert touched.exists(), "the payload is dead, so the test shows nothing"
 
 
@@ -160,7 +139,7 @@ def test_what_ray_tune_left_behind_is_never_read(name: str, tmp_path: Path, smal
         assert run(command, *arguments, "--root", tmp_path).exit_code == 0
     assert not touched.exists()
     sources = (path.read_text() for path in (REPOSITORY / "equitune" / "search").glob("*.py"))
-    assert not any(re.search(r"Tuner\.restore|can_restore|restore\(", source) for source in sources)
+    assert not any(re.search(r"Tuner\.(can_)?restore|ExperimentAnalysis", source) for source in sources)
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!python/module:os"])
@@ -198,9 +177,9 @@ def test_a_study_with_a_password_in_it_is_refused(place: str, study_file: Callab
     lines = {"comment": f"# see {WITH_PASSWORD}\n{text}", "value": f"{text}description: {WITH_PASSWORD}\n"}
     settings = ["--set", f"data.root={WITH_PASSWORD}"] if place == "--set" else []
     done = run("search", study_file(lines.get(place, text)), "--root", tmp_path / "studies", *settings)
-    assert done.exit_code == 2
-    assert "an address with a password: a study is copied into its folder" in done.output
-    assert SECRET not in done.output
+    assert isinstance(done.exception, UserError)
+    assert "an address with a password: a study is copied into its folder" in str(done.exception)
+    assert SECRET not in str(done.exception) + done.output
     assert not (tmp_path / "studies").exists()
 
 
@@ -220,9 +199,9 @@ def test_an_address_of_mlflow_that_would_be_read_by_others_or_not_work_is_refuse
     given = ["--tracking-uri", uri] if by_hand else []
     for command in (["mlflow", "sync", "small"], ["ui"]):
         done = run(*command, "--root", tmp_path, *given)
-        assert done.exit_code == 2
-        assert re.search(sentence, done.output)
-        assert SECRET not in done.output
+        assert isinstance(done.exception, UserError)
+        assert re.search(sentence, str(done.exception))
+        assert SECRET not in str(done.exception) + done.output
 
 
 def test_a_log_holds_no_password_of_an_address(tmp_path: Path) -> None:
@@ -254,7 +233,9 @@ def test_nothing_of_the_environment_gets_into_a_study_its_pages_or_mlflow(
         monkeypatch.setenv(name, WITH_PASSWORD if name == "EQUITUNE_STORAGE" else SECRET)
     folder = invent(tmp_path / "small", small_spec, 2)
     add_trial(folder, small_spec, 2)
-    assert run_trial(small_config, small_data, folder=folder.trial(7)).state == "COMPLETE"
+    trained = StudyFolder(tmp_path / "trained").trial(0)
+    write_json(trained.config, small_config.to_json())
+    assert run_trial(small_config, small_data, folder=trained).state == "COMPLETE"
     sync(folder, store, write_front, write_profile)
     assert run("report", "small", "--root", tmp_path).exit_code == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -273,7 +254,7 @@ def test_no_table_of_a_study_holds_a_formula(tmp_path: Path, small_spec: StudySp
     for trial in folder.trials():
         config = read_json(trial.config)
         config["params"]["model.width"] = "=HYPERLINK(1)"
-        trial.config.write_text(json.dumps(config))
+        write_json(trial.config, config)
     study = StudyReader(folder).read()
     write_front(study, tmp_path)
     write_frame(study, tmp_path)
@@ -281,78 +262,6 @@ def test_no_table_of_a_study_holds_a_formula(tmp_path: Path, small_spec: StudySp
     for name in ("front.csv", "trials.csv", "arms.csv"):
         assert ",'=HYPERLINK(1)" in (tmp_path / name).read_text(), name
         assert ",=HYPERLINK(1)" not in (tmp_path / name).read_text(), name
-
-
-# Doors.
-
-
-def listening(pids: set[int]) -> set[str]:
-    """The addresses on which processes listen for TCP, as /proc has them."""
-    inodes = set()
-    for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
-            except OSError:
-                continue
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                raw = bytes.fromhex(fields[1].partition(":")[0])
-                words = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-                found.add(socket.inet_ntop(socket.AF_INET if len(words) == 4 else socket.AF_INET6, words))
-    return found
-
-
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-
-LOCAL_RAY = """
-import sys, time
-from equitune.search.cluster import connected, prepare
-from equitune.spec.resources import Resources
-prepare(None)
-with connected(Resources(), None):
-    import ray
-    ray.get(ray.remote(lambda: 1).remote())
-    print("ready", flush=True)
-    time.sleep(120)
-"""
-
-
-@pytest.mark.slow
-def test_a_local_ray_and_the_ui_listen_on_loopback_alone(tmp_path: Path, store: str) -> None:
-    environment = {**os.environ, MARK: f"doors-{os.getpid()}"}
-    port = free_port()
-    ui = [sys.executable, "-m", "equitune", "ui", "--root", str(tmp_path), "--port", str(port)]
-    commands = [[sys.executable, "-c", LOCAL_RAY], ui]
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        for command in commands
-    ]
-    try:
-        assert started[0].stdout is not None
-        assert started[0].stdout.readline() == "ready\n"
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
-        mine = marked(environment[MARK])
-        assert any("raylet" in command for command in mine.values())
-        assert any("gcs_server" in command for command in mine.values())
-        addresses = listening(set(mine))
-        assert addresses
-        assert addresses <= LOOPBACK
-    finally:
-        for pid in marked(environment[MARK]):
-            os.kill(pid, 9)
-        for process in started:
-            process.wait()
-
-
-def test_who_listens_elsewhere_is_seen() -> None:
-    with socket.socket() as everywhere:
-        everywhere.bind(("0.0.0.0", 0))
-        everywhere.listen()
-        assert "0.0.0.0" in listening({os.getpid()})
 
 
 # The page.
