@@ -21,7 +21,7 @@ from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
-from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare, require_answer
 from equitune.search.compatible import differences, require_extends, require_same_start
 from equitune.search.lock import driving
 from equitune.search.plan import require_feasible
@@ -81,6 +81,8 @@ def run_study(
                 (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
+            if address is not None:
+                require_answer(address)
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))
