@@ -26,9 +26,23 @@ class Unmeasurable(Infeasible):
         self.status = status
 
 
+class WorkerLost(UserError):
+    """This process, its device or another worker of its trial cannot go on. The trial can, elsewhere.
+
+    Whoever runs trials one after another ends the process: what is left of a device in it is not to be trusted.
+    """
+
+
 class TakenOver(OSError):
     """A worker's trial is no longer its own: another driver holds the study. It must not write."""
 
 
 class GivenUp(TakenOver):
     """The driver has taken the trial from this worker: it gave it to another, or ended it."""
+
+
+class StoreError(OSError):
+    """An object store refuses, or does not answer. Its text says what to do, and holds no secret."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"

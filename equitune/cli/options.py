@@ -3,14 +3,19 @@
 import os
 import shlex
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from equitune.records.place import Place
 
 DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
 
 root_option = click.option(
-    "--root", type=click.Path(path_type=Path), help="Where studies lie. [default: EQUITUNE_ROOT or ./studies]"
+    "--root",
+    metavar="FOLDER_OR_URL",
+    help="Where studies lie: a folder, or a URL such as s3://bucket/studies. [default: EQUITUNE_ROOT or ./studies]",
 )
 data_root_option = click.option(
     "--data-root",
@@ -36,7 +41,7 @@ set_option = click.option(
 )
 
 
-def tracking_store(given: str | None, root: Path) -> str:
+def tracking_store(given: str | None, root: "Place") -> str:
     from equitune.tracking.store import default_tracking_uri
 
     return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)

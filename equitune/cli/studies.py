@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def search(
     file: Path,
     overrides: tuple[str, ...],
-    root: Path | None,
+    root: str | None,
     data_root: str | None,
     tracking_uri: str | None,
     address: str | None,
@@ -88,7 +88,7 @@ def search(
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @set_option
 @root_option
-def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None) -> None:
+def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: str | None) -> None:
     """Say what is wrong with each of FILES, with line and column, without running anything."""
     mistakes = []
     for file in files:
@@ -108,7 +108,7 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
 @click.option("--metric", "metrics", multiple=True, help="Show this metric, too. May be repeated.")
 @click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
-def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
+def show(study: str, root: str | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
     """Show STUDY: how its trials ended, and its front; its arms, where it has replicates. Or one trial, whole."""
     from equitune.records.folder import named_trial, open_study, studies_root
 
@@ -125,7 +125,7 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
         _print_answer(folder, root, metrics, against, draw=False)
 
 
-def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySpec":
+def _load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec":
     from equitune.records.folder import studies_root
     from equitune.search.feasible import require_networks
     from equitune.search.recorded import recorded_params
@@ -167,11 +167,12 @@ def _register(folder: "StudyFolder", uri: str) -> None:
 
 
 def _print_answer(
-    folder: "StudyFolder", root: Path | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
+    folder: "StudyFolder", root: str | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
 ) -> "StudyRecord":
     """The front or the arms as a table, where everything lies, and the next command to type."""
     from rich.console import Console
 
+    from equitune.records.place import written
     from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer
     from equitune.report.terminal import answer, summary
@@ -183,7 +184,9 @@ def _print_answer(
     if any(trial.state == "COMPLETE" for trial in study.trials):
         console.print(answer(study, metrics, against))
         if draw:
-            write_answer(study, folder.path)
+            with written(folder.path) as local:
+                local.mkdir(exist_ok=True)
+                write_answer(study, local)
     at_root = f" --root {root}" if root else ""
     click.echo(f"Folder:  {folder.path}")
     if (folder.path / "front.png").exists():

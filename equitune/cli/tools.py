@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @tracking_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, help="Port to listen on.")
-def ui(root: Path | None, tracking_uri: str | None, host: str, port: int) -> None:
+def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI on the studies' runs, until Ctrl-C."""
     from equitune.records.folder import studies_root
 
@@ -75,7 +75,7 @@ def mlflow() -> None:
 @data_root_option
 @tracking_option
 @register_option
-def sync(study: str, root: Path | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
+def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
     """Project STUDY into MLflow again, from its folder, and register the models of its front."""
     from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
@@ -103,7 +103,7 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
     if study.state != "complete":
         say(f"its models are registered when it is complete: {len(study.ended())} of {study.num_planned} trials ended")
         return
-    from equitune.search.study import logging_to
+    from equitune.search.log import logging_to
     from equitune.tracking.registry import register_front
     from equitune.trial.servable import loader
 

@@ -1,7 +1,6 @@
 """The command that shows how a study goes, from another terminal."""
 
 import time
-from pathlib import Path
 
 import click
 
@@ -13,7 +12,7 @@ POLL_S = 1.0
 @click.command()
 @click.argument("study")
 @root_option
-def watch(study: str, root: Path | None) -> None:
+def watch(study: str, root: str | None) -> None:
     """Show how STUDY goes, until it ends or Ctrl-C; the study itself goes on."""
     from rich.console import Console
 
@@ -26,7 +25,7 @@ def watch(study: str, root: Path | None) -> None:
     try:
         with StudyView(folder, Console(), "watching").showing():
             while reader.read().state == "running":
-                time.sleep(POLL_S)
+                time.sleep(max(POLL_S, folder.rest_s))
     except KeyboardInterrupt:
         pass  # the watcher goes, the study stays
     for line in summary(reader.read()):

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from equitune.analysis.pareto import front
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.report.arms import arms_table, heading, metric_columns, note
@@ -53,7 +53,7 @@ class StudyView:
 
     def _refreshing(self, stop: threading.Event, refresh: Callable[[], None]) -> Iterator["StudyView"]:
         def loop() -> None:
-            while not stop.wait(REFRESH_S):
+            while not stop.wait(max(REFRESH_S, self._folder.rest_s)):
                 refresh()
 
         thread = threading.Thread(target=loop, daemon=True)
@@ -68,8 +68,8 @@ class StudyView:
     def _read(self) -> StudyRecord | None:
         try:
             study = self._reader.read()
-        except UserError:
-            return None  # it has just begun
+        except (UserError, StoreError):
+            return None  # it has just begun, or nobody knows
         if self._ended_before is None:
             self._ended_before = {trial.number for trial in study.ended()}
             self._printed |= self._ended_before

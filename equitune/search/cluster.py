@@ -167,6 +167,8 @@ def prepare(address: str | None) -> None:
         # A token of this process alone: nobody else gets in, and no home folder has to be writable.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # As on macOS and Windows: all of its ports on loopback. `_node_ip_address` alone does not reach the daemons.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.update(
         {
             "RAY_USAGE_STATS_ENABLED": "0",

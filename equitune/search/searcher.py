@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.engine import Engine, Task
 
@@ -29,11 +29,13 @@ class _Forgetful:
 
 @contextmanager
 def _halting(engine: Engine) -> Iterator[None]:
-    """A storage that cannot be reached any more ends the attempt, not the study."""
+    """A storage or a store that cannot be reached any more ends the attempt, not the study."""
     try:
         yield
     except UserError as error:
         engine.halted = engine.halted or str(error)
+    except StoreError as error:
+        engine.halted = engine.halted or f"{error}, and run the same command again; nothing is lost"
 
 
 class StudySearcher(_Forgetful, Searcher):
@@ -64,7 +66,8 @@ class StudySearcher(_Forgetful, Searcher):
         elif "test" in result:
             metrics = json.loads(result["test"])
             measured = {name: Measurement.model_validate(metric) for name, metric in metrics.items()}
-            self._engine.tested(self._numbers[trial_id], measured)
+            with _halting(self._engine):
+                self._engine.tested(self._numbers[trial_id], measured)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._numbers.pop(trial_id, None)
