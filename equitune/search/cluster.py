@@ -123,7 +123,7 @@ def require_answer(address: str) -> None:
         raise UserError(f"--address: a Ray cluster's address is host:port or auto, but got {address!r}")
     prepare(address)
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RayError
 
     try:
