@@ -8,7 +8,7 @@ import io
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -116,6 +116,11 @@ class RemotePath:
                 if inner != self.at:
                     yield self._at(inner)
 
+    def files_below(self) -> list[Any]:
+        """The places of all files, also within folders, in the order of their names: one listing."""
+        names = self._ask("listing", partial(self.files.find, self.key))
+        return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
         return bytes(self._ask("reading", partial(self.files.cat_file, self.key)))
@@ -172,6 +177,16 @@ class RemotePath:
 
 
 Place = Path | RemotePath
+
+
+def files_below(folder: Place) -> Iterator[tuple[str, Place]]:
+    """Every file of a folder and of those within it: its name from there, and its place, in the order of names."""
+    if isinstance(folder, Path):
+        files: Sequence[Place] = sorted(path for path in folder.rglob("*") if path.is_file())
+    else:
+        files = folder.files_below()
+    base = len(str(folder)) + 1
+    yield from ((str(file)[base:], file) for file in files)
 
 
 def modified(info: dict[str, Any]) -> float:

@@ -18,7 +18,7 @@ from equitune.errors import WorkerLost
 from equitune.trial.weights import first_line
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 TIMEOUT = timedelta(days=1)  # the others wait while the first evaluates; who dies is missed at once
 
