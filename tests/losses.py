@@ -10,7 +10,7 @@ from typing import Any
 from backends import Database
 from chaos import trial_of
 from hosts import Host, until
-from raycluster import Cluster
+from pods import Cluster
 
 from equitune.analysis.pareto import front
 from equitune.records.folder import StudyFolder, read_json

@@ -19,8 +19,8 @@ from backends import REDIS_PASSWORD, Database, Service, answers, postgres, redis
 from hosts import Host, Network, until
 from losses import TRIALS, Study
 from mlflow import MlflowClient
+from pods import TOKEN, WRONG_TOKEN, Cluster
 from prerequisites import require
-from raycluster import TOKEN, WRONG_TOKEN, Cluster
 
 from equitune.records.folder import read_json
 from equitune.records.reader import StudyReader

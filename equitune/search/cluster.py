@@ -112,7 +112,7 @@ def _fitting(request: Request, cpus: float, gpus: float) -> int:
     return fits
 
 
-def require_answer(address: str) -> None:
+def require_ray(address: str) -> None:
     """Asks, before anything is begun, whether a cluster is there and lets us in. Ray itself would try for minutes.
 
     Raises:
