@@ -20,7 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
-from equitune.errors import UserError
+from equitune.errors import UserError, without_passwords
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
@@ -50,14 +50,17 @@ def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None
         "-m",
         "mlflow",
         "server",
-        "--backend-store-uri",
-        uri,
         "--host",
         host,
         "--port",
         str(port),
     ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # which may hold a password: not onto a command line
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     server = subprocess.Popen([*command, "--workers", "1"], env=environment, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # the server takes one SIGTERM well, and Ctrl-C with a traceback
         signal.signal(number, lambda *_: server.terminate())
@@ -75,7 +78,7 @@ def mlflow() -> None:
 @data_root_option
 @tracking_option
 @register_option
-def sync(study: str, root: str | None, data_root: Path | None, tracking_uri: str | None, register: bool) -> None:
+def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
     """Project STUDY into MLflow again, from its folder, and register the models of its front."""
     from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
@@ -85,7 +88,7 @@ def sync(study: str, root: str | None, data_root: Path | None, tracking_uri: str
     folder = open_study(studies_root(root), study)
     uri = tracking_store(tracking_uri, folder.path.parent)
     project(folder, uri, write_answer, write_profile)
-    click.echo(f"{study} is in {uri}")
+    click.echo(f"{study} is in {without_passwords(uri)}")
     if register:
         use_data_root(data_root)
         register_models(folder, uri, click.echo)
@@ -128,8 +131,9 @@ def show_catalog(kind: str | None) -> None:
 @click.command()
 @click.argument("dataset")
 @data_root_option
-def download(dataset: str, data_root: Path | None) -> None:
+def download(dataset: str, data_root: str | None) -> None:
     """Fetch DATASET into the data root."""
+    from equitune.datasets._cache import is_url
     from equitune.datasets._splits import data_root as resolved
     from equitune.spec.trial import DataConfig
 
@@ -137,7 +141,12 @@ def download(dataset: str, data_root: Path | None) -> None:
     module = catalog.module("dataset", dataset)
     if not hasattr(module, "download"):
         raise UserError(f"{dataset} is not fetched: it comes with the program, or from a folder of yours")
-    root = resolved(DataConfig(name=dataset))
+    given = resolved(DataConfig(name=dataset))
+    if is_url(given):
+        raise UserError(
+            f"--data-root: {dataset} is fetched into a folder, but got {given}: name one, then copy it there"
+        )
+    root = Path(given)
     try:
         module.download(root)
     except (OSError, RuntimeError) as error:

@@ -69,7 +69,7 @@ def show_trial(text: str, root: "Place", as_json: bool) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: as recorded]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder that keeps the new files. [default: none does]")
 def run_trial_again(
-    trial: str, root: str | None, data_root: Path | None, device: str | None, output: Path | None
+    trial: str, root: str | None, data_root: str | None, device: str | None, output: Path | None
 ) -> None:
     """Run a recorded trial again, in this process, and say whether its numbers are the same bit for bit.
 
@@ -117,7 +117,7 @@ def run_trial_again(
 @click.option("--force", is_flag=True, help="Replace files of the same names in a folder that is not empty.")
 @root_option
 @data_root_option
-def export(study: str, front: bool, output: Path | None, force: bool, root: str | None, data_root: Path | None) -> None:
+def export(study: str, front: bool, output: Path | None, force: bool, root: str | None, data_root: str | None) -> None:
     """Write a study's trials as a table, and networks for use elsewhere: a trial's, or with --front each of the front.
 
     The table is trials.csv and trials.parquet. Of a network, in a folder named by its trial: model.safetensors, with

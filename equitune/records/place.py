@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -124,6 +124,13 @@ class RemotePath:
                 if inner != self.at:
                     yield self._at(inner)
 
+    def files_below(self) -> list["RemotePath"]:
+        """The places of all files, also within folders, in the order of their names: one listing."""
+        with suppress(FileNotFoundError):
+            names = self._ask("listing", partial(self.files.find, self.key))
+            return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+        return []
+
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
         return bytes(self._ask("reading", partial(self.files.cat_file, self.key)))
@@ -183,6 +190,16 @@ class RemotePath:
 
 
 Place = Path | RemotePath
+
+
+def files_below(folder: Place) -> Iterator[tuple[str, Place]]:
+    """Every file of a folder and of those within it: its name from there, and its place, in the order of names."""
+    if isinstance(folder, Path):
+        files: Sequence[Place] = sorted(path for path in folder.rglob("*") if path.is_file())
+    else:
+        files = folder.files_below()
+    base = len(str(folder)) + 1
+    yield from ((str(file)[base:], file) for file in files)
 
 
 def modified(info: dict[str, Any]) -> float:

@@ -17,6 +17,8 @@ from equitune.errors import StoreError, UserError
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.engine import Engine, Task
 
+MAX_LOST_WORKERS = 3  # that a trial may lose from one epoch to the next: it goes on from its checkpoint each time
+
 
 class _Forgetful:
     """Tune pickles what it is given, for a restore that is never made."""
@@ -82,7 +84,11 @@ class StudySearcher(_Forgetful, Searcher):
 
 
 class RungScheduler(_Forgetful, FIFOScheduler):
-    """Stops a trial where the engine says so. Rungs are our own epochs: Tune's iterations begin again after a loss."""
+    """Stops a trial where the engine says so. Rungs are our own epochs: Tune's iterations begin again after a loss.
+
+    Each epoch renews what a trial may lose: one that machines leave again and again gets to its end, one that kills its
+    own worker does not get on.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -91,6 +97,7 @@ class RungScheduler(_Forgetful, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "epoch" not in result:
             return str(TrialScheduler.CONTINUE)
+        trial.max_failures = trial.num_failures + MAX_LOST_WORKERS
         metrics = json.loads(result.get("metrics", "{}"))
         goes_on = True
         with _halting(self._engine):
