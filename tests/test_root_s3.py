@@ -29,8 +29,9 @@ from equitune.errors import GivenUp, StoreError, TakenOver, UserError
 from equitune.notebook import load_study as load_recorded
 from equitune.records import patience
 from equitune.records.folder import StudyFolder, TrialFolder, append, read_json, studies_root, write_json
+from equitune.records.on_disk import fetched, kept, written
 from equitune.records.patience import cleaned, patiently
-from equitune.records.place import RemotePath, _files, fetched, kept, written
+from equitune.records.place import RemotePath, _files
 from equitune.records.reader import StudyReader, StudyRecord, is_driven
 from equitune.records.results import untimed
 from equitune.search.lock import driving
@@ -361,7 +362,7 @@ def test_files_travel_whole(root: RemotePath, tmp_path: Path, monkeypatch: pytes
     assert not (root / "half.txt").exists()
     with written(tmp_path / "x") as local:
         assert local == tmp_path / "x"
-    monkeypatch.setattr("equitune.records.place.KEEP_S", 0.05)
+    monkeypatch.setattr("equitune.records.on_disk.KEEP_S", 0.05)
     append(root / "log.txt", "before\n")
     with kept(root / "log.txt") as local:
         with local.open("a") as file:
