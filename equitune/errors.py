@@ -1,11 +1,24 @@
 """The outcomes that are nobody's bug: a user's mistake, a network that cannot exist, a number that cannot be had."""
 
+import re
+
+PASSWORD = re.compile(r"(?<=://)([^/\s:@'\"]*):[^/\s@'\"]+@")  # that of an address, USER:PASSWORD@
+
+
+def without_passwords(text: str) -> str:
+    """A text for people or files: of the addresses within it, the passwords are left out."""
+    return PASSWORD.sub(r"\1:***@", text)
+
 
 class UserError(Exception):
     """A mistake its reader can mend. The shell prints its text alone, without a traceback, and exits with code 2.
 
-    The text says where, the rule, what was given and what to do; it may hold several lines, one mistake each.
+    The text says where, the rule, what was given and what to do; it may hold several lines, one mistake each. Passwords
+    of addresses are left out of it.
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(without_passwords(text))
 
 
 class Infeasible(Exception):
@@ -26,9 +39,23 @@ class Unmeasurable(Infeasible):
         self.status = status
 
 
+class WorkerLost(UserError):
+    """This process, its device or another worker of its trial cannot go on. The trial can, elsewhere.
+
+    Whoever runs trials one after another ends the process: what is left of a device in it is not to be trusted.
+    """
+
+
 class TakenOver(OSError):
     """A worker's trial is no longer its own: another driver holds the study. It must not write."""
 
 
 class GivenUp(TakenOver):
     """The driver has taken the trial from this worker: it gave it to another, or ended it."""
+
+
+class StoreError(OSError):
+    """An object store refuses, or does not answer. Its text says what to do, and holds no secret."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"

@@ -3,18 +3,16 @@
 import copy
 import functools
 import json
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cel
 import jsonschema
 import yaml
-from manifests import REPOSITORY, Manifest, absent, groups
+from manifests import Manifest, groups
+from prerequisites import CRDS, require
 
-CRDS = Path(os.environ.get("EQUITUNE_CRD_DIR", REPOSITORY.parent / "shared" / "crds" / "kuberay-v1.7.0"))
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 REDIS_FIELDS = ("redisAddress", "redisUsername", "redisPassword")
@@ -24,8 +22,7 @@ REDIS_FIELDS = ("redisAddress", "redisUsername", "redisPassword")
 def _schema(kind: str) -> tuple[Manifest, jsonschema.Draft202012Validator]:
     """A kind's schema as KubeRay gives it, and what checks it."""
     path = CRDS / f"ray.io_{kind.lower()}s.yaml"
-    if not path.exists():
-        absent("crds", f"no {path}: that deploy/ fits KubeRay's schema stays unproved")
+    require("crds")
     with path.open(encoding="utf-8") as file:
         versions = yaml.load(file, yaml.CSafeLoader)["spec"]["versions"]
     (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]

@@ -2,17 +2,14 @@
 
 import copy
 import functools
-import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import kubernetes_validate
-import pytest
 import yaml
+from prerequisites import renderer, require
 
 REPOSITORY = Path(__file__).parent.parent
 DEPLOY = REPOSITORY / "deploy"
@@ -22,29 +19,9 @@ DELETED = object()
 Manifest = dict[str, Any]
 
 
-def absent(what: str, sentence: str) -> NoReturn:
-    """Skips a test for want of something, or fails it where EQUITUNE_REQUIRE names that."""
-    if what in os.environ.get("EQUITUNE_REQUIRE", "").split(","):
-        pytest.fail(sentence)
-    pytest.skip(sentence)
-
-
-@functools.cache
-def renderer() -> list[str]:
-    """The command that renders: kustomize 5 or later, alone or within kubectl."""
-    if shutil.which("kustomize"):
-        return ["kustomize", "build"]
-    if shutil.which("kubectl"):
-        said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True).stdout
-        if said and json.loads(said).get("kustomizeVersion", "v0") >= "v5":
-            return ["kubectl", "kustomize"]
-    return []
-
-
 @functools.cache
 def _rendered(overlay: str) -> str:
-    if not renderer():
-        absent("kustomize", "no kustomize 5 and no kubectl that has it: what deploy/ renders to stays unproved")
+    require("kustomize")
     done = subprocess.run([*renderer(), str(DEPLOY / "overlays" / overlay)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from invented import add_trial, invent
 from made import made
+from prerequisites import CHROMIUM, require
 
 import equitune
 from equitune.cli import cli
@@ -309,11 +310,8 @@ def test_watching_ends_with_the_study(tmp_path: Path, small_spec: StudySpec, mon
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The Chromium of this machine; the tests that need one are skipped where there is none."""
-    program = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if program is None:
-        pytest.skip("no Chromium on this machine")
+    require("chromium")
+    program = next(found for name in CHROMIUM if (found := shutil.which(name)))
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -53,7 +53,10 @@ resources: {}
             "{gpu: 1, sizes: [{parameters: 1.0e6, gpu: 0.5}, {parameters: 1.0e5, gpu: 1}]}",
             "resources.sizes.1.parameters: sizes must ascend, but 100000 comes after 1e+06: put them in order",
         ),
-        ("{sizes: [{parameters: 5}]}", "resources.sizes.0: asks for nothing: give it cpu, gpu or gpu_memory_gib"),
+        (
+            "{sizes: [{parameters: 5}]}",
+            "resources.sizes.0: asks for nothing: give it cpu, gpu, gpu_memory_gib or workers",
+        ),
         ("{sizes: [{cpu: 2}]}", "resources.sizes.0.parameters: is required"),
         ("{sizes: {parameters: 5}}", "resources.sizes: must be a list, such as [{parameters: 1.0e6, gpu: 0.5}]"),
         ("{sizes: [{parameters: 5, gpus: 1}]}", "resources.sizes.0.gpus: unknown name 'gpus': did you mean 'gpu'?"),
@@ -299,11 +302,12 @@ def test_a_worker_sets_the_cap_before_each_trial(
 ) -> None:
     context = type("_", (), {"get_trial_resources": lambda self: type("_", (), {"required_resources": {"GPU": 0.5}})})
     monkeypatch.setattr(worker.tune, "get_context", context)
-    worker._cap_memory(small_config, small_splits, SIZES)
+    worker._cap_memory(small_config, request_of(SIZES, 0))
     assert cuda == []  # on the CPU there is nothing to limit
     on_gpu = small_config.model_copy(update={"device": "cuda"})
-    worker._cap_memory(on_gpu, small_splits, SIZES)
-    worker._cap_memory(on_gpu, small_splits, Resources(gpu=0.5, sizes=(Size(parameters=10, gpu_memory_gib=2),)))
+    worker._cap_memory(on_gpu, worker._request(on_gpu, small_splits, SIZES))
+    capped = Resources(gpu=0.5, sizes=(Size(parameters=10, gpu_memory_gib=2),))
+    worker._cap_memory(on_gpu, worker._request(on_gpu, small_splits, capped))
     assert cuda == [0.5 - memory.CONTEXT_GIB / 16, 2 / 16]
 
 

@@ -20,7 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
-from equitune.errors import UserError
+from equitune.errors import UserError, without_passwords
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @tracking_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, help="Port to listen on.")
-def ui(root: Path | None, tracking_uri: str | None, host: str, port: int) -> None:
+def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI on the studies' runs, until Ctrl-C."""
     from equitune.records.folder import studies_root
 
@@ -50,14 +50,17 @@ def ui(root: Path | None, tracking_uri: str | None, host: str, port: int) -> Non
         "-m",
         "mlflow",
         "server",
-        "--backend-store-uri",
-        uri,
         "--host",
         host,
         "--port",
         str(port),
     ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # which may hold a password: not onto a command line
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     server = subprocess.Popen([*command, "--workers", "1"], env=environment, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # the server takes one SIGTERM well, and Ctrl-C with a traceback
         signal.signal(number, lambda *_: server.terminate())
@@ -75,7 +78,7 @@ def mlflow() -> None:
 @data_root_option
 @tracking_option
 @register_option
-def sync(study: str, root: Path | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
+def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
     """Project STUDY into MLflow again, from its folder, and register the models of its front."""
     from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
@@ -85,7 +88,7 @@ def sync(study: str, root: Path | None, data_root: str | None, tracking_uri: str
     folder = open_study(studies_root(root), study)
     uri = tracking_store(tracking_uri, folder.path.parent)
     project(folder, uri, write_answer, write_profile)
-    click.echo(f"{study} is in {uri}")
+    click.echo(f"{study} is in {without_passwords(uri)}")
     if register:
         use_data_root(data_root)
         register_models(folder, uri, click.echo)
@@ -103,7 +106,7 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
     if study.state != "complete":
         say(f"its models are registered when it is complete: {len(study.ended())} of {study.num_planned} trials ended")
         return
-    from equitune.search.study import logging_to
+    from equitune.search.log import logging_to
     from equitune.tracking.registry import register_front
     from equitune.trial.servable import loader
 

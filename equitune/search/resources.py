@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
 from equitune.records.folder import StudyFolder
+from equitune.records.place import place_of
 from equitune.records.reader import read_trial
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
@@ -28,6 +28,12 @@ class Request:
     cpu: float
     gpu: float
     memory_gib: float | None = None  # the most it may allocate; None: its share of the GPU's memory
+    workers: int = 1  # processes that train it together, each with an equal part of the rest
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What each of its workers occupies."""
+        return {"CPU": self.cpu / self.workers, "GPU": self.gpu / self.workers}
 
 
 def request_of(resources: Resources, parameters: int) -> Request:
@@ -35,14 +41,15 @@ def request_of(resources: Resources, parameters: int) -> Request:
 
     Where the GPU is `auto`, the smallest share.
     """
-    cpu, memory_gib = resources.cpu, resources.gpu_memory_gib
+    cpu, memory_gib, workers = resources.cpu, resources.gpu_memory_gib, resources.workers
     gpu = gpu_of(resources)
     for size in resources.sizes:
         if parameters >= size.parameters:
             cpu = resources.cpu if size.cpu is None else size.cpu
             gpu = gpu_of(resources) if size.gpu is None else size.gpu
             memory_gib = resources.gpu_memory_gib if size.gpu_memory_gib is None else size.gpu_memory_gib
-    return Request(cpu, gpu, memory_gib)
+            workers = resources.workers if size.workers is None else size.workers
+    return Request(cpu, gpu, memory_gib, int(gpu) if gpu > 1 else workers)
 
 
 def gpu_of(resources: Resources) -> float:
@@ -114,7 +121,8 @@ class Placement:
         from ray.tune import PlacementGroupFactory
 
         request = self.request(TrialConfig.from_json_text(_text_of(proposed))) if proposed else Request(1, 0)
-        return PlacementGroupFactory([{"CPU": request.cpu, "GPU": request.gpu}])
+        # On one machine where one has them all: what its workers tell each other is fastest there.
+        return PlacementGroupFactory([request.bundle] * request.workers, strategy="PACK")
 
     def request(self, config: TrialConfig) -> Request:
         """What a trial asks for; of a network that cannot exist the least, for it ends at once."""
@@ -168,4 +176,4 @@ _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB,
 def _text_of(proposed: dict[str, Any]) -> str:
     """The configuration of what the searcher proposes: a trial, or the test of a finished one."""
     text = proposed.get("trial")
-    return str(text) if text else (Path(proposed["folder"]) / "config.json").read_text(encoding="utf-8")
+    return str(text) if text else (place_of(proposed["folder"]) / "config.json").read_text(encoding="utf-8")

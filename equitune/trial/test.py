@@ -1,7 +1,5 @@
 """The test split, read once a trial, for those on the final front."""
 
-from safetensors.torch import load_file
-
 from equitune.datasets._splits import Splits
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder
@@ -11,6 +9,7 @@ from equitune.trial.build import initial_model, placed
 from equitune.trial.device import make_deterministic
 from equitune.trial.measure import measure
 from equitune.trial.split import move, split_at_size
+from equitune.trial.weights import read_tensors
 
 
 def measure_on_test(
@@ -26,7 +25,7 @@ def measure_on_test(
     """
     make_deterministic(config.device)
     model = placed(initial_model(config, splits.shape, len(splits.class_names)), config.device)
-    model.load_state_dict(load_file(folder.weights, device=config.device))
+    model.load_state_dict(read_tensors(folder.weights, config.device))
     test = split_at_size(move(splits.test, config.device, processes), config.input)
     metrics, _ = measure(config, model, None, EvaluationSet(test.pixels, test.labels, "test"))
     return metrics
