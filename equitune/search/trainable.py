@@ -8,6 +8,7 @@ import json
 import logging
 from typing import Any
 
+import ray
 from ray import tune
 
 from equitune.datasets._files import Files
@@ -92,10 +93,10 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
 
 
 def _processes(splits: Splits) -> int:
-    """That decode images which stay in files: one for each of the trial's CPUs."""
+    """That decode images which stay in files: one for each CPU of this worker."""
     if not isinstance(splits.train.pixels, Files):
         return 0
-    return max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1)))
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def _test(folder: TrialFolder, splits: Splits) -> str:
