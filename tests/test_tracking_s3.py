@@ -1,7 +1,6 @@
 """Artifacts on S3, against a server on loopback that speaks like it: written directly, and through MLflow's server."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from invented import invent
+from services import free_port
 from test_registry import invent_networks
 
 from equitune.errors import UserError
@@ -28,12 +28,6 @@ pytestmark = [
 ]
 
 BUCKET = "studies"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture

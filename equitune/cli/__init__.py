@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from equitune import __version__
-from equitune.cli import studies, tools, trials
+from equitune.cli import cluster, studies, tools, trials
 from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
@@ -34,6 +34,11 @@ for command in (
     analyze,
     report,
     watch,
+    cluster.submit,
+    cluster.logs,
+    cluster.cancel,
+    cluster.fetch,
+    cluster.pack,
     measure,
     tools.ui,
     tools.mlflow,

@@ -3,13 +3,17 @@
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from equitune.errors import PASSWORD, UserError
+
 if TYPE_CHECKING:
     from equitune.records.place import Place
 
+TYPED = "EQUITUNE_TYPED"  # tells a job what was typed to submit it
 DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
 
 root_option = click.option(
@@ -36,15 +40,46 @@ storage_option = click.option(
     metavar="URL",
     help="PostgreSQL database that holds the search. [default: EQUITUNE_STORAGE or a journal in the study's folder]",
 )
+cluster_option = click.option(
+    "--cluster", metavar="URL", help="Dashboard of a Ray cluster, http://HOST:PORT. [default: EQUITUNE_CLUSTER]"
+)
+token_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File that holds Ray's token. [default: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH]",
+)
+extend_option = click.option(
+    "--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far."
+)
+warm_start_option = click.option(
+    "--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated."
+)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one value of the file. May be repeated."
 )
 
 
 def tracking_store(given: str | None, root: "Place") -> str:
+    """The address of MLflow's store.
+
+    Raises:
+        UserError: it holds a password that others could read, or names a database without its driver.
+    """
     from equitune.tracking.store import default_tracking_uri
 
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+    if PASSWORD.search(uri) and (given or uri.startswith("http")):
+        raise UserError(
+            f"--tracking-uri: {uri}: an address is written into logs, and every user of a machine reads its command "
+            "lines: give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, or the address of a "
+            "database as MLFLOW_TRACKING_URI"
+        )
+    if uri.startswith(("postgresql:", "postgres:")):
+        raise UserError(
+            f"--tracking-uri: {uri}: without the driver's name MLflow looks for one that is not installed: "
+            "the address of PostgreSQL begins with postgresql+psycopg2://"
+        )
+    return uri
 
 
 def storage_address(given: str | None) -> str | None:
@@ -53,11 +88,20 @@ def storage_address(given: str | None) -> str | None:
     return typed(given) if given else os.environ.get("EQUITUNE_STORAGE") or None
 
 
+def require_lasting(root: object) -> None:
+    """Raises UserError where a job on a cluster would leave its study in its working folder, which Ray clears away."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (root or os.environ.get("EQUITUNE_ROOT")):
+        raise UserError(
+            "a job's own folder goes with the job: say where studies lie, with --root or, on the cluster's machines, "
+            "EQUITUNE_ROOT"
+        )
+
+
 def use_data_root(data_root: str | None) -> None:
     if data_root is not None:
         os.environ["EQUITUNE_DATA"] = data_root
 
 
 def same_command() -> str:
-    """What was typed, to be typed again."""
-    return shlex.join(["equitune", *sys.argv[1:]])
+    """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
+    return os.environ.get(TYPED) or shlex.join(["equitune", *sys.argv[1:]])

@@ -110,13 +110,19 @@ def locked(target: Path, while_waiting: str, say: Say) -> Iterator[None]:
         lock.release()
 
 
-def unwritable(error: OSError) -> UserError:
+class CannotKeep(UserError, OSError):
+    """The cache's disk is full, or is not to be written: no fault of a trial."""
+
+
+def unwritable(error: OSError) -> CannotKeep:
     """What the cache's disk says, as a sentence."""
     cache = cache_root()
+    if isinstance(error, CannotKeep):
+        return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{cache} is full: free some space, or name another folder with EQUITUNE_DATA_CACHE")
+        return CannotKeep(f"{cache} is full: free some space, or name another folder with EQUITUNE_DATA_CACHE")
     why = error.strerror or error
-    return UserError(
+    return CannotKeep(
         f"{error.filename or cache} cannot be written ({why}): name another folder with EQUITUNE_DATA_CACHE"
     )
 
@@ -135,7 +141,7 @@ def _copied(source: Source, target: Path, say: Say) -> str:
     for name in had.keys() - listing.keys():
         (target / name).unlink(missing_ok=True)
     need = sum(listing[name][0] for name in missing)
-    _require_room(need, source.place)
+    require_room(need, source.place)
     with _copied_so_far(target).open("a", encoding="utf-8") as journal:
         done = sent = 0
         told = time.monotonic()
@@ -231,11 +237,12 @@ def _fetched(system: Any, base: str, target: Path, names: list[str], listing: Li
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _require_room(need: int, place: str) -> None:
+def require_room(need: int, place: str) -> None:
+    """Raises CannotKeep where the cache's disk has not so many bytes to give."""
     disk = shutil.disk_usage(cache_root())
     free = disk.free - int(SPARE * disk.total)
     if need > free:
-        raise UserError(
+        raise CannotKeep(
             f"{place} needs {need / 1e9:.1f} GB, but {cache_root()} has {max(free, 0) / 1e9:.1f} to give: "
             "free some space, or name another folder with EQUITUNE_DATA_CACHE"
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
 from equitune.records.folder import StudyFolder
@@ -113,7 +114,8 @@ class Placement:
     def __init__(self, resources: Resources, folder: StudyFolder, splits: Splits, device_gib: float = 0.0) -> None:
         self._resources, self._path, self._device_gib = resources, folder.path, device_gib
         self._shape, self._classes = splits.shape, len(splits.class_names)
-        self._images = len(splits.train) + len(splits.validation)
+        on_device = (split for split in (splits.train, splits.validation) if not isinstance(split.pixels, Files))
+        self._images = sum(map(len, on_device))
 
     def __call__(self, proposed: dict[str, Any]) -> "PlacementGroupFactory":
         request = self.request(TrialConfig.from_json_text(_text_of(proposed))) if proposed else Request(1, 0)

@@ -22,7 +22,7 @@ from equitune.records.folder import StudyFolder, read_json, write_json, write_wh
 from equitune.records.patience import hurry
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
-from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare, require_ray
 from equitune.search.compatible import differences, require_extends, require_same_start
 from equitune.search.lock import driving
 from equitune.search.log import logging_to
@@ -84,6 +84,8 @@ def run_study(
                 (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
+            if address is not None:
+                require_ray(address)
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))

@@ -10,8 +10,9 @@ from typing import Any
 
 from ray import tune
 
+from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
-from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver
+from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.place import kept, place_of
 from equitune.records.results import Epoch, TrialResult
@@ -63,6 +64,8 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except StoreError:
         raise
+    except UserError as error:  # the data cannot be had on this node
+        tune.report({"halt": str(error)})
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: free some space" if full else f"cannot be written ({error.strerror}): mend that"
@@ -77,7 +80,7 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = {splits.shape: to_device(splits, config.device)}
+        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes(splits))}
     by_shape = _on_device[key]
     shape = config.input.shape_of(splits.shape)
     if shape not in by_shape:
@@ -87,13 +90,20 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     return by_shape[shape]
 
 
+def _processes(splits: Splits) -> int:
+    """That decode images which stay in files: one for each of the trial's CPUs."""
+    if not isinstance(splits.train.pixels, Files):
+        return 0
+    return max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1)))
+
+
 def _test(folder: TrialFolder, splits: Splits) -> str:
     """Measures a finished trial on the test split; its metrics as JSON."""
     from equitune.trial.test import measure_on_test
 
     config = TrialConfig.from_json_text(folder.config.read_text())
     with _logging_to(folder):
-        metrics = measure_on_test(config, folder, splits)
+        metrics = measure_on_test(config, folder, splits, _processes(splits))
     return json.dumps({name: metric.model_dump(mode="json") for name, metric in metrics.items()})
 
 

@@ -24,12 +24,12 @@ from equitune.records.measured import Difference, MeasuredModel, MeasurementReco
 from equitune.records.place import Place
 from equitune.spec.objectives import declared_metrics
 from equitune.spec.space import Call
-from equitune.trial.build import move
 from equitune.trial.device import is_out_of_memory, make_deterministic, provenance
 from equitune.trial.images import Images, load_images, split_of
 from equitune.trial.journal import FileJournal, OnProgress
 from equitune.trial.load import Subject, config_of, load_subject
 from equitune.trial.request import Request, calls_of, said
+from equitune.trial.split import move
 from equitune.trial.weights import first_line
 
 MOTIONLESS = 1e-12  # a mean square relative to that of the images: below it an element moves nothing

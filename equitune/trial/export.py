@@ -11,14 +11,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from equitune import __version__
-from equitune.datasets._splits import Splits
+from equitune.datasets._splits import Split, Splits
 from equitune.errors import UserError
 from equitune.measures._evaluation import as_float
 from equitune.models._exported import load_exported
 from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.reader import TrialRecord
-from equitune.trial.build import initial_model, move
-from equitune.trial.resize import split_at_size
+from equitune.trial.build import initial_model
+from equitune.trial.split import move, split_at_size
 from equitune.trial.weights import first_line, read_tensors
 
 IMAGES = 8  # real ones, on which a program must give the network's scores
@@ -87,7 +87,8 @@ def trained(record: TrialRecord, source: TrialFolder, splits: Splits) -> tuple[n
     except (RuntimeError, SafetensorError) as error:
         where = f"{config.study}/{config.number}"
         raise UserError(f"{where}: its weights are of another network: {first_line(error)}") from None
-    return model, as_float(split_at_size(move(splits.validation, "cpu"), config.input).pixels[:IMAGES])
+    few = Split(splits.validation.pixels[:IMAGES], splits.validation.labels[:IMAGES])
+    return model, as_float(split_at_size(move(few, "cpu"), config.input).pixels)
 
 
 def require_weights(record: TrialRecord, source: TrialFolder) -> None:

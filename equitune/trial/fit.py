@@ -18,8 +18,9 @@ from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.place import Place
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
-from equitune.trial.build import Augment, DeviceSplit
+from equitune.trial.build import Augment
 from equitune.trial.ranks import ALONE, Ranks
+from equitune.trial.split import AnySplit
 
 OnEpoch = Callable[[Epoch], None]
 AtRung = Callable[[nn.Module, Epoch, float], dict[str, float]]  # model, its epoch, seconds of training -> metrics
@@ -33,7 +34,7 @@ class Diverged(Infeasible):
 
 def fit(
     model: nn.Module,
-    train: DeviceSplit,
+    train: AnySplit,
     validation: EvaluationSet,
     augmentation: list[Augment],
     training: TrainingConfig,
@@ -103,7 +104,7 @@ def fit(
 
 def train_epoch(
     model: Callable[[Tensor], Tensor],
-    train: DeviceSplit,
+    train: AnySplit,
     augmentation: list[Augment],
     training: TrainingConfig,
     optimizer: torch.optim.Optimizer,
