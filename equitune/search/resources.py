@@ -168,11 +168,10 @@ class Placement:
 
 
 def placement_of(request: Request) -> "PlacementGroupFactory":
-    """A bundle for each worker: on one machine where one has room for all, for what they tell each other is fastest
-    there, else on several."""
+    """A bundle for each worker, all on one machine: they exchange every gradient, and are lost together."""
     from ray.tune import PlacementGroupFactory
 
-    return PlacementGroupFactory([request.bundle] * request.workers, strategy="PACK")
+    return PlacementGroupFactory([request.bundle] * request.workers, strategy="STRICT_PACK")
 
 
 _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB, as long as the process
