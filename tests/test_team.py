@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chaos import MARK, Search, marked
 
+from equitune.errors import WorkerLost
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.search.resources import placement_of, request_of
@@ -77,6 +78,18 @@ def test_a_second_worker_that_dies_costs_an_epoch(
     assert again <= len(killed)  # each went on from its checkpoint
 
 
+def broken_once(config: dict[str, Any]) -> None:
+    """A trial whose device fails the first time."""
+    from ray import tune
+
+    seen = Path(config["seen"])
+    with seen.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if len(seen.read_text().split()) == 1:
+        raise WorkerLost("the GPU does not answer any more")
+    tune.report({"pid": os.getpid()})
+
+
 def occupy(config: dict[str, Any]) -> None:
     """A trial that only holds what it has asked for."""
     import ray
@@ -110,6 +123,32 @@ def test_trials_of_mixed_sizes_fill_the_gpus(cluster: Any, tmp_path: Path) -> No
     held = [sum(2.0 if row["bundles"] == 2 else 0.5 for row in rows if is_at(row, at)) for at in moments(rows)]
     assert max(held) == 4.0  # both of two GPUs, or one of them with four of half a GPU
     assert max(len([row for row in rows if is_at(row, at)]) for at in moments(rows)) >= 3
+
+
+def test_the_process_of_a_device_that_failed_is_never_used_again(cluster: Any, tmp_path: Path) -> None:
+    import ray
+    from ray import tune
+
+    from equitune.search.searcher import MAX_LOST_WORKERS
+
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        found = tune.Tuner(
+            broken_once,
+            param_space={"seen": str(tmp_path / "seen"), "number": tune.grid_search([0, 1])},
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=1),
+            run_config=tune.RunConfig(
+                storage_path=str(tmp_path),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+            ),
+        ).fit()
+    finally:
+        ray.shutdown()
+    first, *others = (tmp_path / "seen").read_text().split()
+    assert len(others) == 2
+    assert first not in others
+    assert not found.errors
 
 
 def moments(rows: list[dict[str, Any]]) -> list[float]:

@@ -175,6 +175,7 @@ def meeting() -> Any:
 
 
 def stay_local() -> None:
-    """Workers of a trial share a machine, and need no other network; gloo would listen where the machine's name leads."""
-    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    os.environ.update({"GLOO_SOCKET_IFNAME": name for name in loopback})
+    """Keeps gloo to the loopback, for workers of a trial share a machine; it would listen where its name leads."""
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
