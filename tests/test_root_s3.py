@@ -549,7 +549,7 @@ def test_without_credentials_it_says_which(s3: Proxy, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_a_store_that_is_away_is_waited_for_and_one_that_never_was_there_is_said(
-    s3: Proxy, monkeypatch: pytest.MonkeyPatch
+    s3: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     s3.is_away = True
     with pytest.raises(UserError, match=rf"s3://{BUCKET} does not answer .*mend the address .AWS_ENDPOINT_URL."):
@@ -558,11 +558,12 @@ def test_a_store_that_is_away_is_waited_for_and_one_that_never_was_there_is_said
     root = studies_root(f"s3://{BUCKET}/away")
     monkeypatch.setattr(patience, "PATIENCE_S", 60.0)
     s3.is_away = True
-    back = threading.Timer(3.0, setattr, (s3, "is_away", False))
+    back = threading.Timer(6.0, setattr, (s3, "is_away", False))
     back.start()
     began = time.monotonic()
     write_json(root / "a.json", {"a": 1})
-    assert time.monotonic() - began >= 2.9
+    assert time.monotonic() - began >= 5.9
+    assert f"s3://{BUCKET} does not answer" in caplog.text
     assert read_json(root / "a.json") == {"a": 1}
     back.join()
 
@@ -649,7 +650,8 @@ def numbers(study: StudyRecord) -> list[list[Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("unshare"), reason="a machine of its own needs root and unshare"
+    os.geteuid() != 0 or not shutil.which("unshare"),
+    reason="no root or no unshare: a study on machines that share nothing but S3 stays unproved",
 )
 def test_a_search_on_a_cluster_that_shares_nothing_but_s3(
     s3: Proxy, study_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -681,7 +683,7 @@ def test_a_search_on_a_cluster_that_shares_nothing_but_s3(
         try:
             until(second, lambda study: sum(len(trial.epochs) for trial in study.trials) > killed_at + 3)
             s3.is_away = True
-            time.sleep(4)
+            time.sleep(8)
             assert second.process.poll() is None, second.output
             s3.is_away = False
             assert second.end() == 0, second.output
@@ -696,7 +698,7 @@ def test_a_search_on_a_cluster_that_shares_nothing_but_s3(
     names = {path.name for path in folder.path.iterdir()}
     assert names >= {"study.json", "study.log", "searchspace.yaml", "usage.json", "front.png", "trials"}
     assert names.isdisjoint({"driver.json", "heartbeat", "driver.lock", "study.journal", "attempts"})
-    assert "does not answer" in folder.log.read_text() or "away" in second.output
+    assert f"s3://{BUCKET} does not answer" in folder.log.read_text()
     assert SECRET not in folder.log.read_text() + first.output + second.output
     again = CliRunner().invoke(cli, ["trial", "small/0", "--root", url])
     assert "the same bit for bit" in again.output
