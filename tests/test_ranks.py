@@ -111,6 +111,8 @@ def others() -> Iterator[list[ProcessPoolExecutor]]:
     started = [ProcessPoolExecutor(1, get_context("spawn")) for _ in range(2)]
     yield started
     for each in started:
+        for process in list((each._processes or {}).values()):
+            process.kill()  # one that still waits for the others would wait on
         each.shutdown()
 
 
@@ -132,7 +134,7 @@ def together(others: list[ProcessPoolExecutor]) -> Callable[..., Any]:
             mine = function(*arguments, kind(0, count, lambda: store))
         except Exception as error:
             mine = type(error), str(error)  # not the error, whose frames hold the connections
-        return mine, [each.exception(60) or each.result() for each in theirs]
+        return mine, [each.exception(300) or each.result() for each in theirs]
 
     return call
 

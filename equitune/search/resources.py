@@ -118,11 +118,8 @@ class Placement:
         self._images = sum(map(len, on_device))
 
     def __call__(self, proposed: dict[str, Any]) -> "PlacementGroupFactory":
-        from ray.tune import PlacementGroupFactory
-
         request = self.request(TrialConfig.from_json_text(_text_of(proposed))) if proposed else Request(1, 0)
-        # On one machine where one has them all: what its workers tell each other is fastest there.
-        return PlacementGroupFactory([request.bundle] * request.workers, strategy="PACK")
+        return placement_of(request)
 
     def request(self, config: TrialConfig) -> Request:
         """What a trial asks for; of a network that cannot exist the least, for it ends at once."""
@@ -168,6 +165,13 @@ class Placement:
                 if peak is not None:
                     found.append((record.config, float(peak) / 1024))
         return found
+
+
+def placement_of(request: Request) -> "PlacementGroupFactory":
+    """A bundle for each worker, all on one machine: they exchange every gradient, and are lost together."""
+    from ray.tune import PlacementGroupFactory
+
+    return PlacementGroupFactory([request.bundle] * request.workers, strategy="STRICT_PACK")
 
 
 _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB, as long as the process

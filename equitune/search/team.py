@@ -24,6 +24,7 @@ from equitune.search.resources import Request
 from equitune.spec.trial import TrialConfig
 from equitune.trial.ranks import Ranks
 
+LOCALHOST = "127.0.0.1"
 GRACE_S = 10.0  # for a worker to notice by itself that another one has ended
 _mates: dict[str, list[Any]] = {}  # placement group -> its actors, as long as this worker
 
@@ -32,7 +33,7 @@ class Mate:
     """A worker beside the first one of a trial."""
 
     def train(
-        self, config: str, splits: Any, number: int, count: int, at: tuple[str, int], memory_gib: float | None
+        self, config: str, splits: Any, number: int, count: int, port: int, memory_gib: float | None
     ) -> str | None:
         """Trains along; returns the trial's result if it ended here. Raises WorkerLost."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -44,8 +45,8 @@ class Mate:
         trial = TrialConfig.from_json_text(config)
         if trial.device == "cuda":
             cap_memory(1.0, memory_gib)
-        stay_local(at[0])
-        ranks = Ranks(number, count, lambda: TCPStore(*at, is_master=False))
+        stay_local()
+        ranks = Ranks(number, count, lambda: TCPStore(LOCALHOST, port, is_master=False))
         result = train_along(trial, lambda: device_data(splits, trial), ranks)
         gc.collect()  # closes the connections of a training that an error has ended: the first worker waits on them
         return result.model_dump_json() if result else None
@@ -85,8 +86,7 @@ class Team:
             self._dismiss()
 
     def _meet(self) -> Any:
-        host = ray.util.get_node_ip_address()
-        store = meeting_at(host)
+        store = meeting()
         numbers = range(1, self._request.workers)
         self._runs = [
             mate.train.remote(
@@ -94,7 +94,7 @@ class Team:
                 self._splits,
                 number,
                 self._request.workers,
-                (host, store.port),
+                store.port,
                 self._request.memory_gib,
             )
             for number, mate in zip(numbers, self._gathered(), strict=True)
@@ -164,17 +164,18 @@ def _said(run: Any) -> str | None:
     return text
 
 
-def meeting_at(host: str) -> Any:
-    """A torch.distributed.Store at a free port of this address, and of no other: torch's own would listen on all."""
+def meeting() -> Any:
+    """A torch.distributed.Store at a free port of this machine alone: torch's own would listen to all others, too."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    listening = socket.create_server((host, 0))
+    stay_local()
+    listening = socket.create_server((LOCALHOST, 0))
     port = listening.getsockname()[1]
-    stay_local(host)
-    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
-def stay_local(host: str) -> None:
-    """On one machine nothing is said beyond it: gloo would listen where the machine's name leads."""
-    if host.startswith("127.") and "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def stay_local() -> None:
+    """Keeps gloo to the loopback, for workers of a trial share a machine; it would listen where its name leads."""
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):
+            os.environ["GLOO_SOCKET_IFNAME"] = name

@@ -15,7 +15,8 @@ from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
 from equitune.records.folder import TrialFolder, write_json
-from equitune.records.place import kept, place_of
+from equitune.records.on_disk import kept
+from equitune.records.place import place_of
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import Request, request_of
 from equitune.spec.resources import Resources
