@@ -8,13 +8,15 @@ import json
 import logging
 from typing import Any
 
+import ray
 from ray import tune
 
 from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError, WorkerLost
 from equitune.records.folder import TrialFolder, write_json
-from equitune.records.place import kept, place_of
+from equitune.records.on_disk import kept
+from equitune.records.place import place_of
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import Request, request_of
 from equitune.spec.resources import Resources
@@ -93,10 +95,10 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
 
 
 def _processes(splits: Splits) -> int:
-    """That decode images which stay in files: one for each of the trial's CPUs."""
+    """That decode images which stay in files: one for each CPU of this worker."""
     if not isinstance(splits.train.pixels, Files):
         return 0
-    return max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1)))
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def _test(folder: TrialFolder, splits: Splits) -> str:
