@@ -4,6 +4,7 @@ import io
 import random
 import re
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -479,3 +480,28 @@ def test_a_job_does_not_leave_its_study_in_its_own_folder(
 
 def test_unreachable_is_a_users_sentence_too() -> None:
     assert issubclass(Unreachable, UserError)
+
+
+def test_a_driver_without_a_terminal_prints_a_line_when_nothing_ends(
+    tmp_path: Path, small_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from equitune.report import terminal
+
+    folder = invent(tmp_path / "small", small_spec, 2, states={1: "RUNNING"})
+
+    def lines(beat_s: float) -> list[str]:
+        monkeypatch.setattr(terminal, "BEAT_S", beat_s)
+        monkeypatch.setattr(terminal, "REFRESH_S", 0.02)
+        printed = io.StringIO()
+        with terminal.StudyView(folder, Console(file=printed)).showing():
+            time.sleep(0.3)
+        return printed.getvalue().splitlines()
+
+    assert terminal.BEAT_S < SILENT_S / 2
+    beats = lines(beat_s=0.1)
+    assert beats
+    assert beats[0] == "small: 1 of 4 trials ended, 1 at work, 2 epochs so far"
+    assert len(beats) < 5
+    assert lines(beat_s=60) == []

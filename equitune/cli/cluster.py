@@ -230,25 +230,41 @@ def fetch(
 
     Read from an object store where the study lies in one, else sent by a small job through its log.
     """
-    from equitune.records.archive import keep, study_files, unpacked
+    from equitune.records.archive import keep, study_files
     from equitune.records.folder import StudyFolder, open_study, studies_root
 
     folder = StudyFolder(studies_root(root) / study)
+    if folder.is_remote:
+        raise UserError(f"--root: {root} is no folder of this machine, where a study is fetched to: name one")
     if source:
         files = dict(study_files(open_study(studies_root(source), study), weights))
     else:
-        from equitune.search.submit import carried
-
         connection = connect(cluster, token_file)
-        place = next((job.root for job in reversed(connection.jobs()) if job.study == study and job.root), None)
-        command = [*shlex.split(program), "pack", study]
-        command += (["--root", place] if place else []) + ["--weights"] * weights
-        data = carried(connection, study, command, driver_on=driver_on, say=lambda line: click.echo(line, err=True))
-        files, source = unpacked(data), connection.url
+        files, source = _from_cluster(connection, study, weights, shlex.split(program), driver_on)
     done = keep(folder, files, source, force)
     click.echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
     click.echo(f"Folder:  {folder.path}")
     click.echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
+
+
+def _from_cluster(
+    connection: "Cluster", study: str, weights: bool, program: list[str], driver_on: str
+) -> tuple[dict[str, bytes], str]:
+    """A study's files, and where they came from: its object store, where this machine reads it, else a job's log."""
+    from equitune.errors import StoreError
+    from equitune.records.archive import study_files, unpacked
+    from equitune.records.folder import open_study, studies_root
+    from equitune.search.submit import carried
+
+    place = next((job.root for job in reversed(connection.jobs()) if job.study == study and job.root), None)
+    if place and "://" in place:
+        try:
+            return dict(study_files(open_study(studies_root(place), study), weights)), place
+        except (StoreError, UserError) as error:
+            click.echo(f"{error}: fetching through the cluster", err=True)
+    command = [*program, "pack", study, *(["--root", place] if place else []), *["--weights"] * weights]
+    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: click.echo(line, err=True))
+    return unpacked(data), connection.url
 
 
 @click.command(hidden=True)

@@ -24,7 +24,7 @@ from equitune.records.reader import is_driven
 MOST_MIB = 1024  # of an archive, unpacked
 BEGIN, END = "-----BEGIN STUDY {study} sha256={digest}-----", "-----END STUDY-----"
 FETCHED = "fetched.json"  # what was fetched: from where, when, and each file's hash
-_LEFT_OUT = ("attempts/", "driver.lock", "driver.json", FETCHED)  # what only a driver needs
+_LEFT_OUT = ("attempts/", "driver.lock", "driver.json", "heartbeat", FETCHED)  # what only a driver needs
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,7 @@ def _run_trials(
 ) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    import ray
     from ray import tune
 
     from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler, StopAll, StudySearcher
@@ -245,10 +246,10 @@ def _run_trials(
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     engine.gpus_of = lambda config: placement.request(config).gpu
     attempts = _attempts(folder)
+    shared = (ray.put(splits),) if spec.resources.most_workers() > 1 else ()  # for each trial's other workers
+    given = {"splits": splits, "resources": spec.resources, "token": token, "shared": shared}
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
-        ),
+        tune.with_resources(tune.with_parameters(trainable, **given), placement),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
             scheduler=RungScheduler(engine),

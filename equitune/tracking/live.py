@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from equitune.errors import StoreError
+from equitune.errors import StoreError, without_passwords
 from equitune.records.folder import StudyFolder
 from equitune.tracking.projector import Projector, WriteFront, WriteProfile
 from equitune.tracking.store import sentence
@@ -30,7 +30,7 @@ class Follower:
     """Follows one study until it is told to stop. A store that is slow or gone stops nothing."""
 
     def __init__(self, projector: Projector, folder: StudyFolder, uri: str, warn: Callable[[str], None]) -> None:
-        self.projector, self._folder, self._uri, self._warn = projector, folder, uri, warn
+        self.projector, self._folder, self._uri, self._warn = projector, folder, without_passwords(uri), warn
         self.stop = threading.Event()
         self.is_behind = False
         self.computed_s = 0.0  # by this thread, once it was connected
