@@ -37,7 +37,8 @@ def walk(name: str, command: click.Command) -> Iterator[tuple[str, click.Command
     yield name, command
     if isinstance(command, click.Group):
         for each in sorted(command.commands):
-            yield from walk(f"{name} {each}", command.commands[each])
+            if not command.commands[each].hidden:
+                yield from walk(f"{name} {each}", command.commands[each])
 
 
 def components() -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 import re
 
-PASSWORD = re.compile(r"(?<=://)([^/\s:@'\"]*):[^/\s@'\"]+@")  # that of an address, USER:PASSWORD@
+# That of an address: USER:PASSWORD@ before the host, or password=... behind it.
+PASSWORD = re.compile(r"(?<=://)(?P<user>[^/\s:@'\"]*:)[^/\s@'\"]+@|(?<=[?&]password=)[^&\s'\"]+")
 
 
 def without_passwords(text: str) -> str:
     """A text for people or files: of the addresses within it, the passwords are left out."""
-    return PASSWORD.sub(r"\1:***@", text)
+    return PASSWORD.sub(lambda found: f"{found['user']}***@" if found["user"] else "***", text)
 
 
 class UserError(Exception):
@@ -39,9 +40,23 @@ class Unmeasurable(Infeasible):
         self.status = status
 
 
+class WorkerLost(UserError):
+    """This process, its device or another worker of its trial cannot go on. The trial can, elsewhere.
+
+    Whoever runs trials one after another ends the process: what is left of a device in it is not to be trusted.
+    """
+
+
 class TakenOver(OSError):
     """A worker's trial is no longer its own: another driver holds the study. It must not write."""
 
 
 class GivenUp(TakenOver):
     """The driver has taken the trial from this worker: it gave it to another, or ended it."""
+
+
+class StoreError(OSError):
+    """An object store refuses, or does not answer. Its text says what to do, and holds no secret."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
+from equitune.records.place import place_of
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.report.front import interactive_front
 from equitune.report.parts import Picture
@@ -64,12 +65,13 @@ class Study:
 
 
 def load_study(path: str | Path) -> Study:
-    """Loads a study from its folder, such as `studies/capacity`; it may still run.
+    """Loads a study from its folder, such as `studies/capacity` or `s3://bucket/studies/capacity`; it may still run.
 
     Raises:
         UserError: there is no study in that folder, or its files are not whole.
     """
-    folder = StudyFolder(Path(path).expanduser().absolute())
+    found = place_of(str(path))
+    folder = StudyFolder(found.expanduser().absolute() if isinstance(found, Path) else found)
     if not folder.study.is_file():
         raise UserError(f"{folder.path} holds no study: name the folder of one, such as studies/capacity")
     return Study(folder)

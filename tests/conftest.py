@@ -33,6 +33,20 @@ search: {trials: 4, seed: 7}
 """
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `pytest -n 2` what starts Ray or servers still runs one after another, in one of the two processes.
+
+    Hosts of network namespaces are made where `-m` asks for them by name, never by `slow or not slow`.
+    """
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
+    if "netns" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("netns")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """As a trial runs."""

@@ -53,10 +53,10 @@ def _namespaces() -> str:
     """Why this machine cannot hold hosts as namespaces; one is made and taken away to know."""
     if os.geteuid() != 0:
         return "not run as root"
-    if missing := [program for program in ("ip", "unshare") if not shutil.which(program)]:
+    if missing := [program for program in ("ip", "unshare", "nsenter", "curl") if not shutil.which(program)]:
         return f"no {' and no '.join(missing)} on this machine"
     name = f"eq-try-{os.getpid()}"
-    within = ["ip", "netns", "exec", name, "unshare", "-pmf", "--mount-proc", "--kill-child", "true"]
+    within = ["ip", "netns", "exec", name, "unshare", "-pmuf", "--mount-proc", "--kill-child", "true"]
     tried = [
         subprocess.run(command, capture_output=True).returncode == 0
         for command in (["ip", "netns", "add", name], within, ["ip", "netns", "delete", name])

@@ -32,6 +32,7 @@ DOORS = {
     "jinja2": {"report"},
     "rich": {"report", "cli"},
     "click": {"cli"},
+    "fsspec": {"datasets._cache", "records.place"},
     "timm": {"models"},
     "torchvision": {"datasets", "models"},
     "torch": {

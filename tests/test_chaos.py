@@ -15,8 +15,8 @@ from postgres import server
 
 from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
+from equitune.search.searcher import MAX_LOST_WORKERS
 from equitune.search.storage import open_storage, storage_at
-from equitune.search.study import MAX_LOST_WORKERS
 from equitune.spec.load import load_study
 
 pytestmark = pytest.mark.slow

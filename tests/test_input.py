@@ -20,14 +20,15 @@ from equitune.search.trainable import MOST_SIZES, device_data
 from equitune.spec.load import load_study
 from equitune.spec.space import Call
 from equitune.spec.trial import InputConfig, TrialConfig
-from equitune.trial import resize
+from equitune.trial import split
 from equitune.trial.build import DeviceData
 from equitune.trial.compare import measure_models
 from equitune.trial.cost import network_cost, require_network, train_seconds_per_image
 from equitune.trial.exact import predict_exact
 from equitune.trial.request import Request
-from equitune.trial.resize import at_size, resized
+from equitune.trial.resize import at_size
 from equitune.trial.run import run_trial
+from equitune.trial.split import resized
 from equitune.trial.test import measure_on_test
 
 
@@ -65,7 +66,7 @@ def test_images_shrink_under_a_triangle_and_grow_between_their_neighbours() -> N
 def test_many_images_are_resized_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8)
     whole = resized(pixels, 7)
-    monkeypatch.setattr(resize, "CHUNK", 3)
+    monkeypatch.setattr(split, "CHUNK", 3)
     assert torch.equal(resized(pixels, 7), whole)
     assert torch.equal(resized(pixels[4:5], 7), whole[4:5])
 
@@ -121,7 +122,7 @@ def test_a_worker_resizes_once_a_size_and_keeps_a_few(
 ) -> None:
     monkeypatch.setattr(trainable, "_on_device", {})
     made: list[int] = []
-    monkeypatch.setattr(resize, "resized", lambda pixels, side: made.append(side) or resized(pixels, side))
+    monkeypatch.setattr(split, "resized", lambda pixels, side: made.append(side) or resized(pixels, side))
     plain = device_data(small_splits, small_config)
     assert device_data(small_splits, at(small_config, 16)) is plain
     assert made == []

@@ -9,13 +9,13 @@ from typing import NoReturn
 import click
 
 from equitune import __version__
-from equitune.cli import studies, tools, trials
+from equitune.cli import cluster, studies, tools, trials
 from equitune.cli.analyze import analyze
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
 from equitune.cli.report import report
 from equitune.cli.watch import watch
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +34,11 @@ for command in (
     analyze,
     report,
     watch,
+    cluster.submit,
+    cluster.logs,
+    cluster.cancel,
+    cluster.fetch,
+    cluster.pack,
     measure,
     tools.ui,
     tools.mlflow,
@@ -59,7 +64,7 @@ def _exit_code() -> int:
         cli.main(standalone_mode=False)
     except SystemExit as end:
         return int(end.code or DONE)
-    except UserError as error:
+    except (UserError, StoreError) as error:
         click.echo(str(error), err=True)
         return USERS_MISTAKE
     except click.ClickException as error:

@@ -1,7 +1,6 @@
 """The command that analyses a study: from its records to conclusions."""
 
 import json
-from pathlib import Path
 
 import click
 
@@ -13,7 +12,7 @@ from equitune.cli.options import root_option
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
 @click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
-def analyze(study: str, root: Path | None, as_json: bool, against: int) -> None:
+def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     """Say what STUDY has found: how its hypervolume grew and how sure its front is, which arms and factors have an
     effect and which have none, which parameters matter, and whether the more equivariant trials are more accurate.
     """

@@ -24,6 +24,7 @@ from equitune.errors import UserError, without_passwords
 
 if TYPE_CHECKING:
     from equitune.records.measured import MeasurementRecord
+    from equitune.records.place import Place
     from equitune.trial.journal import OnProgress
 
 GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["group"][0]))
@@ -73,8 +74,8 @@ def measure(
     models: tuple[str, ...],
     output: Path | None,
     track: bool,
-    root: Path | None,
-    data_root: Path | None,
+    root: str | None,
+    data_root: str | None,
     tracking_uri: str | None,
     batch: int,
     **options: Any,
@@ -167,7 +168,7 @@ def _written(record: "MeasurementRecord", folder: Path) -> list[Path]:
     return paths
 
 
-def _track(record: "MeasurementRecord", paths: list[Path], uri: str, root: Path) -> None:
+def _track(record: "MeasurementRecord", paths: list[Path], uri: str, root: "Place") -> None:
     from equitune.tracking.measured import EXPERIMENT, log_measurement
 
     log_measurement(record, uri, paths, root)

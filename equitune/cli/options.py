@@ -4,18 +4,27 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from equitune.errors import PASSWORD, UserError
 
+if TYPE_CHECKING:
+    from equitune.records.place import Place
+
+TYPED = "EQUITUNE_TYPED"  # tells a job what was typed to submit it
 DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
 
 root_option = click.option(
-    "--root", type=click.Path(path_type=Path), help="Where studies lie. [default: EQUITUNE_ROOT or ./studies]"
+    "--root",
+    metavar="FOLDER_OR_URL",
+    help="Where studies lie: a folder, or a URL such as s3://bucket/studies. [default: EQUITUNE_ROOT or ./studies]",
 )
 data_root_option = click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Where data sets lie. [default: EQUITUNE_DATA or ./data]"
+    "--data-root",
+    metavar="PATH",
+    help="Where data sets lie: a folder, or a URL such as s3://bucket/data. [default: EQUITUNE_DATA or ./data]",
 )
 tracking_option = click.option(
     "--tracking-uri", help="MLflow's tracking store. [default: MLFLOW_TRACKING_URI or mlflow.db under the root]"
@@ -31,12 +40,26 @@ storage_option = click.option(
     metavar="URL",
     help="PostgreSQL database that holds the search. [default: EQUITUNE_STORAGE or a journal in the study's folder]",
 )
+cluster_option = click.option(
+    "--cluster", metavar="URL", help="Dashboard of a Ray cluster, http://HOST:PORT. [default: EQUITUNE_CLUSTER]"
+)
+token_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File that holds Ray's token. [default: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH]",
+)
+extend_option = click.option(
+    "--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far."
+)
+warm_start_option = click.option(
+    "--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated."
+)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one value of the file. May be repeated."
 )
 
 
-def tracking_store(given: str | None, root: Path) -> str:
+def tracking_store(given: str | None, root: "Place") -> str:
     """The address of MLflow's store.
 
     Raises:
@@ -65,11 +88,20 @@ def storage_address(given: str | None) -> str | None:
     return typed(given) if given else os.environ.get("EQUITUNE_STORAGE") or None
 
 
-def use_data_root(data_root: Path | None) -> None:
+def require_lasting(root: object) -> None:
+    """Raises UserError where a job on a cluster would leave its study in its working folder, which Ray clears away."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (root or os.environ.get("EQUITUNE_ROOT")):
+        raise UserError(
+            "a job's own folder goes with the job: say where studies lie, with --root or, on the cluster's machines, "
+            "EQUITUNE_ROOT"
+        )
+
+
+def use_data_root(data_root: str | None) -> None:
     if data_root is not None:
-        os.environ["EQUITUNE_DATA"] = str(data_root)
+        os.environ["EQUITUNE_DATA"] = data_root
 
 
 def same_command() -> str:
-    """What was typed, to be typed again."""
-    return shlex.join(["equitune", *sys.argv[1:]])
+    """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
+    return os.environ.get(TYPED) or shlex.join(["equitune", *sys.argv[1:]])

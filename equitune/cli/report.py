@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from equitune.cli.options import root_option
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 
 FORMATS = ("html", "markdown", "png", "svg", "csv")
 
@@ -19,12 +19,13 @@ FORMATS = ("html", "markdown", "png", "svg", "csv")
     help="The page, or the folder of the other formats. [default: report.html or report/ in the first study's folder]",
 )
 @root_option
-def report(studies: tuple[str, ...], kind: str, output: Path | None, root: Path | None) -> None:
+def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str | None) -> None:
     """Write what each STUDY found as one page that opens offline; several are compared.
 
     The other formats are files in a folder: Markdown with its pictures, the pictures alone, the tables alone.
     """
     from equitune.records.folder import open_study, studies_root
+    from equitune.records.place import written
     from equitune.records.reader import StudyReader
     from equitune.report import files, page
     from equitune.report.comparison import comparison
@@ -36,15 +37,19 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: Path 
     chapters += [chapter_of(study, folder) for study, folder in read]
     target = output or folders[0].path / ("report.html" if kind == "html" else "report")
     try:
-        if kind == "html":
-            page.write_page(chapters, target)
-            paths = [target]
-        elif kind == "markdown":
-            paths = files.write_markdown(chapters, target)
-        elif kind == "csv":
-            paths = files.write_tables(chapters, target)
-        else:
-            paths = files.write_pictures(chapters, target, kind)
+        with written(target) as local:
+            if kind == "html":
+                page.write_page(chapters, local)
+                paths = [local]
+            elif kind == "markdown":
+                paths = files.write_markdown(chapters, local)
+            elif kind == "csv":
+                paths = files.write_tables(chapters, local)
+            else:
+                paths = files.write_pictures(chapters, local, kind)
+    except StoreError:
+        raise
     except OSError as error:
         raise UserError(f"--output: {target} cannot be written: {error.strerror}: name another place") from None
-    click.echo(f"Report:  {paths[0] if len(paths) == 1 else f'{target} ({len(paths)} files)'}")
+    one = target if paths == [local] else target / paths[0].name
+    click.echo(f"Report:  {one if len(paths) == 1 else f'{target} ({len(paths)} files)'}")

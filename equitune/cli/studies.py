@@ -14,7 +14,9 @@ from equitune.cli.options import (
     INTERRUPTED,
     TRIALS_FAILED,
     data_root_option,
+    extend_option,
     register_option,
+    require_lasting,
     root_option,
     same_command,
     set_option,
@@ -23,6 +25,7 @@ from equitune.cli.options import (
     tracking_option,
     tracking_store,
     use_data_root,
+    warm_start_option,
 )
 from equitune.cli.trials import show_trial
 from equitune.errors import UserError
@@ -40,16 +43,16 @@ if TYPE_CHECKING:
 @data_root_option
 @tracking_option
 @click.option("--address", help="Address of a running Ray cluster. [default: start a local one]")
-@click.option("--extend", is_flag=True, help="Go on in another search space, which must hold every trial so far.")
-@click.option("--warm-start", multiple=True, metavar="STUDY", help="Begin with what fits of STUDY. May be repeated.")
+@extend_option
+@warm_start_option
 @register_option
 @storage_option
 @click.option("--dry-run", is_flag=True, help="Show the trials and a guess at the cost; run nothing.")
 def search(
     file: Path,
     overrides: tuple[str, ...],
-    root: Path | None,
-    data_root: Path | None,
+    root: str | None,
+    data_root: str | None,
     tracking_uri: str | None,
     address: str | None,
     extend: bool,
@@ -61,11 +64,12 @@ def search(
     """Run the study in FILE, or go on with it where it was interrupted."""
     from equitune.records.folder import StudyFolder, studies_root
 
-    spec = _load(file, overrides, root)
+    spec = load(file, overrides, root)
     use_data_root(data_root)
     if dry_run:
         _print_plan(spec)
         return
+    require_lasting(root)
     folder = StudyFolder(studies_root(root) / spec.study)
     at = {"address": address, "storage": storage_address(storage)}
     how = {"overrides": overrides, "extend": extend, "warm_start": warm_start} | at
@@ -88,12 +92,12 @@ def search(
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @set_option
 @root_option
-def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None) -> None:
+def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: str | None) -> None:
     """Say what is wrong with each of FILES, with line and column, without running anything."""
     mistakes = []
     for file in files:
         try:
-            spec = _load(file, overrides, root)
+            spec = load(file, overrides, root)
         except UserError as error:
             mistakes.append(str(error))
         else:
@@ -108,7 +112,7 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: Path | None
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
 @click.option("--metric", "metrics", multiple=True, help="Show this metric, too. May be repeated.")
 @click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
-def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
+def show(study: str, root: str | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
     """Show STUDY: how its trials ended, and its front; its arms, where it has replicates. Or one trial, whole."""
     from equitune.records.folder import named_trial, open_study, studies_root
 
@@ -125,7 +129,12 @@ def show(study: str, root: Path | None, as_json: bool, metrics: tuple[str, ...],
         _print_answer(folder, root, metrics, against, draw=False)
 
 
-def _load(file: Path, overrides: tuple[str, ...], root: Path | None) -> "StudySpec":
+def load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec":
+    """The study of a file, checked as far as that goes without its data; its notices are printed.
+
+    Raises:
+        UserError: every mistake in it, a line each.
+    """
     from equitune.records.folder import studies_root
     from equitune.search.feasible import require_networks
     from equitune.search.recorded import recorded_params
@@ -167,11 +176,12 @@ def _register(folder: "StudyFolder", uri: str) -> None:
 
 
 def _print_answer(
-    folder: "StudyFolder", root: Path | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
+    folder: "StudyFolder", root: str | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
 ) -> "StudyRecord":
     """The front or the arms as a table, where everything lies, and the next command to type."""
     from rich.console import Console
 
+    from equitune.records.place import written
     from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer
     from equitune.report.terminal import answer, summary
@@ -183,7 +193,9 @@ def _print_answer(
     if any(trial.state == "COMPLETE" for trial in study.trials):
         console.print(answer(study, metrics, against))
         if draw:
-            write_answer(study, folder.path)
+            with written(folder.path) as local:
+                local.mkdir(exist_ok=True)
+                write_answer(study, local)
     at_root = f" --root {root}" if root else ""
     click.echo(f"Folder:  {folder.path}")
     if (folder.path / "front.png").exists():

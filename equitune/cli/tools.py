@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @tracking_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, help="Port to listen on.")
-def ui(root: Path | None, tracking_uri: str | None, host: str, port: int) -> None:
+def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI on the studies' runs, until Ctrl-C."""
     from equitune.records.folder import studies_root
 
@@ -78,7 +78,7 @@ def mlflow() -> None:
 @data_root_option
 @tracking_option
 @register_option
-def sync(study: str, root: Path | None, data_root: Path | None, tracking_uri: str | None, register: bool) -> None:
+def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
     """Project STUDY into MLflow again, from its folder, and register the models of its front."""
     from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
@@ -106,7 +106,7 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
     if study.state != "complete":
         say(f"its models are registered when it is complete: {len(study.ended())} of {study.num_planned} trials ended")
         return
-    from equitune.search.study import logging_to
+    from equitune.search.log import logging_to
     from equitune.tracking.registry import register_front
     from equitune.trial.servable import loader
 
@@ -131,8 +131,9 @@ def show_catalog(kind: str | None) -> None:
 @click.command()
 @click.argument("dataset")
 @data_root_option
-def download(dataset: str, data_root: Path | None) -> None:
+def download(dataset: str, data_root: str | None) -> None:
     """Fetch DATASET into the data root."""
+    from equitune.datasets._cache import is_url
     from equitune.datasets._splits import data_root as resolved
     from equitune.spec.trial import DataConfig
 
@@ -140,7 +141,12 @@ def download(dataset: str, data_root: Path | None) -> None:
     module = catalog.module("dataset", dataset)
     if not hasattr(module, "download"):
         raise UserError(f"{dataset} is not fetched: it comes with the program, or from a folder of yours")
-    root = resolved(DataConfig(name=dataset))
+    given = resolved(DataConfig(name=dataset))
+    if is_url(given):
+        raise UserError(
+            f"--data-root: {dataset} is fetched into a folder, but got {given}: name one, then copy it there"
+        )
+    root = Path(given)
     try:
         module.download(root)
     except (OSError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from equitune.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from equitune.records.place import Place
     from equitune.records.results import Epoch
     from equitune.trial.again import Comparison
     from equitune.trial.fit import OnEpoch
@@ -27,7 +28,7 @@ MOST_DIFFERENCES = 20  # that are listed
 @click.command("list")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
-def list_studies(root: Path | None, as_json: bool) -> None:
+def list_studies(root: str | None, as_json: bool) -> None:
     """List the studies under the root: how far each is, its front, the best value of each objective."""
     from equitune.records.folder import studies_root
     from equitune.report import listing
@@ -43,7 +44,7 @@ def list_studies(root: Path | None, as_json: bool) -> None:
     _console().print(listing.list_table(studies))
 
 
-def show_trial(text: str, root: Path, as_json: bool) -> None:
+def show_trial(text: str, root: "Place", as_json: bool) -> None:
     """What `equitune show STUDY/NUMBER` prints."""
     from equitune.records.folder import open_study, open_trial, read_json
     from equitune.records.reader import constraints_of, read_trial
@@ -68,7 +69,7 @@ def show_trial(text: str, root: Path, as_json: bool) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: as recorded]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder that keeps the new files. [default: none does]")
 def run_trial_again(
-    trial: str, root: Path | None, data_root: Path | None, device: str | None, output: Path | None
+    trial: str, root: str | None, data_root: str | None, device: str | None, output: Path | None
 ) -> None:
     """Run a recorded trial again, in this process, and say whether its numbers are the same bit for bit.
 
@@ -116,9 +117,7 @@ def run_trial_again(
 @click.option("--force", is_flag=True, help="Replace files of the same names in a folder that is not empty.")
 @root_option
 @data_root_option
-def export(
-    study: str, front: bool, output: Path | None, force: bool, root: Path | None, data_root: Path | None
-) -> None:
+def export(study: str, front: bool, output: Path | None, force: bool, root: str | None, data_root: str | None) -> None:
     """Write a study's trials as a table, and networks for use elsewhere: a trial's, or with --front each of the front.
 
     The table is trials.csv and trials.parquet. Of a network, in a folder named by its trial: model.safetensors, with

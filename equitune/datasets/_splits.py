@@ -2,18 +2,20 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from equitune import catalog
+from equitune.datasets._cache import Say, Source, is_url, on_node
+from equitune.datasets._decoders import Decoders, usable_cores
+from equitune.datasets._files import Files, Pixels, counted, histogram
 from equitune.datasets._tasks import num_classes, with_task
 from equitune.errors import UserError
 from equitune.spec.trial import DataConfig
 
-Pixels = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
 
 
@@ -21,10 +23,10 @@ Labels = npt.NDArray[np.int64]  # (N,)
 class LabelledImages:
     """What a data set's file loads. `test_*` is the data set's own test split, where it has one."""
 
-    pixels: Pixels
+    pixels: Pixels | Files
     labels: Labels
     class_names: tuple[str, ...]
-    test_pixels: Pixels | None = None
+    test_pixels: Pixels | Files | None = None
     test_labels: Labels | None = None
 
 
@@ -32,7 +34,7 @@ class LabelledImages:
 class Split:
     """One part of the data."""
 
-    pixels: Pixels
+    pixels: Pixels | Files  # (N, C, H, W)
     labels: Labels
 
     def __len__(self) -> int:
@@ -58,9 +60,10 @@ class Splits:
         return channels, height, width
 
 
-def data_root(config: DataConfig) -> Path:
-    """Where data sets lie: the study's own `data.root`, EQUITUNE_DATA (`--data-root` sets it), or ./data."""
-    return Path(config.root or os.environ.get("EQUITUNE_DATA") or "data").expanduser()
+def data_root(config: DataConfig) -> str:
+    """Where data sets lie, a folder or a URL: the study's `data.root`, EQUITUNE_DATA (`--data-root`), or ./data."""
+    root = config.root or os.environ.get("EQUITUNE_DATA") or "data"
+    return root if is_url(root) else os.path.expanduser(root)
 
 
 def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
@@ -75,16 +78,17 @@ def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     return (1 if config.args.get("grey") else channels, side, side), classes
 
 
-def load_splits(config: DataConfig) -> Splits:
+def load_splits(config: DataConfig, say: Say = lambda sentence: None) -> Splits:
     """Loads and divides a data set; the same configuration gives the same division, wherever it runs.
 
+    Args:
+        config: which data, and how they are divided.
+        say: is told what takes long, a sentence at a time.
+
     Raises:
-        UserError: the data are missing or corrupt, or too few for the splits.
+        UserError: the data are missing, cannot be reached or are corrupt, or are too few for the splits.
     """
-    root = data_root(config)
-    if root.exists() and not root.is_dir():
-        raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
-    whole = with_task(config.task, catalog.entry("dataset", config.name)(root, **config.args), config.split_seed)
+    whole = with_task(config.task, _loaded(config, say), config.split_seed)
     everything = np.arange(len(whole.labels))
     if config.limit is not None and config.limit < len(everything):
         everything = _divide(whole.labels, everything, config.limit, config.split_seed)[1]
@@ -95,16 +99,42 @@ def load_splits(config: DataConfig) -> Splits:
         rest, test_split = everything, Split(whole.test_pixels, whole.test_labels)
     train, validation = _divide(whole.labels, rest, config.validation, config.split_seed)
     train_split, validation_split = (Split(whole.pixels[index], whole.labels[index]) for index in (train, validation))
-    mean, std = moments(train_split.pixels)
     splits = (train_split, validation_split, test_split)
-    return Splits(*splits, whole.class_names, mean, std, fingerprint(*splits))
+    counts = _histogram(train_split.pixels)
+    of_all = fingerprint(*splits, sample=counts if isinstance(train_split.pixels, Files) else None)
+    return Splits(*splits, whole.class_names, *moments_of(counts), of_all)
 
 
-def fingerprint(*splits: Split) -> str:
-    """A hash of the pixels and labels."""
-    digest = hashlib.blake2b(digest_size=8)
+def _loaded(config: DataConfig, say: Say) -> LabelledImages:
+    """The data set, from where it lies or from this node's copy of it."""
+    root, args = data_root(config), dict(config.args)
+    if not is_url(root) and Path(root).exists() and not Path(root).is_dir():
+        raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
+    local = Path(root)
+    if folder := catalog.describe("dataset", config.name).constants.get("FOLDER"):
+        local = on_node(Source(root, folder), say)[0].parents[len(Path(folder).parts) - 1]
+    sources: dict[str, Source] = {}
+    for argument in ("path", "test_path"):
+        if folder := args.get(argument):
+            source = Source(root if is_url(root) else os.path.abspath(root), folder)
+            place, stamp = on_node(source, say)
+            args[argument], sources[argument] = str(place), replace(source, stamp=stamp)
+    images: LabelledImages = catalog.entry("dataset", config.name)(local, **args)
+    pixels, test_pixels = images.pixels, images.test_pixels
+    if isinstance(pixels, Files):  # another node finds them by their source
+        images = replace(images, pixels=replace(pixels, source=sources["path"]))
+    if isinstance(test_pixels, Files):
+        images = replace(images, test_pixels=replace(test_pixels, source=sources["test_path"]))
+    return images
+
+
+def fingerprint(*splits: Split, sample: npt.NDArray[np.int64] | None = None) -> str:
+    """A hash of the pixels and labels; of files, of their names, their sizes and the histogram of a sample."""
+    digest = hashlib.blake2b(b"" if sample is None else sample.tobytes(), digest_size=8)
     for split in splits:
-        digest.update(split.pixels.tobytes() + split.labels.tobytes())
+        pixels = split.pixels
+        digest.update(pixels.digest() if isinstance(pixels, Files) else np.ascontiguousarray(pixels).data)
+        digest.update(split.labels.tobytes())
     return digest.hexdigest()
 
 
@@ -121,12 +151,27 @@ def _divide(labels: Labels, index: npt.NDArray[np.int64], size: float, seed: int
     return np.sort(first), np.sort(second)
 
 
+def _histogram(pixels: Pixels | Files) -> npt.NDArray[np.int64]:
+    if not isinstance(pixels, Files):
+        return counted(pixels)
+    by = Decoders(usable_cores())
+    try:
+        return histogram(pixels, pixels.fetch(), by, lambda seen: seen)
+    finally:
+        by.close()
+
+
 def moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of values in [0, 1]; exact, from the histogram of the 256 values."""
+    """Mean and standard deviation per channel, of values in [0, 1]."""
+    return moments_of(counted(pixels))
+
+
+def moments_of(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of values in [0, 1]: exact, from counts (C, 256) of the 256 values."""
     values = np.arange(256) / 255
     mean, std = [], []
-    for channel in range(pixels.shape[1]):
-        weights = np.bincount(pixels[:, channel].reshape(-1), minlength=256) / pixels[:, channel].size
+    for channel in counts:
+        weights = channel / channel.sum()
         mean.append(float(weights @ values))
         std.append(max(float(np.sqrt(weights @ (values - mean[-1]) ** 2)), 1e-6))
     return tuple(mean), tuple(std)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from equitune.datasets._files import Files, Pixels
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
-    from equitune.datasets._splits import LabelledImages, Labels, Pixels
+    from equitune.datasets._splits import LabelledImages, Labels
 
 Names = tuple[str, ...]
 _CHUNK = 4096  # images at a time on the large canvas
@@ -62,9 +63,15 @@ def num_classes(task: str, classes: int) -> int:
     return len(_TASKS[task].named(("",) * (2 if task == "six_nine" else classes)))
 
 
-def _made(task: Task, pixels: "Pixels", labels: "Labels", rng: np.random.Generator) -> "tuple[Pixels, Labels]":
+def _made(task: Task, pixels: Pixels | Files, labels: "Labels", rng: np.random.Generator) -> "tuple[Pixels, Labels]":
     things = _dealt(labels, task.ways, rng)
-    return task.done(pixels, things), task.labelled(labels, things)
+    return task.done(_in_memory(pixels), things), task.labelled(labels, things)
+
+
+def _in_memory(pixels: Pixels | Files) -> Pixels:
+    if isinstance(pixels, Files):
+        raise UserError("data.task: another task than class is made of images in memory: leave data.stream out")
+    return pixels
 
 
 def _dealt(labels: "Labels", ways: int, rng: np.random.Generator) -> "Labels":
@@ -76,7 +83,7 @@ def _dealt(labels: "Labels", ways: int, rng: np.random.Generator) -> "Labels":
     return dealt
 
 
-def _quarter_turned(pixels: "Pixels", quarters: "Labels") -> "Pixels":
+def _quarter_turned(pixels: Pixels, quarters: "Labels") -> Pixels:
     """Each image, turned counter-clockwise by its own number of quarter turns."""
     turned = np.empty_like(pixels)
     for quarter in range(4):
@@ -84,11 +91,11 @@ def _quarter_turned(pixels: "Pixels", quarters: "Labels") -> "Pixels":
     return turned
 
 
-def _half_turned(pixels: "Pixels", halves: "Labels") -> "Pixels":
+def _half_turned(pixels: Pixels, halves: "Labels") -> Pixels:
     return _quarter_turned(pixels, 2 * halves)
 
 
-def _in_quadrant(pixels: "Pixels", quadrants: "Labels") -> "Pixels":
+def _in_quadrant(pixels: Pixels, quadrants: "Labels") -> Pixels:
     """Each image in its quadrant of an empty canvas twice the side, whose 2 x 2 pixels are then averaged to one."""
     n, channels, height, width = pixels.shape
     placed = np.empty_like(pixels)
@@ -120,9 +127,9 @@ def _only_six_and_nine(images: "LabelledImages") -> "LabelledImages":
         )
     six, nine = digits.index("6"), digits.index("9")
 
-    def kept(pixels: "Pixels", labels: "Labels") -> "tuple[Pixels, Labels]":
+    def kept(pixels: Pixels | Files, labels: "Labels") -> "tuple[Pixels, Labels]":
         index = (labels == six) | (labels == nine)
-        return pixels[index], (labels[index] == nine).astype(np.int64)
+        return _in_memory(pixels)[index], (labels[index] == nine).astype(np.int64)
 
     pixels, labels = kept(images.pixels, images.labels)
     found = replace(images, pixels=pixels, labels=labels, class_names=("6", "9"))

@@ -7,6 +7,7 @@ from equitune.datasets._torchvision import download_torchvision, load_torchvisio
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
+FOLDER = "cifar-10-batches-py"  # below the data root
 
 
 def load(root: Path) -> LabelledImages:

@@ -7,6 +7,7 @@ from equitune.datasets._torchvision import download_torchvision, load_torchvisio
 
 SHAPE = (3, 32, 32)
 CLASSES = 100
+FOLDER = "cifar-100-python"  # below the data root
 
 
 def load(root: Path) -> LabelledImages:

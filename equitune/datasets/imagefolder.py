@@ -1,4 +1,4 @@
-"""Any folder of images with one subfolder a class, decoded once, resized and cut to a square."""
+"""Any folder of images with one subfolder a class, decoded once, or with `stream` each time that an image is needed."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from equitune.datasets._splits import LabelledImages, Labels, Pixels
+from equitune.datasets._cache import Source
+from equitune.datasets._decode import UNREADABLE, decoded, why
+from equitune.datasets._decoders import Decoders, usable_cores
+from equitune.datasets._files import Files, Pixels, cannot_be_decoded, glanced
+from equitune.datasets._splits import LabelledImages, Labels
 from equitune.errors import UserError
 
 SHAPE = (3, 32, 32)  # with other arguments: of the size asked for, and in grey
@@ -24,22 +27,25 @@ def load(
     test_path: str | None = None,
     size: Annotated[int, Field(ge=1, le=1024)] = 32,
     grey: bool = False,
+    stream: bool = False,
 ) -> LabelledImages:
     """`path` and `test_path` are relative to the data root, or absolute.
 
-    The shorter side of an image is resized to `size`, then its centre is cut out.
+    The shorter side of an image is resized to `size`, then its centre is cut out. With `stream`, images stay in their
+    files, of which the headers alone are read here; training decodes them as it needs them.
 
     Raises:
         UserError: no such folder, no classes, or images that cannot be decoded; names them.
     """
+    read = _streamed if stream else _read
     files, labels, class_names = _listed(root / path)
-    pixels = _decoded(files, size, grey)
+    pixels = read(root / path, files, size, grey)
     if test_path is None:
         return LabelledImages(pixels, labels, class_names)
     test_files, test_labels, test_names = _listed(root / test_path)
     if test_names != class_names:
         raise UserError(f"{root / path} and {root / test_path} must have the same classes, but differ")
-    return LabelledImages(pixels, labels, class_names, _decoded(test_files, size, grey), test_labels)
+    return LabelledImages(pixels, labels, class_names, read(root / test_path, test_files, size, grey), test_labels)
 
 
 def load_folder(folder: Path, size: int, grey: bool = False) -> LabelledImages:
@@ -50,25 +56,30 @@ def load_folder(folder: Path, size: int, grey: bool = False) -> LabelledImages:
     """
     if any(sub.is_dir() and not sub.name.startswith(".") for sub in folder.iterdir()):
         files, labels, class_names = _listed(folder)
-        return LabelledImages(_decoded(files, size, grey), labels, class_names)
+        return LabelledImages(_read(folder, files, size, grey), labels, class_names)
     files = _images_in(folder)
-    return LabelledImages(_decoded(files, size, grey), np.full(len(files), -1, np.int64), ())
+    return LabelledImages(_read(folder, files, size, grey), np.full(len(files), -1, np.int64), ())
 
 
-def _images_in(folder: Path) -> list[Path]:
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+def _images_in(folder: Path) -> list[str]:
+    images = [
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in _SUFFIXES
+    ]
     if not images:
         raise UserError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}): fill or remove it")
-    return images
+    return sorted(images, key=lambda path: path.split(os.sep))
 
 
-def _listed(folder: Path) -> tuple[list[Path], Labels, tuple[str, ...]]:
+def _listed(folder: Path) -> tuple[list[str], Labels, tuple[str, ...]]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: set data.path to a folder with one subfolder a class")
     classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
     if len(classes) < 2:
         raise UserError(f"{folder} must have one subfolder for each of two classes or more, but has {len(classes)}")
-    files: list[Path] = []
+    files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         images = _images_in(folder / name)
@@ -77,30 +88,29 @@ def _listed(folder: Path) -> tuple[list[Path], Labels, tuple[str, ...]]:
     return files, np.array(labels, np.int64), tuple(classes)
 
 
-def _decoded(files: list[Path], size: int, grey: bool) -> Pixels:
+def _read(folder: Path, files: list[str], size: int, grey: bool) -> Pixels:
     pixels = np.empty((len(files), 1 if grey else 3, size, size), np.uint8)
+    flat = pixels.reshape(len(files), -1)
 
-    def decode(index: int) -> str | None:
+    def read(index: int) -> str | None:
         try:
-            with Image.open(files[index]) as image:
-                pixels[index] = _square(image.convert("L" if grey else "RGB"), size)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{files[index]} ({type(error).__name__})"
+            flat[index] = np.frombuffer(decoded(files[index], size, grey), np.uint8)
+        except UNREADABLE as error:
+            return why(files[index], error)
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        broken = [name for name in pool.map(decode, range(len(files))) if name]
+        broken = [name for name in pool.map(read, range(len(files))) if name]
     if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise UserError(f"{len(broken)} images cannot be decoded: {', '.join(broken[:5])}{more}: mend or remove them")
+        raise cannot_be_decoded(broken)
     return pixels
 
 
-def _square(image: Image.Image, size: int) -> Pixels:
-    factor = size / min(image.size)
-    if factor != 1:
-        resized = tuple(max(size, round(side * factor)) for side in image.size)
-        image = image.resize(resized, Image.Resampling.BILINEAR, reducing_gap=2.0)  # type: ignore[arg-type]
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    cut = np.asarray(image.crop((left, top, left + size, top + size)))
-    return cut[None] if cut.ndim == 2 else np.moveaxis(cut, -1, 0)
+def _streamed(folder: Path, files: list[str], size: int, grey: bool) -> Files:
+    """The files, of each of which the header has been read."""
+    names = [os.path.relpath(path, folder) for path in files]
+    by = Decoders(usable_cores())
+    try:
+        return glanced(Source("", str(folder)), str(folder), names, size, grey, by)
+    finally:
+        by.close()

@@ -7,6 +7,7 @@ from equitune.datasets._torchvision import download_torchvision, load_torchvisio
 
 SHAPE = (1, 28, 28)
 CLASSES = 10
+FOLDER = "MNIST/raw"  # below the data root
 
 
 def load(root: Path) -> LabelledImages:

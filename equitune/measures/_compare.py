@@ -272,7 +272,7 @@ def _restored(images: EvaluationSet, stage: str, statistics: Mapping[Key, PairSt
     if found is None:
         return 0
     done, state = found
-    state = {name: value.to(images.pixels.device) for name, value in state.items()}
+    state = {name: value.to(images.device) for name, value in state.items()}
     for number, each in enumerate(statistics.values()):
         prefix = f"{number}/"
         each.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})

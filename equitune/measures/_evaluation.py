@@ -30,10 +30,12 @@ class Journal(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out images on the model's device, in a fixed order."""
+    """Held-out images in a fixed order."""
 
-    pixels: Tensor  # (n, C, H, W) uint8; or floating, used as they are
-    labels: Tensor  # (n,) int64; -1 where there is none
+    pixels: (
+        Tensor  # (n, C, H, W) uint8; or floating, used as they are. May lie in the CPU's memory, or be mapped into it
+    )
+    labels: Tensor  # (n,) int64, on the model's device; -1 where there is none
     split: SplitName
     batch_size: int = 128
     dtype: torch.dtype = torch.float32  # of what the model is given
@@ -42,11 +44,16 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where batches are given out."""
+        return self.labels.device
+
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images in [0, 1] with their labels, from the image of that index on."""
         for start in range(first, len(self), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield as_float(self.pixels[part], self.dtype), self.labels[part]
+            yield as_float(self.pixels[part].to(self.device), self.dtype), self.labels[part]
             if self.journal:
                 self.journal.passed(min(part.stop, len(self)), len(self))
 
@@ -59,7 +66,7 @@ class EvaluationSet:
         """
         found = self.journal.find(stage) if self.journal else None
         done, state = found or (0, {})
-        parts = [{name: values.to(self.pixels.device) for name, values in state.items()}] if found else []
+        parts = [{name: values.to(self.device) for name, values in state.items()}] if found else []
         for batch, labels in self.batches(done):
             parts.append(observe(batch, labels, slice(done, done + len(batch))))
             done += len(batch)
@@ -76,8 +83,8 @@ class EvaluationSet:
 
     def subset(self, index: Tensor) -> "EvaluationSet":
         """The images of these indices."""
-        index = index.to(self.labels.device)
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+        pixels = self.pixels[index.to(self.pixels.device)]
+        return replace(self, pixels=pixels, labels=self.labels[index.to(self.device)])
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class Profile:
 
     @property
     def _floor(self) -> float:
-        return numeric_floor(self.images.pixels.device, self.images.dtype)
+        return numeric_floor(self.images.device, self.images.dtype)
 
     def _problem(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> tuple[Status, str | None]:
         """The first reason why one of the (layer, set) pairs has no number, or `ok`."""

@@ -152,7 +152,7 @@ class Derivatives:
             if "problem" in found:
                 self.problems[layer, flow.label] = tuple(json.loads(bytes(found["problem"].tolist())))
             if "sums" in found:
-                self.sums[layer, flow.label] = LieSums.of_state(found, images.pixels.device)
+                self.sums[layer, flow.label] = LieSums.of_state(found, images.device)
         return done
 
     def _compared(self, flow: Flow, layout: Layout, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,15 +1,15 @@
-"""The one small door to a study's folder. Nothing else knows where its files lie.
+"""The one small door to a study's folder. Nothing else knows where its files lie: on a disk, or in an object store.
 
 <root>/<study>/
   searchspace.yaml study.json     the question as asked, and as understood
   study.journal                   Optuna's storage, unless that is a database
-  driver.lock driver.json         who searches now
+  driver.lock driver.json         who searches now; in an object store, which has no locks, `heartbeat` beats beside it
   usage.json mlflow.json          the time that the study has taken; where its runs are
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
                                   weights.safetensors log.txt; worker.json: who trains it
   front.png front.html front.csv  the answer; arms.csv, where there are replicates
   study.log                       what the libraries had to say
-  attempts/                       Ray Tune's own files, one folder an attempt; disposable
+  attempts/                       Ray Tune's own files, one folder an attempt; disposable, and on a disk alone
 """
 
 import errno
@@ -18,13 +18,18 @@ import os
 import platform
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from equitune import catalog
 from equitune.errors import GivenUp, TakenOver, UserError
+from equitune.records.place import Place, RemotePath, place_of, require_answer
 from equitune.records.results import Epoch
+from equitune.records.seen import Seen
+
+REST_S = 2.0  # between two looks at a folder in an object store, for each of which somebody pays
 
 
 class TrialFolder:
@@ -34,7 +39,7 @@ class TrialFolder:
     and claimed the trial writes for as long as that driver holds the study and no other worker claimed the trial.
     """
 
-    def __init__(self, path: Path, number: int | None = None, *, token: str | None = None) -> None:
+    def __init__(self, path: Place, number: int | None = None, *, token: str | None = None) -> None:
         self.path = path
         self._token = token
         self._claim: str | None = None
@@ -61,10 +66,17 @@ class TrialFolder:
         if self._claim is not None and _said(self.worker).get("claim") != self._claim:
             raise GivenUp(errno.ESTALE, "another worker has taken this trial over", str(self.path))
 
+    def is_held(self) -> bool:
+        """Whether `require_held` finds nothing. Raises StoreError."""
+        try:
+            self.require_held()
+        except TakenOver:
+            return False
+        return True
+
     def append_epoch(self, epoch: Epoch) -> None:
         self.require_held()
-        with self.epochs.open("a", encoding="utf-8") as file:
-            file.write(epoch.model_dump_json() + "\n")
+        append(self.epochs, epoch.model_dump_json() + "\n")
 
     def read_epochs(self) -> list[Epoch]:
         """The epochs so far, in order. After a crash one may stand twice or torn: the last whole line counts."""
@@ -82,7 +94,7 @@ class TrialFolder:
 class StudyFolder:
     """A study's folder, which may not exist yet."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.name = path.name
         self.searchspace = path / "searchspace.yaml"
@@ -90,10 +102,46 @@ class StudyFolder:
         self.journal = path / "study.journal"
         self.lock = path / "driver.lock"
         self.driver = path / "driver.json"
+        self.attempts = path / "attempts"
+        self.heartbeat = self.driver if isinstance(path, Path) else path / "heartbeat"  # which a driver touches
         self.log = path / "study.log"
         self.usage = path / "usage.json"
         self.runs = path / "mlflow.json"
-        self.attempts = path / "attempts"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in an object store, where there are no locks and no folders, and each look is a request."""
+        return isinstance(self.path, RemotePath)
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds that whoever looks again and again rests between two looks, at least."""
+        return REST_S if self.is_remote else 0.0
+
+    def seen(self, *names: str, but: Collection[int] = (), before: "StudyFolder | None" = None) -> "StudyFolder":
+        """The folder as it stands, to be read many times.
+
+        On a disk, or where it was seen already, itself. In an object store what one
+        listing shows; files of these names are fetched together.
+
+        Args:
+            names: the files that will be read.
+            but: numbers of trials whose files will not.
+            before: an earlier look: what has not changed since is not fetched again.
+
+        Raises:
+            StoreError: the store refuses, or does not answer.
+        """
+        if not isinstance(self.path, RemotePath) or isinstance(self.path.files, Seen):
+            return self
+        left_out = {f"{number:05d}" for number in but}
+
+        def is_wanted(key: str) -> bool:
+            parts = key.rsplit("/", 2)
+            return parts[-1] in names and parts[-2] not in left_out
+
+        earlier = before.path.files if before and isinstance(before.path, RemotePath) else None
+        return StudyFolder(self.path.through(Seen(self.path, is_wanted, earlier)))
 
     def holder(self) -> dict[str, Any]:
         """What `driver.json` says of who searches now, or did; empty where it says nothing."""
@@ -114,28 +162,45 @@ class StudyFolder:
     def numbers(self) -> list[int]:
         """The numbers of the trials that have a folder, in order."""
         parent = self.path / "trials"
+        if isinstance(parent, RemotePath):
+            return sorted(int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal())
         return (
             sorted(int(entry.name) for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
         )
 
     def is_tested(self, number: int) -> bool:
         """Whether a trial has been measured on the test split: asked of all again and again, so in few steps."""
+        if self.is_remote:
+            return self.trial(number).test.exists()
         return os.path.exists(f"{self.path}/trials/{number:05d}/test.json")
 
 
-def _said(path: Path) -> dict[str, Any]:
+def _said(path: Place) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
-def studies_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """Where studies lie: `--root`, EQUITUNE_ROOT, or ./studies."""
-    return Path(root or os.environ.get("EQUITUNE_ROOT") or "studies").expanduser().absolute()
+def studies_root(root: str | os.PathLike[str] | None = None) -> Place:
+    """Where studies lie: `--root`, EQUITUNE_ROOT, or ./studies. A path, or a URL such as s3://bucket/studies.
+
+    Raises:
+        UserError: it is a URL that cannot be, or whose store does not answer or refuses.
+    """
+    found = place_of(os.fspath(root or os.environ.get("EQUITUNE_ROOT") or "studies"))
+    require_answer(found)
+    return found.expanduser().absolute() if isinstance(found, Path) else found
 
 
-def open_study(root: Path, name: str) -> StudyFolder:
+def studies_in(root: Place) -> list[str]:
+    """The names of the studies that lie there."""
+    if isinstance(root, Path):
+        return sorted(path.parent.name for path in root.glob("*/study.json"))
+    return sorted(folder.name for folder in root.iterdir() if (folder / "study.json").is_file())
+
+
+def open_study(root: Place, name: str) -> StudyFolder:
     """An existing study.
 
     Raises:
@@ -143,8 +208,7 @@ def open_study(root: Path, name: str) -> StudyFolder:
     """
     folder = StudyFolder(root / name)
     if not folder.study.is_file():
-        known = sorted(path.parent.name for path in root.glob("*/study.json"))
-        raise UserError(catalog.unknown("study", name, known) + f" (in {root})")
+        raise UserError(catalog.unknown("study", name, studies_in(root)) + f" (in {root})")
     return folder
 
 
@@ -154,7 +218,7 @@ def named_trial(text: str) -> tuple[str, int] | None:
     return (named[1], int(named[2])) if named else None
 
 
-def open_trial(root: Path, study: str, number: int) -> TrialFolder:
+def open_trial(root: Place, study: str, number: int) -> TrialFolder:
     """A recorded trial.
 
     Raises:
@@ -169,13 +233,28 @@ def open_trial(root: Path, study: str, number: int) -> TrialFolder:
     return trial
 
 
-def write_json(path: Path, data: Any) -> None:
+def append(path: Place, text: str) -> None:
+    """Adds to the end of a file. Raises OSError where it cannot."""
+    if isinstance(path, Path):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    before = ""
+    with suppress(FileNotFoundError):
+        before = path.read_text()
+    path.write_text(before + text)  # nothing is appended to in an object store
+
+
+def write_json(path: Place, data: Any) -> None:
     """Writes a file as JSON, whole or not at all, and makes its folder. Raises OSError where it cannot."""
     write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode())
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
+def write_whole(path: Place, data: bytes | memoryview) -> None:
     """Writes a file whole or not at all, and makes its folder. Raises OSError where it cannot."""
+    if not isinstance(path, Path):
+        path.write_bytes(data)
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -187,7 +266,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """Reads a file of the folder.
 
     Raises:

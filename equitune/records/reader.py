@@ -3,13 +3,13 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
+from equitune.records.place import Place
 from equitune.records.results import Amount, Epoch, Measurement, TrialResult, Verdict
 from equitune.spec.objectives import Bound
 from equitune.spec.strict import Strict
@@ -135,19 +135,23 @@ class StudyReader:
         self._brief = brief
         self._kept: dict[int, TrialRecord] = {}
         self._configs: dict[int, TrialConfig] = {}
+        self._seen: StudyFolder | None = None  # the last look at a folder in an object store
 
     def read(self) -> StudyRecord:
         """The study as it stands now.
 
         Raises:
             UserError: its files are missing or not whole.
+            StoreError: it lies in an object store that refuses, or does not answer.
         """
-        info = read_json(self.folder.study)
+        names = ("study.json", "config.json", "result.json", *(() if self._brief else ("epochs.jsonl", "test.json")))
+        folder = self._seen = self.folder.seen(*names, but=self._kept, before=self._seen)
+        info = read_json(folder.study)
         trials = []
-        for number in self.folder.numbers():
+        for number in folder.numbers():
             record = self._kept.get(number)
-            if record is None or (not record.test and not self._brief and self.folder.is_tested(number)):
-                record = self._read_trial(self.folder.trial(number))
+            if record is None or (not record.test and not self._brief and folder.is_tested(number)):
+                record = self._read_trial(folder.trial(number))
             if record is not None:
                 trials.append(record)
         return StudyRecord(
@@ -156,7 +160,7 @@ class StudyReader:
             references=info.get("references", {}),
             constraints=constraints_of(info),
             num_planned=info["trials"] + info.get("imported", 0),
-            is_driven=is_driven(self.folder),
+            is_driven=is_driven(folder),
             info=info,
             trials=trials,
         )
@@ -194,7 +198,7 @@ def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bo
     )
 
 
-def _parsed(kind: type[Kind], path: Path) -> Kind:
+def _parsed(kind: type[Kind], path: Place) -> Kind:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -214,6 +218,8 @@ def constraints_of(info: Mapping[str, Any]) -> dict[str, Bound]:
 def is_driven(folder: StudyFolder) -> bool:
     """Whether a driver is at work on a study: its heartbeat is fresh."""
     try:
-        return time.time() - folder.driver.stat().st_mtime < HEARTBEAT_LOST_S
+        return time.time() - folder.heartbeat.stat().st_mtime < HEARTBEAT_LOST_S
+    except StoreError:
+        raise
     except OSError:
         return False

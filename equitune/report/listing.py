@@ -3,7 +3,6 @@
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.table import Table
 from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
+from equitune.records.place import Place, RemotePath
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement
 from equitune.report.arms import ARROW
@@ -42,16 +42,21 @@ class ListedStudy:
     best: dict[str, Best] = field(default_factory=dict)  # by objective
 
 
-def listed(root: Path) -> list[ListedStudy]:
+def listed(root: Place) -> list[ListedStudy]:
     """Every folder under a root as a study, the one that changed last first. Results are read, epochs are not."""
-    if not root.is_dir():
-        return []
-    names = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
-    found = [_listed(StudyFolder(root / name)) for name in names if name != MLFLOW_FILES]
+    found = [_listed(StudyFolder(root / name)) for name in _folders(root) if name != MLFLOW_FILES]
     return sorted(found, key=lambda study: (-study.changed, study.study))
 
 
-def as_json(root: Path) -> list[dict[str, Any]]:
+def _folders(root: Place) -> list[str]:
+    if isinstance(root, RemotePath):
+        return [entry.name for entry in root.iterdir()]
+    if not root.is_dir():
+        return []
+    return [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def as_json(root: Place) -> list[dict[str, Any]]:
     """What `equitune list --json` prints: a stable interface, to which keys may be added."""
     return [
         {
@@ -100,6 +105,7 @@ def list_table(studies: list[ListedStudy]) -> Table:
 
 
 def _listed(folder: StudyFolder) -> ListedStudy:
+    folder = folder.seen("study.json", "config.json", "result.json")
     changed = _last_changed(folder)
     if not folder.study.is_file():
         return ListedStudy(folder.name, "unreadable", changed, "no study: it has no study.json")
@@ -131,6 +137,8 @@ def _listed(folder: StudyFolder) -> ListedStudy:
 
 def _last_changed(folder: StudyFolder) -> float:
     """When a file of the study was last made or replaced: where that is a trial's, its folder is newer for it."""
+    if isinstance(folder.path, RemotePath):
+        return float(folder.path.files.last_modified())
     newest = folder.path.stat().st_mtime
     for path in (folder.study, folder.driver, folder.path / "trials"):
         if path.exists():

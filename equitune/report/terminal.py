@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from equitune.analysis.pareto import front
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.report.arms import arms_table, heading, metric_columns, note
 from equitune.report.front import exact_under, short, shown, violated
 
 REFRESH_S = 0.5
+BEAT_S = 25.0  # a view without a terminal prints a line at least so often: whoever follows it knows that it lives
 MOST_ROWS = 12  # of the live front
 MOST_PARAMS = 6  # that have a column each
 
@@ -33,6 +34,7 @@ class StudyView:
         self._ended_before: set[int] | None = None
         self._printed: set[int] = set()
         self._printing = threading.Lock()
+        self._last_line = time.monotonic()
 
     @contextmanager
     def showing(self) -> Iterator["StudyView"]:
@@ -49,11 +51,11 @@ class StudyView:
         self._doing = sentence
         if not self._console.is_terminal:
             self._print_news()
-            self._console.print(Text(sentence), soft_wrap=True)
+            self._print(sentence)
 
     def _refreshing(self, stop: threading.Event, refresh: Callable[[], None]) -> Iterator["StudyView"]:
         def loop() -> None:
-            while not stop.wait(REFRESH_S):
+            while not stop.wait(max(REFRESH_S, self._folder.rest_s)):
                 refresh()
 
         thread = threading.Thread(target=loop, daemon=True)
@@ -68,8 +70,8 @@ class StudyView:
     def _read(self) -> StudyRecord | None:
         try:
             study = self._reader.read()
-        except UserError:
-            return None  # it has just begun
+        except (UserError, StoreError):
+            return None  # it has just begun, or nobody knows
         if self._ended_before is None:
             self._ended_before = {trial.number for trial in study.ended()}
             self._printed |= self._ended_before
@@ -103,7 +105,25 @@ class StudyView:
                     how = f"trial {trial.number} {trial.state}: {trial.reason or values}"
                     how += f" (violates {broken})" if broken else ""
                     so_far = len({each.cell for each in study.trials if each.number in self._printed})
-                    self._console.print(Text(f"{so_far}/{study.num_planned} {how}"), soft_wrap=True)
+                    self._print(f"{so_far}/{study.num_planned} {how}")
+            if time.monotonic() - self._last_line > BEAT_S:
+                self._print(self._beat(study))
+
+    def _beat(self, study: StudyRecord | None) -> str:
+        """A sentence for a time in which nothing ended."""
+        if study is None:
+            return f"{self._folder.name}: {self._doing}"
+        num_running = sum(trial.result is None for trial in study.trials)
+        epochs = sum(len(trial.epochs) for trial in study.trials if trial.result is None)
+        how = (
+            f"{study.num_settled()} of {study.num_planned} trials ended, {num_running} at work, {epochs} epochs so far"
+        )
+        left = self._time_left(study)
+        return f"{study.name}: {how}, {left}" if left else f"{study.name}: {how}"
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+        self._last_line = time.monotonic()
 
     def _time_left(self, study: StudyRecord) -> str:
         new = [trial for trial in study.trials if trial.number not in (self._ended_before or set())]

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from equitune.records.folder import TrialFolder
+from equitune.records.place import Place
 from equitune.records.reader import TrialRecord
 from equitune.records.results import Epoch
 from equitune.report.front import settings, short, shown
@@ -33,7 +33,7 @@ def as_json(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[
     }
 
 
-def files(folder: TrialFolder) -> list[Path]:
+def files(folder: TrialFolder) -> list[Place]:
     """The trial's files that are there."""
     known = (folder.config, folder.epochs, folder.checkpoint, folder.weights, folder.result, folder.test, folder.log)
     return [path for path in known if path.exists()]

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from equitune.analysis.hypervolume import Hypervolume, hypervolume
 from equitune.records.folder import write_json
+from equitune.records.place import Place
 from equitune.spec.search import SearchSpec
 
 Losses = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ class Usage:
         gpu_s: GPUs times seconds of its trials, those included that did not end.
     """
 
-    def __init__(self, file: Path, now: Callable[[], float]) -> None:
+    def __init__(self, file: Place, now: Callable[[], float]) -> None:
         """`now`: seconds on a clock of which only differences count."""
         self._file, self._now = file, now
         self.wall_s = self.gpu_s = 0.0

@@ -5,12 +5,13 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from equitune.errors import UserError
+from equitune.search.machines import require_machines
 from equitune.search.resources import Request, requests
 from equitune.spec.resources import Resources
 
@@ -27,8 +28,12 @@ class Slots:
 
 
 @contextmanager
-def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
+def connected(
+    resources: Resources, address: str | None, say: Callable[[str], None] = lambda sentence: None
+) -> Iterator[Slots]:
     """A Ray cluster while the block runs: the one at `address`, else a local one on loopback, ended afterwards.
+
+    One that starts machines by need is first waited for, which `say` is told.
 
     Raises:
         UserError: the cluster does not answer, or cannot hold one trial.
@@ -55,6 +60,8 @@ def connected(resources: Resources, address: str | None) -> Iterator[Slots]:
     except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
         raise UserError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
     try:
+        if address is not None:
+            require_machines(resources, say)
         yield slots(resources, ray.cluster_resources(), may_grow=address is not None)
     finally:
         ray.shutdown()

@@ -173,10 +173,10 @@ class Engine:
             self._early.complete(number)
 
     def lost(self, number: int) -> None:
-        """Gives up a trial whose worker died too often."""
+        """Gives up a trial whose worker died too often without an epoch in between."""
         trial = self._live.pop(number, None)
         if trial is not None:
-            reason = "its worker was lost again and again: see the study's log"
+            reason = "its worker was lost again and again within one epoch: see its log.txt and the study's log"
             result = TrialResult(number=number, state="FAILED", reason=reason)
             folder = self._folder.trial(number)
             folder.claim()  # it may have been cut off only, and train on

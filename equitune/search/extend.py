@@ -4,7 +4,6 @@ Optuna keeps the choices of a parameter for ever, so the trials move to a new Op
 one is in use stands in `study.json`, which is written last: a driver killed before that has changed nothing.
 """
 
-import shutil
 import time
 from pathlib import Path
 
@@ -68,6 +67,6 @@ def _keep_searchspace(folder: StudyFolder, number: int, source: Path | None) -> 
     """The question as it was asked before stays beside the new one, as `searchspace.1.yaml` and so on."""
     kept = folder.searchspace.with_suffix(f".{number}.yaml")
     if folder.searchspace.exists() and not kept.exists():
-        shutil.copyfile(folder.searchspace, kept)
+        write_whole(kept, folder.searchspace.read_bytes())
     if source:
         write_whole(folder.searchspace, source.read_bytes())

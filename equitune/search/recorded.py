@@ -1,14 +1,14 @@
 """What a study takes over from a trial of another one."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from equitune.errors import UserError
 from equitune.records.folder import open_study, read_json
+from equitune.records.place import Place
 
 
-def recorded_params(root: Path, text: str) -> dict[str, Any]:
+def recorded_params(root: Place, text: str) -> dict[str, Any]:
     """The parameters of a recorded trial, by its name STUDY/NUMBER.
 
     Raises:

@@ -153,7 +153,8 @@ class _Driver:
     def _trial(self, task: Task, config: TrialConfig) -> Iterator[float]:
         """What a worker does with a trial, after its last recorded epoch."""
         number, folder, engine = task.number, task.folder, self._engine
-        os.utime(folder.config, (self._clock(), self._clock()))
+        if isinstance(folder.config, Path):
+            os.utime(folder.config, (self._clock(), self._clock()))
         num_known = len(folder.read_epochs())
         metrics: Mapping[str, float] = {}
         try:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
 from equitune.records.folder import StudyFolder
+from equitune.records.place import place_of
 from equitune.records.reader import read_trial
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
@@ -106,7 +107,8 @@ class Placement:
     def __init__(self, resources: Resources, folder: StudyFolder, splits: Splits, device_gib: float = 0.0) -> None:
         self._resources, self._path, self._device_gib = resources, folder.path, device_gib
         self._shape, self._classes = splits.shape, len(splits.class_names)
-        self._images = len(splits.train) + len(splits.validation)
+        on_device = (split for split in (splits.train, splits.validation) if not isinstance(split.pixels, Files))
+        self._images = sum(map(len, on_device))
 
     def __call__(self, proposed: dict[str, Any]) -> "PlacementGroupFactory":
         from ray.tune import PlacementGroupFactory
@@ -166,4 +168,4 @@ _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB,
 def _text_of(proposed: dict[str, Any]) -> str:
     """The configuration of what the searcher proposes: a trial, or the test of a finished one."""
     text = proposed.get("trial")
-    return str(text) if text else (Path(proposed["folder"]) / "config.json").read_text(encoding="utf-8")
+    return str(text) if text else (place_of(proposed["folder"]) / "config.json").read_text(encoding="utf-8")

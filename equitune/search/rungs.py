@@ -14,7 +14,7 @@ def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None
     if spec.search.scheduler is None:
         return None
     early, heard = EarlyStopping(spec.search.scheduler, spec.directions, spec.constraints), []
-    for trial in folder.trials():
+    for trial in folder.seen("epochs.jsonl", "result.json").trials():
         epochs, result = trial.read_epochs(), None
         if trial.result.exists():
             result = TrialResult.model_validate_json(trial.result.read_bytes())

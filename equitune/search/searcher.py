@@ -13,9 +13,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.engine import Engine, Task
+
+MAX_LOST_WORKERS = 3  # that a trial may lose from one epoch to the next: it goes on from its checkpoint each time
 
 
 class _Forgetful:
@@ -27,11 +29,13 @@ class _Forgetful:
 
 @contextmanager
 def _halting(engine: Engine) -> Iterator[None]:
-    """A storage that cannot be reached any more ends the attempt, not the study."""
+    """A storage or a store that cannot be reached any more ends the attempt, not the study."""
     try:
         yield
     except UserError as error:
         engine.halted = engine.halted or str(error)
+    except StoreError as error:
+        engine.halted = engine.halted or f"{error}, and run the same command again; nothing is lost"
 
 
 class StudySearcher(_Forgetful, Searcher):
@@ -62,7 +66,8 @@ class StudySearcher(_Forgetful, Searcher):
         elif "test" in result:
             metrics = json.loads(result["test"])
             measured = {name: Measurement.model_validate(metric) for name, metric in metrics.items()}
-            self._engine.tested(self._numbers[trial_id], measured)
+            with _halting(self._engine):
+                self._engine.tested(self._numbers[trial_id], measured)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._numbers.pop(trial_id, None)
@@ -79,7 +84,11 @@ class StudySearcher(_Forgetful, Searcher):
 
 
 class RungScheduler(_Forgetful, FIFOScheduler):
-    """Stops a trial where the engine says so. Rungs are our own epochs: Tune's iterations begin again after a loss."""
+    """Stops a trial where the engine says so. Rungs are our own epochs: Tune's iterations begin again after a loss.
+
+    Each epoch renews what a trial may lose: one that machines leave again and again gets to its end, one that kills its
+    own worker does not get on.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -88,6 +97,7 @@ class RungScheduler(_Forgetful, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "epoch" not in result:
             return str(TrialScheduler.CONTINUE)
+        trial.max_failures = trial.num_failures + MAX_LOST_WORKERS
         metrics = json.loads(result.get("metrics", "{}"))
         goes_on = True
         with _halting(self._engine):

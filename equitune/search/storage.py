@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+NO_JOURNAL = (
+    "--root {}: the search's journal needs a file system, which an object store is not: add --storage with the address "
+    "of a PostgreSQL database, postgresql://USER@HOST:PORT/DATABASE"
+)
+
 
 @contextmanager
 def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterator[HeldStorage | None]":
@@ -33,6 +38,8 @@ def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterat
     Raises:
         UserError: it does not answer; another driver holds the study; the study lies elsewhere, or another one here.
     """
+    if url is None and folder.is_remote:
+        raise UserError(NO_JOURNAL.format(folder.path.parent))
     began = folder.study.exists()
     info = read_json(folder.study) if began else {}
     recorded = info.get("storage", JOURNAL) if began else None
@@ -95,17 +102,20 @@ def _open(storage: Any, folder: StudyFolder, spec: StudySpec) -> optuna.Study:
 
 def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Study:
     """A journal that cannot be read is kept beside the new one."""
-    folder.journal.with_name(folder.journal.name + ".lock").unlink(missing_ok=True)  # a killed driver's; ours is held
-    _mend_end(folder.journal, say)
+    journal = folder.journal
+    if not isinstance(journal, Path):
+        raise UserError(NO_JOURNAL.format(folder.path.parent))
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)  # a killed driver's; ours is held
+    _mend_end(journal, say)
     try:
-        return _open(_journal(folder.journal), folder, spec)
+        return _open(_journal(journal), folder, spec)
     except OSError:
         raise
     except Exception as error:  # Optuna reads what it finds, and fails in as many ways as a file can be broken
-        broken = _unused(folder.journal.with_name(folder.journal.name + ".broken"))
-        os.replace(folder.journal, broken)
-        say(f"{folder.journal} is damaged ({error}): kept as {broken.name}")
-        return _open(_journal(folder.journal), folder, spec)
+        broken = _unused(journal.with_name(journal.name + ".broken"))
+        os.replace(journal, broken)
+        say(f"{journal} is damaged ({error}): kept as {broken.name}")
+        return _open(_journal(journal), folder, spec)
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
@@ -135,7 +145,7 @@ def _mend_end(journal: Path, say: Say) -> None:
 
 def _restore(study: optuna.Study, folder: StudyFolder, spec: StudySpec, say: Say) -> None:
     """Brings back what the trials' folders know and the storage lost: trials, or parameters of a begun one."""
-    begun = [trial for trial in folder.trials() if trial.config.exists()]
+    begun = [trial for trial in folder.seen("config.json").trials() if trial.config.exists()]
     known = study.get_trials(deepcopy=False)
     lost = begun[-1].number + 1 - len(known) if begun else 0
     if lost > 0:
@@ -176,7 +186,7 @@ def _owner(storage: "HeldStorage", name: str) -> Any:
 
 
 def _place(folder: StudyFolder) -> str:
-    return f"{platform.node()}:{folder.path}"
+    return str(folder.path) if folder.is_remote else f"{platform.node()}:{folder.path}"
 
 
 def _unused(path: Path) -> Path:

@@ -1,11 +1,11 @@
 """A study from its specification to its end: begins or goes on, runs its trials, reads its test split once."""
 
 import contextlib
-import logging
 import os
 import platform
 import shutil
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from equitune import __version__
 from equitune.analysis.arms import to_test
 from equitune.datasets._splits import Splits, load_splits
-from equitune.errors import UserError, without_passwords
-from equitune.records.folder import StudyFolder, read_json, write_json
+from equitune.errors import StoreError, UserError
+from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
+from equitune.records.patience import hurry
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
 from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
 from equitune.search.compatible import differences, require_extends, require_same_start
 from equitune.search.lock import driving
+from equitune.search.log import logging_to
 from equitune.search.plan import require_feasible
 from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from equitune.search.postgres import HeldStorage
 
 JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
-MAX_LOST_WORKERS = 3  # a trial whose worker dies goes on from its checkpoint this many times
 
 
 @dataclass(frozen=True)
@@ -74,33 +75,48 @@ def run_study(
     Raises:
         UserError: the study cannot begin or go on; says why.
     """
+    hurry.clear()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with driving(folder) as token, logging_to(folder.log):
+        with _held_first(storage, folder, spec) as held, driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
                 require_same_start(folder, warm_start)
                 (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
             say(f"loading {spec.data.name}")
-            splits = load_splits(spec.data)
+            splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))
             from equitune.search.extend import adapted  # imports optuna, most of a second
             from equitune.search.storage import storage_at
             from equitune.search.warm_start import warmly_begun
 
             started = warmly_begun(spec, folder, warm_start, splits.fingerprint, say)
-            with storage_at(storage, folder, spec) as database:
+            with contextlib.nullcontext(held) if held else storage_at(storage, folder, spec) as database:
                 # Only now: what cannot begin leaves no study behind.
                 begin(folder, spec, source, overrides, database.name if database else JOURNAL, started)
                 _record_data(folder, splits, spec)
                 adapt = partial(adapted, spec, folder, source, overrides)
                 return _search(spec, folder, splits, address, database, adapt, token, say)
+    except StoreError as error:
+        raise UserError(f"{error}, and run the same command again; nothing is lost") from error
     except OSError as error:
         raise UserError(
             f"{error.filename or folder.path} cannot be written: {error.strerror or error}: "
             "mend that and run the same command again; nothing is lost"
         ) from error
+
+
+@contextlib.contextmanager
+def _held_first(storage: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterator[HeldStorage | None]":
+    """Of a study in an object store, which has no locks, the database that holds it; None of all others."""
+    if not folder.is_remote:
+        yield None
+        return
+    from equitune.search.storage import storage_at
+
+    with storage_at(storage, folder, spec) as database:
+        yield database
 
 
 def _search(
@@ -124,7 +140,7 @@ def _search(
         _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
-    with connected(spec.resources, address) as slots, _signals(engine, say):
+    with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
         _run_trials(spec, folder, splits, slots, engine, token)
     if engine.halted:
@@ -190,7 +206,7 @@ def begin(
         },
     )
     if source:
-        shutil.copyfile(source, folder.searchspace)
+        write_whole(folder.searchspace, source.read_bytes())
 
 
 def asked(spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -214,37 +230,6 @@ def provenance() -> dict[str, str]:
     return found | {"git": git} if git else found
 
 
-class Discreet(logging.Formatter):
-    """Leaves the passwords of addresses out of a record, its traceback included."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_passwords(super().format(record))
-
-
-@contextlib.contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """What Ray, Optuna, MLflow and warnings have to say goes to a file instead of the terminal."""
-    import optuna
-
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to talk of anything else
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(Discreet("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    before, root.handlers = root.handlers, [handler]
-    logging.captureWarnings(True)
-    optuna.logging.disable_default_handler()
-    optuna.logging.enable_propagation()
-    for name in ("ray", "mlflow", "alembic"):
-        logging.getLogger(name).handlers = []
-        logging.getLogger(name).propagate = True
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.handlers = before
-        handler.close()
-
-
 def _run_trials(
     spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine", token: str
 ) -> None:
@@ -252,11 +237,12 @@ def _run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
 
-    from equitune.search.searcher import RungScheduler, StopAll, StudySearcher
+    from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     engine.gpus_of = lambda config: placement.request(config).gpu
+    attempts = _attempts(folder)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
@@ -271,14 +257,19 @@ def _run_trials(
         ),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(folder.attempts),
+            storage_path=str(attempts),
             verbose=0,
             stop=StopAll(engine),
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
         ),
     )
     tuner.fit()
-    shutil.rmtree(folder.attempts, ignore_errors=True)
+    shutil.rmtree(attempts, ignore_errors=True)
+
+
+def _attempts(folder: StudyFolder) -> Path:
+    """Where Ray Tune keeps its own files, which no worker reads: where the study has no disk, on the driver's."""
+    return folder.attempts if isinstance(folder.attempts, Path) else Path(tempfile.mkdtemp(prefix="equitune-attempts-"))
 
 
 def _memory_of_a_gpu(spec: StudySpec) -> float:
@@ -297,6 +288,7 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
     def interrupt(signum: int, frame: Any) -> None:
         if engine.draining or signum == signal.SIGTERM:
             engine.stopping = True
+            hurry.set()
             say("stopping")
         else:
             say("interrupted: finishing the running trials; press Ctrl-C again to stop them as well")

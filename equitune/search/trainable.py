@@ -6,14 +6,15 @@ import functools
 import gc
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
-from equitune.errors import GivenUp, Infeasible, TakenOver
+from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
 from equitune.records.folder import TrialFolder, write_json
+from equitune.records.place import kept, place_of
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import request_of
 from equitune.spec.resources import Resources
@@ -28,7 +29,14 @@ def trainable(config: dict[str, Any], splits: Splits, resources: Resources, toke
 
     It writes nothing once another driver has the study, or another worker the trial.
     """
-    folder = TrialFolder(Path(config["folder"]), token=token)
+    try:
+        _work(config, splits, resources, token)
+    except StoreError as error:
+        tune.report({"halt": f"{error}, and run the same command again; nothing is lost"})
+
+
+def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: str) -> None:
+    folder = TrialFolder(place_of(config["folder"], is_known=True), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
     _cap_memory(trial, splits, resources)
     if config.get("test"):
@@ -39,13 +47,17 @@ def trainable(config: dict[str, Any], splits: Splits, resources: Resources, toke
         return
     try:
         folder.claim()
-        with _logging_to(folder.log):
+        with _logging_to(folder):
             result = _run(trial, splits, folder)
         tune.report({"result": result.model_dump_json()})
     except GivenUp:
         return  # whoever has the trial now reports it
     except TakenOver as error:
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
+    except StoreError:
+        raise
+    except UserError as error:  # the data cannot be had on this node
+        tune.report({"halt": str(error)})
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: free some space" if full else f"cannot be written ({error.strerror}): mend that"
@@ -60,7 +72,7 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = {splits.shape: to_device(splits, config.device)}
+        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes(splits))}
     by_shape = _on_device[key]
     shape = config.input.shape_of(splits.shape)
     if shape not in by_shape:
@@ -70,13 +82,20 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     return by_shape[shape]
 
 
+def _processes(splits: Splits) -> int:
+    """That decode images which stay in files: one for each of the trial's CPUs."""
+    if not isinstance(splits.train.pixels, Files):
+        return 0
+    return max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1)))
+
+
 def _test(folder: TrialFolder, splits: Splits) -> str:
     """Measures a finished trial on the test split; its metrics as JSON."""
     from equitune.trial.test import measure_on_test
 
     config = TrialConfig.from_json_text(folder.config.read_text())
-    with _logging_to(folder.log):
-        metrics = measure_on_test(config, folder, splits)
+    with _logging_to(folder):
+        metrics = measure_on_test(config, folder, splits, _processes(splits))
     return json.dumps({name: metric.model_dump(mode="json") for name, metric in metrics.items()})
 
 
@@ -130,10 +149,10 @@ def _spare_modules() -> None:
 
 
 @contextlib.contextmanager
-def _logging_to(path: Path) -> Any:
+def _logging_to(folder: TrialFolder) -> Any:
     """Warnings, log records and prints of a trial go to its own file."""
     logging.captureWarnings(True)
-    with path.open("a", encoding="utf-8", buffering=1) as file:
+    with kept(folder.log, folder.is_held) as path, path.open("a", encoding="utf-8", buffering=1) as file:
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)

@@ -16,6 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json, write_json
+from equitune.records.place import Place
 from equitune.records.reader import StudyReader, TrialRecord, read_trial
 from equitune.records.results import TrialResult
 from equitune.search.compatible import as_here
@@ -40,7 +41,7 @@ def warmly_begun(
     return {"imported": len(trials), "warm_start": {"studies": list(studies), "trials": trials}}
 
 
-def fitting(spec: StudySpec, root: Path, studies: tuple[str, ...], fingerprint: str) -> tuple[list[str], list[str]]:
+def fitting(spec: StudySpec, root: Place, studies: tuple[str, ...], fingerprint: str) -> tuple[list[str], list[str]]:
     """The trials of other studies that could be this study's, as STUDY/NUMBER, and a sentence about each study.
 
     Args:
@@ -98,7 +99,7 @@ def bring(study: optuna.Study, folder: StudyFolder, spec: StudySpec) -> None:
     """
     names = read_json(folder.study).get("warm_start", {}).get("trials", [])
     for number, name in enumerate(names):
-        if not folder.trial(number).path.exists():
+        if not folder.trial(number).config.exists():
             other, _, its_number = name.rpartition("/")
             _copy(open_trial(folder.path.parent, other, int(its_number)), folder.trial(number), spec, name)
     for number in range(len(study.get_trials(deepcopy=False)), len(names)):
@@ -108,19 +109,30 @@ def bring(study: optuna.Study, folder: StudyFolder, spec: StudySpec) -> None:
 
 
 def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> None:
-    """A trial's folder, whole or not at all, with its new number; all else is as it was trained."""
+    """A trial's folder, whole or not at all, with its new number; all else is as it was trained.
+
+    In an object store its configuration comes last: without it there is no trial.
+    """
     recorded = read_trial(other)
     here = as_here(spec, recorded.config)
     if isinstance(here, str) or recorded.result is None:
         raise UserError(f"--warm-start: trial {name} has changed: remove the study's folder, and begin again")
-    partial = TrialFolder(own.path.with_name(f".{own.path.name}.brought"), own.number)
-    shutil.rmtree(partial.path, ignore_errors=True)
-    ignored = shutil.ignore_patterns(other.checkpoint.name, other.config.name, other.result.name, ".*")
-    shutil.copytree(other.path, partial.path, ignore=ignored)
     begun = {"number": own.number, "seed": recorded.config.seed, "device": recorded.config.device}
-    write_json(partial.config, here.model_copy(update=begun).to_json())
-    os.utime(partial.config, (recorded.started, recorded.started))
+    config = here.model_copy(update=begun).to_json()
     provenance = recorded.result.provenance | {"warm_start": name}
     result: TrialResult = recorded.result.model_copy(update={"number": own.number, "provenance": provenance})
-    write_json(partial.result, result.model_dump(mode="json"))
-    os.replace(partial.path, own.path)
+    left_out = (other.checkpoint.name, other.config.name, other.result.name)
+    if not (isinstance(own.path, Path) and isinstance(other.path, Path)):
+        for file in other.path.iterdir():
+            if file.name not in left_out:
+                (own.path / file.name).write_bytes(file.read_bytes())
+        write_json(own.result, result.model_dump(mode="json"))
+        write_json(own.config, config)
+        return
+    partial = own.path.with_name(f".{own.path.name}.brought")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(other.path, partial, ignore=shutil.ignore_patterns(*left_out, ".*"))
+    write_json(partial / own.config.name, config)
+    os.utime(partial / own.config.name, (recorded.started, recorded.started))
+    write_json(partial / own.result.name, result.model_dump(mode="json"))
+    os.replace(partial, own.path)

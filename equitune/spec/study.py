@@ -57,6 +57,8 @@ def _data_config(data: Any) -> DataConfig:
         mistakes.raise_any()
         raise AssertionError
     call = constant_call("dataset", {"name": config.name, **rest})
+    if call.args.get("stream") and config.task != "class":
+        raise rule(f"task: {config.task} is made of images in memory: leave stream out, or the task")
     return config.model_copy(update={"args": call.args})
 
 

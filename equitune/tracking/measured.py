@@ -6,12 +6,13 @@ from pathlib import Path
 
 from equitune.errors import UserError
 from equitune.records.measured import MeasuredModel, MeasurementRecord
+from equitune.records.place import Place
 from equitune.tracking.store import connect, experiment, log_batch, metric_points, sentence
 
 EXPERIMENT = "measurements"
 
 
-def log_measurement(record: MeasurementRecord, tracking_uri: str, files: Sequence[Path], root: Path) -> None:
+def log_measurement(record: MeasurementRecord, tracking_uri: str, files: Sequence[Path], root: Place) -> None:
     """Makes the runs; the same measurement makes new ones.
 
     Args:

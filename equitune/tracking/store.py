@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from equitune.errors import without_passwords
 from equitune.records.folder import StudyFolder
+from equitune.records.place import Place, fetched
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 from equitune.tracking.dataset import dataset_input
@@ -32,9 +33,13 @@ class Point:
     step: int
 
 
-def default_tracking_uri(root: Path) -> str:
-    """A SQLite file beside the studies."""
-    return f"sqlite:///{root / 'mlflow.db'}"
+def default_tracking_uri(root: Place) -> str:
+    """A SQLite file beside the studies; in the working directory, where these lie in an object store."""
+    return f"sqlite:///{_on_disk(root) / 'mlflow.db'}"
+
+
+def _on_disk(root: Place) -> Path:
+    return root if isinstance(root, Path) else Path.cwd()
 
 
 class Store:
@@ -126,9 +131,10 @@ class Store:
         """Logs to a trial's run, or to the study's where `trial` is None."""
         log_batch(self.client, self.run_id(trial), points=points, tags=tags)
 
-    def add_file(self, trial: int | None, path: Path) -> None:
+    def add_file(self, trial: int | None, path: Place) -> None:
         """Adds a file to a trial's run, or to the study's; one of that name is replaced."""
-        self.client.log_artifact(self.run_id(trial), str(path))
+        with fetched(path) as local:
+            self.client.log_artifact(self.run_id(trial), str(local))
 
     def add_table(self, trial: int, path: Path) -> None:
         """Adds a file that holds a table as `mlflow.log_table` writes it, which would add to what is there."""
@@ -179,18 +185,18 @@ def connect(tracking_uri: str) -> Any:
     return MlflowClient(tracking_uri=tracking_uri)
 
 
-def experiment(client: Any, name: str, root: Path) -> str:
+def experiment(client: Any, name: str, root: Place) -> str:
     """The id of the experiment of this name, made where there is none.
 
     A server says itself where artifacts lie. Behind a database they lie below MLFLOW_DEFAULT_ARTIFACT_ROOT, such as
-    s3://bucket/path, or else beside the studies.
+    s3://bucket/path, or else beside the studies; in the working directory, where these lie in an object store.
     """
     found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
     location = None
     if client.tracking_uri.startswith(DATABASES):
-        parent = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (root / "mlartifacts").as_uri()
+        parent = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (_on_disk(root) / "mlartifacts").as_uri()
         location = f"{parent.rstrip('/')}/{name}"
     kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs first, and not chats
     return str(client.create_experiment(name, artifact_location=location, tags=kind))
@@ -256,7 +262,7 @@ def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") 
     return found
 
 
-def _question(searchspace: Path) -> str:
+def _question(searchspace: Place) -> str:
     """The comment with which a study's file opens, as Markdown."""
     lines = searchspace.read_text(encoding="utf-8").splitlines() if searchspace.exists() else []
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)

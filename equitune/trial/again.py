@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.records.folder import TrialFolder, write_json
+from equitune.records.place import Place
 from equitune.records.reader import TrialRecord
 from equitune.records.results import Measurement, untimed
 from equitune.records.revision import revision
@@ -21,6 +20,7 @@ from equitune.trial.build import to_device
 from equitune.trial.fit import OnEpoch
 from equitune.trial.run import run_trial
 from equitune.trial.test import measure_on_test
+from equitune.trial.weights import read_tensors
 
 # What a clock says is never the same twice.
 TIMED_EPOCH: dict[str, Any] = {"time": True, "train_s": True, "images_per_s": True, "metrics": set(BY_THE_CLOCK)}
@@ -108,7 +108,7 @@ def require_device(config: TrialConfig) -> None:
 
 
 def compared(
-    then: TrialRecord, now: TrialRecord, weights_then: Path, weights_now: Path, study: Mapping[str, Any]
+    then: TrialRecord, now: TrialRecord, weights_then: Place, weights_now: Place, study: Mapping[str, Any]
 ) -> Comparison | None:
     """Every value of the record beside the new one, to the last bit, but for what a clock says.
 
@@ -166,7 +166,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _weights(then: Path, now: Path) -> Iterator[Difference]:
+def _weights(then: Place, now: Place) -> Iterator[Difference]:
     """Where the bytes of two files of weights differ: each tensor by its largest weight of both, and by how much."""
     if not now.is_file():
         yield Difference("weights", "in the record", None)
@@ -174,7 +174,7 @@ def _weights(then: Path, now: Path) -> Iterator[Difference]:
     if then.read_bytes() == now.read_bytes():
         return
     try:
-        old, new = load_file(then), load_file(now)
+        old, new = read_tensors(then), read_tensors(now)
     except SafetensorError as error:
         yield Difference("weights", f"not readable ({error})", "whole")
         return

@@ -1,59 +1,53 @@
 """TrialConfig -> data on the device, model with its prior, augmentation."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from equitune import catalog
-from equitune.datasets._splits import Split, Splits
+from equitune.datasets._splits import Splits
 from equitune.groups.averaging import Averaging
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
+from equitune.trial.split import AnySplit, move
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class DeviceSplit:
-    """One part of the data on a device: pixels (n, C, H, W) uint8, labels (n,) int64."""
-
-    pixels: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
 class DeviceData:
     """A study's training and validation data on a device; a worker moves them there once."""
 
-    train: DeviceSplit
-    validation: DeviceSplit
+    train: AnySplit
+    validation: AnySplit
     shape: tuple[int, int, int]
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def to_device(splits: Splits, device: str) -> DeviceData:
-    """Moves training and validation data; on the CPU nothing is copied. The test split stays where it is."""
+def to_device(splits: Splits, device: str, processes: int | None = None) -> DeviceData:
+    """Moves training and validation data; on the CPU nothing is copied. The test split stays where it is.
+
+    Args:
+        splits: the study's data.
+        device: where they are wanted.
+        processes: that decode images which stay in files; None: as many as there are cores.
+
+    Raises:
+        UserError: the files cannot be had.
+    """
     return DeviceData(
-        train=move(splits.train, device),
-        validation=move(splits.validation, device),
+        train=move(splits.train, device, processes),
+        validation=move(splits.validation, device, processes),
         shape=splits.shape,
         classes=len(splits.class_names),
         mean=splits.mean,
         std=splits.std,
     )
-
-
-def move(split: Split, device: str) -> DeviceSplit:
-    """One split on a device; on the CPU its tensors share the arrays' memory, which nobody writes to."""
-    return DeviceSplit(_shared(split.pixels).to(device), _shared(split.labels).to(device))
 
 
 def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
@@ -132,9 +126,3 @@ def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
     """The width of a network whose rule has chosen another one than the configuration names."""
     width: int | None = getattr(model.model if isinstance(model, Averaging) else model, "width", None)
     return None if width == config.model.args.get("width") else width
-
-
-def _shared(array: np.ndarray[Any, Any]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

@@ -21,14 +21,15 @@ from equitune.measures._estimate import Estimate
 from equitune.measures._evaluation import EvaluationSet, Report
 from equitune.measures.equivariance import total_stride
 from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
+from equitune.records.place import Place
 from equitune.spec.objectives import declared_metrics
 from equitune.spec.space import Call
-from equitune.trial.build import move
 from equitune.trial.device import is_out_of_memory, make_deterministic, provenance
 from equitune.trial.images import Images, load_images, split_of
 from equitune.trial.journal import FileJournal, OnProgress
 from equitune.trial.load import Subject, config_of, load_subject
 from equitune.trial.request import Request, calls_of, said
+from equitune.trial.split import move
 from equitune.trial.weights import first_line
 
 MOTIONLESS = 1e-12  # a mean square relative to that of the images: below it an element moves nothing
@@ -37,7 +38,7 @@ Layers = dict[str, Layout]
 
 
 def measure_models(
-    request: Request, *, root: Path, folder: Path, on_progress: OnProgress = lambda what, done, total: None
+    request: Request, *, root: Place, folder: Path, on_progress: OnProgress = lambda what, done, total: None
 ) -> MeasurementRecord:
     """Measures each model, and the paired differences of the others from the first.
 
@@ -91,7 +92,7 @@ def measure_models(
     )
 
 
-def _images(request: Request, root: Path) -> Images:
+def _images(request: Request, root: Place) -> Images:
     if request.data is not None:
         return load_images(request.data, request.split, request.size)
     config = config_of(request.models[0], root)
@@ -103,7 +104,7 @@ def _images(request: Request, root: Path) -> Images:
     return split_of(config.data, request.split)
 
 
-def _as_seen(images: Images, request: Request, root: Path) -> Images:
+def _as_seen(images: Images, request: Request, root: Place) -> Images:
     """The images at the size of the recorded trials among the models, which must have one size.
 
     Raises:
@@ -126,7 +127,7 @@ def _evaluation_set(request: Request, images: Images) -> EvaluationSet:
     return whole.sample(request.images or len(whole), request.seed)
 
 
-def _subject(text: str, request: Request, images: Images, root: Path) -> Subject:
+def _subject(text: str, request: Request, images: Images, root: Place) -> Subject:
     """A model in the asked precision; of a trial it is said where these images are not its own."""
     subject = load_subject(
         text,

@@ -12,9 +12,10 @@ from equitune.models._meta import on_meta
 from equitune.records.results import Measurement
 from equitune.spec.objectives import BEFORE_TRAINING, Bound
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceSplit, build_augmentation, chosen_width, count_parameters, initial_model
+from equitune.trial.build import build_augmentation, chosen_width, count_parameters, initial_model
 from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
+from equitune.trial.split import DeviceSplit
 
 
 class OutsideBounds(Infeasible):

@@ -5,6 +5,8 @@ import platform
 import torch
 
 from equitune import __version__
+from equitune.errors import WorkerLost
+from equitune.trial.weights import first_line
 
 
 def make_deterministic(device: str) -> None:
@@ -33,4 +35,23 @@ def provenance(device: str) -> dict[str, str]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device had no memory left: torch says so in several ways."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+def require_sound(device: str, error: Exception) -> None:
+    """Called with an error: finds out whether the device is its cause, by asking it for anything.
+
+    What breaks a GPU or a process' context on it (an ECC error, an illegal address, a failed assertion, a lost device)
+    makes every later call of this process fail, too; an ordinary mistake does not.
+
+    Raises:
+        WorkerLost: the device does not answer any more.
+    """
+    if device != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as lost:  # torch.AcceleratorError is one
+        if not is_out_of_memory(lost):
+            raise WorkerLost(f"the GPU of {platform.node()} does not answer any more: {first_line(error)}") from error

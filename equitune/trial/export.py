@@ -1,26 +1,25 @@
 """A recorded trial's network for use elsewhere: its weights with their configuration, and as a program."""
 
 import json
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from equitune import __version__
-from equitune.datasets._splits import Splits
+from equitune.datasets._splits import Split, Splits
 from equitune.errors import UserError
 from equitune.measures._evaluation import as_float
 from equitune.models._exported import load_exported
 from equitune.records.folder import TrialFolder, write_whole
 from equitune.records.reader import TrialRecord
-from equitune.trial.build import initial_model, move
-from equitune.trial.resize import split_at_size
-from equitune.trial.weights import first_line
+from equitune.trial.build import initial_model
+from equitune.trial.split import move, split_at_size
+from equitune.trial.weights import first_line, read_tensors
 
 IMAGES = 8  # real ones, on which a program must give the network's scores
 TOLERANCE = 1e-5  # of the largest score: the program calls the same operators, in the same order
@@ -64,8 +63,8 @@ def export_trial(record: TrialRecord, source: TrialFolder, splits: Splits, folde
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
         path.unlink(missing_ok=True)
-    shutil.copyfile(source.config, paths[0])
-    write_whole(paths[1], save(load_file(source.weights), metadata))
+    paths[0].write_bytes(source.config.read_bytes())
+    write_whole(paths[1], save(read_tensors(source.weights), metadata))
     try:
         notices = write_program(model, images, paths[2])
     except NoProgram as error:
@@ -84,11 +83,12 @@ def trained(record: TrialRecord, source: TrialFolder, splits: Splits) -> tuple[n
     config = record.config.model_copy(update={"device": "cpu"})
     model = initial_model(config, splits.shape, len(splits.class_names)).eval()
     try:
-        model.load_state_dict(load_file(source.weights))
+        model.load_state_dict(read_tensors(source.weights))
     except (RuntimeError, SafetensorError) as error:
         where = f"{config.study}/{config.number}"
         raise UserError(f"{where}: its weights are of another network: {first_line(error)}") from None
-    return model, as_float(split_at_size(move(splits.validation, "cpu"), config.input).pixels[:IMAGES])
+    few = Split(splits.validation.pixels[:IMAGES], splits.validation.labels[:IMAGES])
+    return model, as_float(split_at_size(move(few, "cpu"), config.input).pixels)
 
 
 def require_weights(record: TrialRecord, source: TrialFolder) -> None:

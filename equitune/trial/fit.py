@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,14 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.relaxable import symmetry_penalty
-from equitune.measures._evaluation import EvaluationSet, as_float
+from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_whole
+from equitune.records.place import Place
 from equitune.records.results import Epoch
 from equitune.spec.trial import TrainingConfig
-from equitune.trial.build import Augment, DeviceSplit
+from equitune.trial.build import Augment
+from equitune.trial.ranks import ALONE, Ranks
+from equitune.trial.split import AnySplit
 
 OnEpoch = Callable[[Epoch], None]
 AtRung = Callable[[nn.Module, Epoch, float], dict[str, float]]  # model, its epoch, seconds of training -> metrics
@@ -32,7 +34,7 @@ class Diverged(Infeasible):
 
 def fit(
     model: nn.Module,
-    train: DeviceSplit,
+    train: AnySplit,
     validation: EvaluationSet,
     augmentation: list[Augment],
     training: TrainingConfig,
@@ -41,6 +43,7 @@ def fit(
     folder: TrialFolder | None = None,
     on_epoch: OnEpoch = lambda epoch: None,
     at_rung: AtRung = lambda model, epoch, seconds: {},
+    ranks: Ranks = ALONE,
 ) -> float:
     """Trains in place.
 
@@ -54,6 +57,7 @@ def fit(
         folder: takes the record of each epoch and a checkpoint; where it holds one, training goes on from there.
         on_epoch: called after each epoch that is run here, with its record; what it raises ends the training.
         at_rung: what it returns becomes part of an epoch's record; it leaves the model as it is.
+        ranks: that train together. The first one alone evaluates, and has a folder; the others hear from it.
 
     Returns:
         The seconds of training of all epochs, those included that another call has run; without their evaluation.
@@ -61,81 +65,91 @@ def fit(
     Raises:
         Diverged: the loss is not finite; says at which step.
     """
-    device = train.pixels.device
+    device = train.labels.device
     generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)  # of dropout
     optimizer = build_optimizer(model, training)
-    forward = torch.compile(model) if training.compile else model
     num_steps = num_batches(len(train.labels), training.batch_size)
-    done = _restore(folder.checkpoint, model, optimizer, generator) if folder else 0
+    done = _restore(ranks.told(_read(folder)), model, optimizer, generator)
+    forward = ranks.spread(torch.compile(model) if training.compile else model)
     earlier = folder.read_epochs() if folder else []
     seconds = sum(record.train_s for record in earlier if record.epoch <= done)
     for epoch in range(done + 1, training.epochs + 1):
         started = time.perf_counter()
         first_step = (epoch - 1) * num_steps
-        loss = train_epoch(forward, train, augmentation, training, optimizer, generator, first_step)
+        loss = train_epoch(forward, train, augmentation, training, optimizer, generator, first_step, ranks)
         train_s = time.perf_counter() - started
         seconds += train_s
-        validation_loss, hits = evaluate(model, validation)
-        record = Epoch(
-            epoch=epoch,
-            time=time.time(),
-            train_loss=loss,
-            validation_loss=validation_loss,
-            validation_accuracy=hits / len(validation),
-            lr=optimizer.param_groups[0]["lr"],
-            train_s=train_s,
-            images_per_s=num_steps * min(training.batch_size, len(train.labels)) / train_s,
-        )
-        record = record.model_copy(update={"metrics": at_rung(model, record, seconds)})
-        if folder:  # the record first: a crash between the two repeats an epoch, and its record is written again
-            folder.append_epoch(record)
-            _save(folder.checkpoint, model, optimizer, generator, epoch)
-        on_epoch(record)
+        with ranks.led() as is_first:
+            if not is_first:
+                continue
+            validation_loss, hits = evaluate(model, validation)
+            record = Epoch(
+                epoch=epoch,
+                time=time.time(),
+                train_loss=loss,
+                validation_loss=validation_loss,
+                validation_accuracy=hits / len(validation),
+                lr=optimizer.param_groups[0]["lr"],
+                train_s=train_s,
+                images_per_s=num_steps * min(training.batch_size, len(train.labels)) / train_s,
+            )
+            record = record.model_copy(update={"metrics": at_rung(model, record, seconds)})
+            if folder:  # the record first: a crash between the two repeats an epoch, and its record is written again
+                folder.append_epoch(record)
+                _save(folder.checkpoint, model, optimizer, generator, epoch)
+            on_epoch(record)
     return seconds
 
 
 def train_epoch(
     model: Callable[[Tensor], Tensor],
-    train: DeviceSplit,
+    train: AnySplit,
     augmentation: list[Augment],
     training: TrainingConfig,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     first_step: int = 0,
+    ranks: Ranks = ALONE,
 ) -> float:
     """One pass over the training images in a fresh order; returns the mean loss.
 
     The images that do not fill the last batch wait for another epoch's order.
     """
-    device, n = train.pixels.device, len(train.labels)
+    device, n = train.labels.device, len(train.labels)
     num_steps = num_batches(n, training.batch_size)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if isinstance(model, nn.Module):
         model.train()
     losses = torch.zeros(num_steps, device=device)
-    order = torch.randperm(n, generator=generator, device=device)
-    for step in range(num_steps):
-        batch = order[step * training.batch_size : (step + 1) * training.batch_size]
-        images, labels = as_float(train.pixels[batch]), train.labels[batch]
-        for augment in augmentation:
-            images = augment(images, generator)
+    batch_size = min(training.batch_size, n)
+    order = torch.randperm(n, generator=generator, device=device)[: num_steps * batch_size]
+    for step, (images, labels) in enumerate(train.batches(*ranks.shared_out(order, batch_size))):
+        if augmentation:
+            images = ranks.in_place(images, batch_size)
+            for augment in augmentation:
+                images = augment(images, generator)
+            images = ranks.part(images)
         if device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, first_step + step, num_steps)
-        with autocast(training, device):
+        with autocast(training, device), ranks.whole_batch(batch_size):
             loss = functional.cross_entropy(model(images), labels, label_smoothing=training.label_smoothing)
+        loss = ranks.scaled(loss, batch_size)
         if training.symmetry_penalty and isinstance(model, nn.Module):
             loss = loss + training.symmetry_penalty * symmetry_penalty(model).to(device)
         losses[step] = loss.detach()
         if device.type == "cpu":  # on a GPU this would wait for the device: looked at once, after the epoch
+            losses[step] = ranks.mean(losses[step])
             _check_finite(losses[step : step + 1], first_step + step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         optimizer.step()
+    if device.type != "cpu":
+        losses = ranks.mean(losses)
     _check_finite(losses, first_step)
     return float(losses.mean())
 
@@ -203,7 +217,7 @@ def _check_finite(losses: Tensor, first_step: int) -> None:
 
 
 def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
+    path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
 ) -> None:
     state = {
         "epoch": epoch,
@@ -217,11 +231,16 @@ def _save(
     write_whole(path, buffer.getbuffer())
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _read(folder: TrialFolder | None) -> bytes:
+    """A checkpoint as it was written; empty where there is none."""
+    return folder.checkpoint.read_bytes() if folder and folder.checkpoint.exists() else b""
+
+
+def _restore(saved: bytes, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
     """Brings back everything a checkpoint holds; returns its epoch, 0 where there is none."""
-    if not path.exists():
+    if not saved:
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)  # weights_only: runs no code
+    state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)  # weights_only: runs no code
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])

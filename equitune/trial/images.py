@@ -10,8 +10,7 @@ from equitune.datasets.imagefolder import load_folder
 from equitune.errors import UserError
 from equitune.spec.call import checked_call, parsed
 from equitune.spec.trial import DataConfig, InputConfig
-from equitune.trial.build import move
-from equitune.trial.resize import split_at_size
+from equitune.trial.split import move, split_at_size
 
 SplitName = Literal["train", "validation", "test"]
 

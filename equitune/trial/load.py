@@ -29,6 +29,7 @@ from equitune.groups.layout import Layout, Tokens
 from equitune.measures._capture import capturing
 from equitune.models._exported import load_exported
 from equitune.records.folder import named_trial, open_trial
+from equitune.records.place import Place
 from equitune.records.reader import read_trial
 from equitune.records.results import TrialResult
 from equitune.spec.call import checked_call, parsed
@@ -61,7 +62,7 @@ def load_subject(
     shape: Shape,
     classes: int | None,
     *,
-    root: Path,
+    root: Place,
     device: str = "cpu",
     seed: int = 0,
     special_tokens: int | None = None,
@@ -117,7 +118,7 @@ def load_subject(
     return replace(subject, classes=outputs, provenance=provenance, notices=subject.notices + unread)
 
 
-def config_of(text: str, root: Path) -> TrialConfig | None:
+def config_of(text: str, root: Place) -> TrialConfig | None:
     """The configuration of a recorded trial: its data, the size it sees them at; None for any other network.
 
     Raises:
@@ -131,7 +132,7 @@ def _is_program(text: str) -> bool:
     return text.endswith(".pt2") and ("@" not in text or Path(text).exists())
 
 
-def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, root: Path) -> Subject:
+def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, root: Place) -> Subject:
     folder = open_trial(root, study, number)
     config = read_trial(folder, brief=True).config
     if not folder.weights.is_file():
@@ -152,7 +153,7 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
     return Subject(text, model, build(classes), classes, provenance, [])
 
 
-def _how_it_stands(result: Path) -> str:
+def _how_it_stands(result: Place) -> str:
     if not result.is_file():
         return "it has not ended"
     ended = TrialResult.model_validate_json(result.read_bytes())
@@ -294,6 +295,6 @@ def _described(call: Call) -> str:
     return f"{call.name}:{settings}" if settings else call.name
 
 
-def _file(kind: str, path: Path) -> dict[str, str]:
+def _file(kind: str, path: Place) -> dict[str, str]:
     with path.open("rb") as file:
         return {kind: str(path), f"{kind}_sha256": hashlib.file_digest(file, "sha256").hexdigest()}

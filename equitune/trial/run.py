@@ -6,7 +6,7 @@ import traceback
 
 from safetensors.torch import save
 
-from equitune.errors import Infeasible
+from equitune.errors import Infeasible, WorkerLost
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import Measurement, TrialResult, Verdict
@@ -14,11 +14,12 @@ from equitune.spec.trial import TrialConfig
 from equitune.trial.amounts import learned_amounts, relaxation
 from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
 from equitune.trial.cost import network_cost
-from equitune.trial.device import is_out_of_memory, make_deterministic, provenance
+from equitune.trial.device import is_out_of_memory, make_deterministic, provenance, require_sound
 from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
 from equitune.trial.memory import peak, reset_peak
+from equitune.trial.ranks import ALONE, Dismissed, Ranks
 from equitune.trial.resize import at_size
 from equitune.trial.rung import Rungs
 
@@ -31,6 +32,7 @@ def run_trial(
     *,
     folder: TrialFolder | None = None,
     on_epoch: OnEpoch = lambda epoch: None,
+    ranks: Ranks = ALONE,
 ) -> TrialResult:
     """Trains and measures one configuration. The same configuration gives the same numbers, on the CPU bit for bit.
 
@@ -39,15 +41,20 @@ def run_trial(
         data: training and validation images, on `config.device`, of the trial's size or of the data set's.
         folder: takes the trial's epochs, checkpoint, weights and result; without it nothing is written.
         on_epoch: called after each epoch with its record.
+        ranks: of which this process is the first; the others train along (`train_along`).
 
     Returns:
         The result: COMPLETE, or INFEASIBLE or FAILED with the reason. Only what the outside does ends in an
         exception: a full disk, or what `on_epoch` raises.
+
+    Raises:
+        WorkerLost: the device does not answer any more, or another rank has gone.
     """
     make_deterministic(config.device)
     clock = _Clock()
     reset_peak()
-    result = TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device))
+    known = provenance(config.device) | ({"workers": str(ranks.count)} if ranks.count > 1 else {})
+    result = TrialResult(number=config.number, state="COMPLETE", provenance=known)
     try:
         data = at_size(data, config.input)
         cost = network_cost(config, data.shape, data.classes)
@@ -59,17 +66,19 @@ def run_trial(
         clock.lap("build")
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         augmentation = build_augmentation(config)
-        seconds = fit(
-            model,
-            data.train,
-            validation,
-            augmentation,
-            config.training,
-            seed=config.seed,
-            folder=folder,
-            on_epoch=on_epoch,
-            at_rung=Rungs(config, validation, cost).metrics,
-        )
+        with ranks.joined(config.device):
+            seconds = fit(
+                model,
+                data.train,
+                validation,
+                augmentation,
+                config.training,
+                seed=config.seed,
+                folder=folder,
+                on_epoch=on_epoch,
+                at_rung=Rungs(config, validation, cost).metrics,
+                ranks=ranks,
+            )
         clock.lap("fit")
         untrained = build_model(config, data)
         metrics, profile = measure(config, model, untrained, validation)
@@ -87,10 +96,11 @@ def run_trial(
                 "seconds": clock.laps,
             }
         )
-    except OSError:
-        raise  # the disk's fault, not the trial's
+    except (OSError, WorkerLost):
+        raise  # the disk's fault, or the machine's, not the trial's
     except Exception as error:
-        result = _unfinished(result, error)
+        require_sound(config.device, error)
+        result = unfinished(result, error)
     result = result.model_copy(update={"provenance": result.provenance | peak(config.device)})
     if folder:
         folder.require_held()
@@ -120,7 +130,41 @@ def training_time(seconds: float) -> dict[str, Measurement]:
     return {"seconds": Measurement(value=seconds, n=0, split="none", unit="s")}
 
 
-def _unfinished(result: TrialResult, error: Exception) -> TrialResult:
+def train_along(config: TrialConfig, data: DeviceData, ranks: Ranks) -> TrialResult | None:
+    """Trains with the first rank, which alone records and measures; returns how the trial ended if it ended here.
+
+    Raises:
+        WorkerLost: the device does not answer any more, or another rank has gone.
+    """
+    make_deterministic(config.device)
+    try:
+        data = at_size(data, config.input)
+        model = build_model(config, data)
+        validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
+        with ranks.joined(config.device):
+            fit(
+                model,
+                data.train,
+                validation,
+                build_augmentation(config),
+                config.training,
+                seed=config.seed,
+                ranks=ranks,
+            )
+    except WorkerLost:
+        raise
+    except Dismissed:
+        return None
+    except Exception as error:
+        require_sound(config.device, error)
+        return unfinished(
+            TrialResult(number=config.number, state="COMPLETE", provenance=provenance(config.device)), error
+        )
+    return None
+
+
+def unfinished(result: TrialResult, error: Exception) -> TrialResult:
+    """A result that says how an error has ended the trial."""
     if isinstance(error, Infeasible):
         return result.model_copy(update={"state": "INFEASIBLE", "reason": str(error), "cause": error.cause})
     if is_out_of_memory(error):

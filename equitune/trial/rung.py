@@ -48,7 +48,7 @@ class Rungs:
             return {}
         known = {"accuracy": epoch.validation_accuracy, "loss": epoch.validation_loss, "seconds": seconds}
         known |= {"parameters": self.cost.parameters, "multiply_adds": self.cost.multiply_adds}
-        with undisturbed(self.images.pixels.device):
+        with undisturbed(self.images.device):
             found = known | self._measured(model)
         return {name: found[name] for name in self.config.rung_metrics if math.isfinite(found.get(name, math.nan))}
 

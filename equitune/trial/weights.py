@@ -5,15 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
+from equitune.records.place import Place
 
 Build = Callable[[int], nn.Module]  # number of classes -> the network with its initial weights
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Place, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on a device.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError: it is none.
+    """
+    if isinstance(path, Path):
+        return dict(load_file(path, device=device))
+    return {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
+
+
+def read_weights(path: Place) -> dict[str, Tensor]:
     """Tensors by name, from a .safetensors file or a state dict that torch saved. Runs no code.
 
     Raises:
@@ -23,9 +36,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file: name a file of weights")
     try:
         if path.suffix == ".safetensors":
-            found: Any = load_file(path)
+            found: Any = read_tensors(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)  # refuses every object but tensors
+            with path.open("rb") as file:
+                found = torch.load(file, map_location="cpu", weights_only=True)  # refuses every object but tensors
+    except StoreError:
+        raise
     except Exception as error:  # whatever a broken file makes the readers raise
         raise UserError(
             f"{path} is not a file of tensors alone, and nothing else is read from it: save the network's state_dict()"

@@ -1,0 +1,351 @@
+"""Where a study's folder may lie: on a disk, as pathlib has it, or in an object store, through fsspec.
+
+A `RemotePath` has what of `pathlib.Path` a study's folder needs. In a store there are no folders and nothing is
+appended: a folder is what names begin with, and a file is put whole or not at all.
+"""
+
+import errno
+import functools
+import io
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from equitune import catalog
+from equitune.errors import StoreError, UserError
+from equitune.records.patience import cleaned, patiently, trust
+
+KEEP_S = 10.0  # between two copies of a log
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
+# Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
+S3: dict[str, Any] = {
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    "retries": {"max_attempts": 2},
+    "max_pool_connections": 32,
+}
+OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": S3, "max_concurrency": 1}}
+MTIMES = ("LastModified", "mtime", "modified", "last_modified", "updated", "created")  # what file systems call it
+EXTRAS = {"s3": "pip install 'equitune[s3]'", "gs": "pip install gcsfs", "gcs": "pip install gcsfs"}
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What is known of a file."""
+
+    st_mtime: float  # Unix time, in seconds, by the store's clock
+    st_size: int
+
+
+class RemotePath:
+    """A file or a folder in an object store. Every method that asks the store raises StoreError where it refuses."""
+
+    def __init__(self, files: Any, scheme: str, at: PurePosixPath) -> None:
+        """`files`: fsspec's file system; `at`: the bucket and what follows."""
+        self.files, self.scheme, self.at = files, scheme, at
+
+    @property
+    def store(self) -> str:
+        """The store's name: s3://bucket."""
+        return f"{self.scheme}://{self.at.parts[0]}"
+
+    @property
+    def name(self) -> str:
+        return self.at.name
+
+    @property
+    def stem(self) -> str:
+        return self.at.stem
+
+    @property
+    def suffix(self) -> str:
+        return self.at.suffix
+
+    @property
+    def parent(self) -> "RemotePath":
+        return self._at(self.at.parent)
+
+    def with_name(self, name: str) -> "RemotePath":
+        return self._at(self.at.with_name(name))
+
+    def with_suffix(self, suffix: str) -> "RemotePath":
+        return self._at(self.at.with_suffix(suffix))
+
+    def through(self, files: Any) -> "RemotePath":
+        """The same place, asked through another file system."""
+        return RemotePath(files, self.scheme, self.at)
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return self._at(self.at / name)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.at}"
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> Any:
+        return place_of, (str(self),)
+
+    def exists(self) -> bool:
+        return self._kind() is not None
+
+    def is_file(self) -> bool:
+        return self._kind() == "file"
+
+    def is_dir(self) -> bool:
+        return self._kind() == "directory"
+
+    def stat(self) -> Stat:
+        """Raises FileNotFoundError."""
+        found = self._info()
+        return Stat(modified(found), int(found.get("size") or 0))
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        """What lies in the folder; nothing where there is none."""
+        with suppress(FileNotFoundError):
+            for name in self._ask("listing", partial(self.files.ls, self.key, detail=False)):
+                inner = PurePosixPath(name.strip("/"))
+                if inner != self.at:
+                    yield self._at(inner)
+
+    def files_below(self) -> list["RemotePath"]:
+        """The places of all files, also within folders, in the order of their names: one listing."""
+        with suppress(FileNotFoundError):
+            names = self._ask("listing", partial(self.files.find, self.key))
+            return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+        return []
+
+    def read_bytes(self) -> bytes:
+        """Raises FileNotFoundError."""
+        return bytes(self._ask("reading", partial(self.files.cat_file, self.key)))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Raises FileNotFoundError."""
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """The whole file, to be read. Raises FileNotFoundError."""
+        if mode != "rb":
+            raise ValueError(f"{self}: a file of a store is put whole, and not opened with mode {mode!r}")
+        return io.BytesIO(self.read_bytes())
+
+    def write_bytes(self, data: bytes | memoryview) -> None:
+        self._ask("writing", partial(self.files.pipe_file, self.key, bytes(data)))
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> None:
+        self.write_bytes(text.encode(encoding))
+
+    def touch(self) -> None:
+        """Makes it an empty file that was written now."""
+        self.write_bytes(b"")
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: there are no folders."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Raises FileNotFoundError, unless that is fine."""
+        if not missing_ok:
+            self.stat()  # S3 itself does not say
+        with suppress(FileNotFoundError, KeyError):
+            self._ask("deleting", partial(self.files.rm_file, self.key))
+
+    @property
+    def key(self) -> str:
+        """The file's name within its file system."""
+        return str(self.files._strip_protocol(str(self)))
+
+    def _at(self, at: PurePosixPath) -> "RemotePath":
+        return RemotePath(self.files, self.scheme, at)
+
+    def _kind(self) -> str | None:
+        try:
+            return str(self._info()["type"])
+        except FileNotFoundError:
+            return None
+
+    def _info(self) -> dict[str, Any]:
+        return dict(self._ask("reading", partial(self.files.info, self.key)))
+
+    def _ask(self, doing: str, call: Callable[[], Answer]) -> Answer:
+        try:
+            return patiently(self.store, doing, str(self), call)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
+
+
+Place = Path | RemotePath
+
+
+def files_below(folder: Place) -> Iterator[tuple[str, Place]]:
+    """Every file of a folder and of those within it: its name from there, and its place, in the order of names."""
+    if isinstance(folder, Path):
+        files: Sequence[Place] = sorted(path for path in folder.rglob("*") if path.is_file())
+    else:
+        files = folder.files_below()
+    base = len(str(folder)) + 1
+    yield from ((str(file)[base:], file) for file in files)
+
+
+def modified(info: dict[str, Any]) -> float:
+    """When a file was written, as Unix time in seconds, from what its file system says of it; 0 where it does not."""
+    for name in MTIMES:
+        said = info.get(name)
+        if isinstance(said, int | float):
+            return float(said)
+        if isinstance(said, str) and said:
+            said = datetime.fromisoformat(said)
+        if isinstance(said, datetime):
+            return said.timestamp()
+    return 0.0
+
+
+def place_of(text: str, *, is_known: bool = False) -> Place:
+    """The folder that a text names: a path, or a URL such as s3://bucket/studies. Nothing is asked of a store yet.
+
+    Args:
+        text: the path or the URL.
+        is_known: whether its store has answered somebody else, so that it is waited for from the beginning.
+
+    Raises:
+        UserError: it is no such URL, it holds a secret, or a package is missing.
+    """
+    found = SCHEME.fullmatch(text)
+    if not found:
+        _require_no_url(text)
+        return Path(text)
+    scheme, rest = found[1].lower(), found[2]
+    if scheme in ("file", "local"):
+        return Path(rest)
+    if scheme not in _schemes():
+        raise UserError(f"--root: {catalog.unknown('kind of address', scheme, ('s3', 'gs', 'abfs', 'file'))}")
+    if "@" in rest.partition("/")[0] or re.search(r"[?#]|::", rest):
+        raise UserError(
+            f"--root: an address is {scheme}://BUCKET/FOLDER alone, without keys or settings, which the environment "
+            "holds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL): leave them out"
+        )
+    at = PurePosixPath(rest.strip("/"))
+    if not at.parts or rest.startswith("/"):
+        raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, but {text} names no bucket")
+    path = RemotePath(_files(scheme), scheme, at)
+    if is_known:
+        trust(path.store)
+    return path
+
+
+def require_answer(path: Place) -> None:
+    """Asks a store whether the folder can be listed; there need not be anything.
+
+    Raises:
+        UserError: the store does not answer, has no such bucket, or refuses.
+    """
+    if isinstance(path, Path):
+        return
+    try:
+        if not path.exists() and path.scheme == "s3":
+            bucket = RemotePath(path.files, path.scheme, PurePosixPath(path.at.parts[0]))
+            if not bucket.exists():
+                raise UserError(f"--root: there is no bucket {path.store}: make it, or mend its name")
+    except StoreError as error:
+        raise UserError(f"--root: {error}") from None
+
+
+@contextmanager
+def written(path: Place) -> Iterator[Path]:
+    """A local file or folder to write into; where the block ends whole, a store gets all that lies there."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
+        local = Path(scratch) / path.name
+        yield local
+        for file in [local] if local.is_file() else sorted(local.rglob("*")):
+            if file.is_file():
+                inner = path if file == local else path / str(file.relative_to(local))
+                inner.write_bytes(file.read_bytes())
+
+
+@contextmanager
+def fetched(path: Place) -> Iterator[Path]:
+    """A local file of the same name and content, while the block runs. Raises FileNotFoundError."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
+        local = Path(scratch) / path.name
+        local.write_bytes(path.read_bytes())
+        yield local
+
+
+@contextmanager
+def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Path]:
+    """A local file to append to. A store gets it now and then, and at the end, as long as it is ours to write."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
+        local, stop, sent = Path(scratch) / path.name, threading.Event(), 0
+        with suppress(FileNotFoundError):
+            sent = local.write_bytes(path.read_bytes())
+
+        def send() -> None:
+            nonlocal sent
+            with suppress(OSError):  # what a log lacks is no reason to stop
+                data = local.read_bytes()
+                if len(data) != sent and is_ours():
+                    path.write_bytes(data)
+                    sent = len(data)
+
+        def follow() -> None:
+            while not stop.wait(KEEP_S):
+                send()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield local
+        finally:
+            stop.set()
+            thread.join()
+            send()
+
+
+@functools.cache
+def _files(scheme: str) -> Any:
+    """fsspec's file system, one a process. It remembers no listings: others write there, too."""
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+    except ImportError as error:
+        install = EXTRAS.get(scheme, "install it")
+        raise UserError(f"--root: {scheme}:// needs a package that is missing ({cleaned(error)}): {install}") from None
+    except Exception as error:  # what the libraries' own settings raise
+        raise UserError(f"--root: {scheme}:// cannot be opened: {cleaned(error)}") from None
+
+
+def _require_no_url(text: str) -> None:
+    scheme, mark, _ = text.partition(":")
+    if mark and scheme.lower() in _schemes():
+        raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, with two slashes after the colon")
+
+
+def _schemes() -> list[str]:
+    import fsspec
+
+    return list(fsspec.available_protocols())

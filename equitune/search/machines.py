@@ -1,0 +1,114 @@
+"""The machines that a cluster starts by need: it is asked for what a study's trials occupy, before the first begins."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from equitune.errors import UserError
+from equitune.search.resources import Request, requests
+from equitune.spec.resources import Resources
+
+MOST_S = 1800.0  # for a machine to come up: its boot, and the pull of an image of some GB
+LOOK_EVERY_S = 0.5
+ASK = "ask for less, or give the cluster such machines"
+
+
+def require_machines(
+    resources: Resources, say: Callable[[str], None] = lambda sentence: None, most_s: float = MOST_S
+) -> None:
+    """Sees to it that the cluster has a machine for each kind of trial of a study; waits for those it has to start.
+
+    Where a group of machines stands at zero, Ray counts none of their GPUs, and only a request shows what could be
+    had: a placement group of a trial's size, which the autoscaler (version 2) grants or calls infeasible.
+
+    Args:
+        resources: the study's.
+        say: is told that the study waits, and for what.
+        most_s: to wait, in seconds.
+
+    Raises:
+        UserError: no machine has so much and none that has it can be started, or none came up in time.
+    """
+    up = _machines()
+    missing = {place: request for place, request in requests(resources) if not fits(bundles(request), up)}
+    if not missing:
+        return
+    if not _scales():
+        for place, request in missing.items():
+            raise UserError(
+                f"{place}: a trial asks for {_named(request)}, but no machine of the cluster has that: {ASK}"
+            )
+    say(f"waiting for machines: {'; '.join(_named(request) for request in missing.values())} for a trial")
+    limit = time.monotonic() + most_s
+    with _asked(missing) as groups:
+        while groups:
+            groups = {place: group for place, group in groups.items() if not group.wait(0)}
+            refused = _infeasible()
+            for place, group in groups.items():
+                wanted = f"{place}: a trial asks for {_named(missing[place])}, but"
+                if group.id.hex() in refused:
+                    raise UserError(f"{wanted} the cluster has no machine with that and can start none: {ASK}")
+                if time.monotonic() > limit:
+                    raise UserError(
+                        f"{wanted} no machine with that came up within {most_s / 60:.0f} minutes: `ray status` on the "
+                        "cluster says why; the same command goes on"
+                    )
+            time.sleep(LOOK_EVERY_S if groups else 0)
+    if resources.concurrent is None:
+        say("as many trials run at once as fit now: resources.concurrent lets the cluster grow further")
+
+
+def _named(request: Request) -> str:
+    """What a trial asks for, in words."""
+    cpus = f"{request.cpu:g} CPU{'s' if request.cpu != 1 else ''}"
+    return f"{cpus} and {request.gpu:g} GPU{'s' if request.gpu > 1 else ''}" if request.gpu else cpus
+
+
+def bundles(request: Request) -> list[dict[str, float]]:
+    """What a trial asks Ray for, each on one machine."""
+    return [{"CPU": request.cpu} | ({"GPU": request.gpu} if request.gpu else {})]
+
+
+def fits(wanted: list[dict[str, float]], machines: Iterable[dict[str, float]]) -> bool:
+    """Whether a trial's equal bundles have a place on machines that do nothing else."""
+    each = wanted[0].items()
+    places = (min(int(has.get(resource, 0) / amount + 1e-9) for resource, amount in each) for has in machines)
+    return sum(places) >= len(wanted)
+
+
+def _machines() -> list[dict[str, float]]:
+    """What each machine has that is up."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _scales() -> bool:
+    """Whether the cluster's autoscaler is of version 2, which says what is infeasible."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return bool(is_autoscaler_v2(fetch_from_server=True))
+
+
+@contextmanager
+def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
+    """A place for one trial of each kind; given back at the end, for the trials to take."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    groups = {place: placement_group(bundles(request)) for place, request in missing.items()}
+    try:
+        yield groups
+    finally:
+        for group in groups.values():
+            remove_placement_group(group)
+
+
+def _infeasible() -> set[str]:
+    """The placement groups for which the autoscaler has no machine and can start none."""
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    status = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status())
+    asked = status.autoscaling_state.infeasible_gang_resource_requests
+    return {request.details.partition(":")[0] for request in asked}  # "the group's id:strategy|state"
