@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -79,13 +80,21 @@ def streamed(folder, size, batch_size, workers, device):
     return epoch
 
 
-def images_per_s(epoch, device):
-    started, images = time.perf_counter(), 0
+def cpu_s():
+    """Of this process and all that it has started."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def taken(epoch, device):
+    """Images a second, and CPU milliseconds an image, of all processes."""
+    started, cpu_started, images = time.perf_counter(), cpu_s(), 0
     for batch, _ in epoch():
         images += len(batch)
     if device == "cuda":
         torch.cuda.synchronize()
-    return images / (time.perf_counter() - started)
+    return images / (time.perf_counter() - started), 1000 * (cpu_s() - cpu_started) / images
 
 
 def main():
@@ -112,18 +121,23 @@ def main():
         for workers in arguments.workers:
             settings = (folder, arguments.size, arguments.batch_size, workers, arguments.device)
             epochs = {"streamed": streamed(*settings), "textbook": textbook(*settings)}
-            first = {name: images_per_s(epoch, arguments.device) for name, epoch in epochs.items()}
-            rates = {name: [] for name in epochs}
+            first = {name: taken(epoch, arguments.device)[0] for name, epoch in epochs.items()}
+            rates, cpu_ms = ({name: [] for name in epochs} for _ in range(2))
             for _ in range(arguments.epochs):
                 for name, epoch in epochs.items():
-                    rates[name].append(images_per_s(epoch, arguments.device))
+                    rate, milliseconds = taken(epoch, arguments.device)
+                    rates[name].append(rate)
+                    cpu_ms[name].append(milliseconds)
             ratios = [ours / theirs for ours, theirs in zip(rates["streamed"], rates["textbook"], strict=True)]
             print(
-                f"{workers} processes: first epoch {first['streamed']:.0f} and {first['textbook']:.0f} images/s; later "
-                + ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in rates.items())
-                + f"; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
+                f"{workers} processes: ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             )
+            for name in epochs:
+                rate, milliseconds = statistics.median(rates[name]), statistics.median(cpu_ms[name])
+                print(
+                    f"  {name}: {rate:.0f} images/s, {milliseconds:.2f} ms of CPU an image; first {first[name]:.0f}/s",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def redis(network: Network, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def mlflow(network: Network, folder: Path) -> Iterator[Service]:
+def tracking_server(network: Network, folder: Path) -> Iterator[Service]:
     """MLflow's server at the manifest's address, on a file."""
     folder.mkdir()
     network.name("mlflow", network.outside)

@@ -10,13 +10,13 @@ from typing import Any
 from backends import Database
 from chaos import trial_of
 from hosts import Host, until
-from raycluster import Cluster
+from pods import Cluster
 
 from equitune.analysis.pareto import front
 from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
 
-EPOCHS, TRIALS = 60, 6
+EPOCHS, TRIALS = 40, 4
 STUDY = f"""\
 study: small
 data: {{name: digits, limit: 200}}
@@ -61,13 +61,16 @@ class Study:
             raise AssertionError(f"{self.name} does not end:\n{self.output}\n{self.folder.log.read_text()}") from None
         return code, time.monotonic() - self._began
 
+    def is_over(self) -> bool:
+        return self._driver is None or self._driver.poll() is not None
+
     def until(self, condition: Any, what: str, timeout_s: float = 180) -> float:
         """Waits, while the driver lives; returns the seconds."""
 
         def holds() -> bool:
             if condition():
                 return True
-            assert self._driver is None or self._driver.poll() is None, f"ended before {what}:\n{self.output}"
+            assert not self.is_over(), f"ended before {what}:\n{self.output}"
             return False
 
         return until(holds, what, timeout_s)
@@ -93,6 +96,11 @@ class Study:
 
         self.until(some_way, f"a trial trains on {host.name}")
         return numbers[0]
+
+    def claims(self) -> dict[int, str]:
+        """Who trains each trial, or did at last: another one after each loss."""
+        begun = [trial for trial in self.folder.trials() if trial.worker.exists()]
+        return {trial.number: read_json(trial.worker)["claim"] for trial in begun}
 
     def hosts_of_trials(self) -> list[str]:
         """Where each trial was trained at last."""

@@ -37,7 +37,7 @@ def test_the_files_that_a_page_names_are_there(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_that_a_page_names_exist(page: str) -> None:
     assert unknown_commands(read(page)) == []
-    assert unknown_commands("type `equitune submit FILE`") == ["submit"]
+    assert unknown_commands("type `equitune apply FILE`") == ["apply"]
 
 
 def test_the_readme_makes_every_secret_and_every_key() -> None:

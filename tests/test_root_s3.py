@@ -29,8 +29,9 @@ from equitune.errors import GivenUp, StoreError, TakenOver, UserError
 from equitune.notebook import load_study as load_recorded
 from equitune.records import patience
 from equitune.records.folder import StudyFolder, TrialFolder, append, read_json, studies_root, write_json
+from equitune.records.on_disk import fetched, kept, written
 from equitune.records.patience import cleaned, patiently
-from equitune.records.place import RemotePath, _files, fetched, kept, written
+from equitune.records.place import RemotePath, _files
 from equitune.records.reader import StudyReader, StudyRecord, is_driven
 from equitune.records.results import untimed
 from equitune.search.lock import driving
@@ -361,7 +362,7 @@ def test_files_travel_whole(root: RemotePath, tmp_path: Path, monkeypatch: pytes
     assert not (root / "half.txt").exists()
     with written(tmp_path / "x") as local:
         assert local == tmp_path / "x"
-    monkeypatch.setattr("equitune.records.place.KEEP_S", 0.05)
+    monkeypatch.setattr("equitune.records.on_disk.KEEP_S", 0.05)
     append(root / "log.txt", "before\n")
     with kept(root / "log.txt") as local:
         with local.open("a") as file:
@@ -550,18 +551,17 @@ def test_a_store_that_is_away_is_waited_for_and_one_that_never_was_there_is_said
 
 
 class Program:
-    """`equitune search` as a user types it, whose own temporary folder no other machine sees."""
+    """`equitune search` as a user types it."""
 
-    def __init__(self, file: Path, temporary: Path, *arguments: str) -> None:
-        temporary.mkdir(exist_ok=True)
-        self._output = file.parent / f"{temporary.name}.txt"
-        with self._output.open("a") as output:
+    def __init__(self, file: Path, *arguments: str, **environment: str) -> None:
+        self._output = file.with_suffix(f".{time.monotonic_ns()}.txt")
+        with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "equitune", "search", str(file), "--no-register", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=file.parent,
-                env=os.environ | {"TMPDIR": str(temporary)},
+                env=os.environ | environment,
                 start_new_session=True,
             )
 
@@ -607,7 +607,7 @@ study: small
 data: {name: digits, limit: 200}
 model: {name: resnet, depth: 8, width: {int: [2, 4]}}
 augmentation: {translate: {max_px: {float: [0, 2]}}}
-training: {epochs: 30, batch_size: 32}
+training: {epochs: 20, batch_size: 32}
 measures: [equivariance]
 objectives: {accuracy: maximize, translation_error: minimize}
 resources: {concurrent: 2}
@@ -654,24 +654,24 @@ def test_a_search_on_a_cluster_that_shares_nothing_but_s3(
 
     with postgres.server() as database, two_nodes(hidden) as address:
         monkeypatch.setenv("EQUITUNE_STORAGE", database.url)
-        first = Program(file, hidden, "--root", url, "--address", address)
+        first = Program(file, "--root", url, "--address", address, TMPDIR=str(hidden))
         try:
             until(first, lambda study: sum(len(trial.epochs) for trial in study.trials) > 5)
         finally:
             first.kill()
         killed_at = sum(len(trial.epochs) for trial in StudyReader(folder).read().trials)
-        second = Program(file, hidden, "--root", url, "--address", address)
+        second = Program(file, "--root", url, "--address", address, TMPDIR=str(hidden))
         try:
             until(second, lambda study: sum(len(trial.epochs) for trial in study.trials) > killed_at + 3)
             store.is_away = True
-            time.sleep(5)
+            time.sleep(4)
             assert second.process.poll() is None, second.output
             store.is_away = False
             assert second.end() == 0, second.output
         finally:
             second.kill()
     monkeypatch.delenv("EQUITUNE_STORAGE")
-    plain = Program(file, tmp_path / "local", "--root", str(tmp_path / "studies"))
+    plain = Program(file, "--root", str(tmp_path / "studies"))
     assert plain.end() == 0, plain.output
     remote, local = StudyReader(folder).read(), StudyReader(StudyFolder(tmp_path / "studies" / "small")).read()
     assert remote.state == "complete"

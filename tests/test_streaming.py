@@ -25,6 +25,7 @@ from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import UserError
 from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import StudyFolder, TrialFolder
+from equitune.records.reader import StudyReader
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import Placement
 from equitune.spec.load import load_study
@@ -69,8 +70,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def no_decoders_afterwards() -> Iterator[None]:
     yield
-    while _decoders._kept:
-        _decoders._kept.pop().close()
+    _decoders.close_decoders()
 
 
 def loaded(folder: Path, **args: Any) -> Splits:
@@ -83,6 +83,17 @@ def both(folder: Path, **args: Any) -> tuple[DeviceData, DeviceData]:
     assert isinstance(in_memory.train, DeviceSplit)
     assert isinstance(in_files.train, StreamedSplit)
     return in_memory, in_files
+
+
+@pytest.fixture(scope="module")
+def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DeviceData, DeviceData]:
+    """Of the photographs that nobody changes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EQUITUNE_DATA_CACHE", "")
+        patched.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        found = both(photos)
+        assert found[1].validation.pixels.shape == (15, 3, SIZE, SIZE)
+        return found
 
 
 def same_batches(first: Any, second: Any, order: torch.Tensor, batch_size: int = 7) -> bool:
@@ -107,7 +118,7 @@ def put_truncated(path: Path) -> str:
 # The same data.
 
 
-@pytest.mark.parametrize("args", [{}, {"grey": True}, {"size": 5}])
+@pytest.mark.parametrize("args", [{}, {"grey": True, "size": 5}])
 def test_what_is_streamed_is_what_arrays_hold(photos: Path, args: dict[str, Any]) -> None:
     arrays, streamed = both(photos, **args)
     order = torch.randperm(len(arrays.train.labels))
@@ -117,16 +128,16 @@ def test_what_is_streamed_is_what_arrays_hold(photos: Path, args: dict[str, Any]
     assert (arrays.mean, arrays.std, arrays.shape) == (streamed.mean, streamed.std, streamed.shape)
 
 
-def test_another_order_is_noticed(photos: Path) -> None:
-    arrays, streamed = both(photos)
+def test_another_order_is_noticed(data: tuple[DeviceData, DeviceData]) -> None:
+    arrays, streamed = data
     assert isinstance(streamed.train, StreamedSplit)
     files = streamed.train.files
     swapped = replace(streamed.train, files=files[np.arange(len(files))[::-1]])
     assert not same_batches(arrays.train, swapped, torch.arange(len(files)))
 
 
-def test_images_of_another_size(photos: Path) -> None:
-    arrays, streamed = (at_size(data, InputConfig(size=11)) for data in both(photos))
+def test_images_of_another_size(data: tuple[DeviceData, DeviceData]) -> None:
+    arrays, streamed = (at_size(each, InputConfig(size=11)) for each in data)
     assert arrays.shape == streamed.shape == streamed.train.shape == (3, 11, 11)
     assert (arrays.mean, arrays.std) == (streamed.mean, streamed.std)
     assert same_batches(arrays.train, streamed.train, torch.randperm(57))
@@ -146,8 +157,8 @@ def test_batches_come_in_their_order_whoever_is_done_first(tmp_path: Path) -> No
     assert found == [list(range(start, start + 10)) for start in range(0, 40, 10)]
 
 
-def test_what_is_not_taken_to_its_end_spoils_nothing(photos: Path) -> None:
-    arrays, streamed = both(photos)
+def test_what_is_not_taken_to_its_end_spoils_nothing(data: tuple[DeviceData, DeviceData]) -> None:
+    arrays, streamed = data
     left = streamed.train.batches(torch.arange(57), 7)
     next(left)
     assert same_batches(arrays.train, streamed.train, torch.randperm(57), 11)
@@ -178,9 +189,9 @@ def test_other_images_have_another_fingerprint(photos: Path, tmp_path: Path) -> 
 
 
 def test_a_trial_gives_the_same_numbers_also_after_an_interruption(
-    photos: Path, small_config: TrialConfig, tmp_path: Path
+    data: tuple[DeviceData, DeviceData], small_config: TrialConfig, tmp_path: Path
 ) -> None:
-    arrays, streamed = both(photos)
+    arrays, streamed = data
     whole = run_trial(small_config, arrays)
     assert whole.state == "COMPLETE"
     assert numbers(run_trial(small_config, streamed)) == numbers(whole)
@@ -287,7 +298,7 @@ def test_an_image_that_has_changed_is_decoded_again(tmp_path: Path, is_noticed: 
 def test_a_full_disk_is_no_fault_of_the_trial(
     photos: Path, cache: Path, small_config: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = both(photos)[1]
+    data = to_device(loaded(photos, stream=True), "cpu", 2)
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -295,6 +306,34 @@ def test_a_full_disk_is_no_fault_of_the_trial(
     monkeypatch.setattr(_files, "require_room", full)
     with pytest.raises(CannotKeep, match=f"{cache} is full: free some space"):
         run_trial(small_config, data)
+
+
+STUDY = """\
+study: photos
+data: {{name: imagefolder, path: {path}, size: 16, stream: true}}
+model: {{name: resnet, depth: 8, width: {{int: [2, 4]}}}}
+training: {{epochs: 2, batch_size: 16}}
+objectives: {{accuracy: maximize, parameters: minimize}}
+search: {{trials: 2, seed: 3}}
+resources: {{cpu: 2}}
+"""
+
+
+@pytest.mark.slow
+def test_a_study_from_files_finds_what_one_from_arrays_does(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "photos.yaml"
+    file.write_text(STUDY.format(path=photos))
+    command = [sys.executable, "-m", "equitune", "search", str(file), "--root", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    arrays = to_device(loaded(photos), "cpu")
+    for record in StudyReader(StudyFolder(tmp_path / "photos")).read().trials:
+        assert record.state == "COMPLETE"
+        assert record.result is not None
+        assert (
+            json.loads(numbers(run_trial(record.config, arrays)))["metrics"]
+            == json.loads(numbers(record.result))["metrics"]
+        )
 
 
 # What goes wrong.
@@ -314,7 +353,11 @@ def test_what_is_no_image_is_named_before_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("which", ["train", "validation"])
 def test_an_image_that_is_cut_off_ends_the_trial_with_its_name(
-    which: str, tmp_path: Path, small_config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+    which: str,
+    tmp_path: Path,
+    small_config: TrialConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    data: tuple[DeviceData, DeviceData],
 ) -> None:
     monkeypatch.setattr(_files, "SAMPLE", 1)  # or it would be noticed before, among so few
     folder = write_photos(tmp_path / "photos")
@@ -324,7 +367,7 @@ def test_an_image_that_is_cut_off_ends_the_trial_with_its_name(
     result = run_trial(small_config, to_device(splits, "cpu", 2))
     assert result.state == "FAILED"
     assert result.reason == f"BrokenImage: {path} (OSError): mend or remove what cannot be decoded"
-    assert run_trial(small_config, both(write_photos(tmp_path / "whole"))[1]).state == "COMPLETE"
+    assert same_batches(*(each.train for each in data), torch.arange(57))  # the next trial has its images
 
 
 def test_an_image_that_is_gone_is_named(photos: Path) -> None:
@@ -333,19 +376,21 @@ def test_an_image_that_is_gone_is_named(photos: Path) -> None:
         list(by.decoded([[str(photos / "nowhere.jpg")]], 1, SIZE, False))
 
 
-def test_a_decoder_that_dies_fails_the_trial_and_not_the_next(photos: Path, small_config: TrialConfig) -> None:
-    data = both(photos)[1]
+def test_a_decoder_that_dies_fails_the_trial_and_not_the_next(
+    data: tuple[DeviceData, DeviceData], small_config: TrialConfig
+) -> None:
+    streamed = data[1]
 
     def kill(epoch: Epoch) -> None:
         if epoch.epoch == 1:
             os.kill(_decoders._kept[0]._processes[0].pid, signal.SIGKILL)
 
-    result = run_trial(small_config, data, on_epoch=kill)
+    result = run_trial(small_config, streamed, on_epoch=kill)
     assert result.state == "FAILED"
     assert re.match(
         r"DecoderLost: a process that decodes images has died \(.*\): was there memory enough", str(result.reason)
     )
-    assert run_trial(small_config, data).state == "COMPLETE"
+    assert run_trial(small_config, streamed).state == "COMPLETE"
 
 
 def test_larger_batches_find_room(photos: Path) -> None:

@@ -181,7 +181,7 @@ def _print_answer(
     """The front or the arms as a table, where everything lies, and the next command to type."""
     from rich.console import Console
 
-    from equitune.records.place import written
+    from equitune.records.on_disk import written
     from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer
     from equitune.report.terminal import answer, summary

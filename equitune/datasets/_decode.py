@@ -16,13 +16,14 @@ UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.De
 
 
 def decoded(path: str, size: int, grey: bool) -> bytes:
-    """The pixels (C, size, size) of an image, a byte each: its shorter side is resized, then its centre is cut out.
+    """The pixels (C, size, size) of an image, a byte each: its shorter side is resized to `size`, its centre cut out.
 
     Raises:
         OSError, ValueError, ...: one of UNREADABLE, where it is none, or is cut off.
     """
     with Image.open(path) as image:
-        square = _square(image.convert("L" if grey else "RGB"), size)
+        mode = "L" if grey else "RGB"
+        square = _square(image if image.mode == mode else image.convert(mode), size)
     return b"".join(band.tobytes() for band in square.split())
 
 
@@ -42,12 +43,15 @@ def why(path: str, error: BaseException) -> str:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
+    image.load()  # what is wrong with it is raised here
     factor = size / min(image.size)
-    if factor != 1:
-        resized = tuple(max(size, round(side * factor)) for side in image.size)
-        image = image.resize(resized, Image.Resampling.BILINEAR, reducing_gap=2.0)  # type: ignore[arg-type]
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    width, height = (max(size, round(side * factor)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    if factor == 1:
+        return image.crop((left, top, left + size, top + size))
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)  # the rest need not be resized
+    return image.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
 
 
 def _serve(shared: int) -> None:

@@ -178,10 +178,15 @@ class Decoders:
 def decoders(count: int) -> Decoders:
     """This process's decoders, which stay for its next trials; made anew where another number is asked for."""
     if not _kept or _kept[0].count != count or not _kept[0].are_alive:
-        while _kept:
-            _kept.pop().close()
+        close_decoders()
         _kept.append(Decoders(count))
     return _kept[0]
+
+
+def close_decoders() -> None:
+    """Ends this process's decoders, where there are any."""
+    while _kept:
+        _kept.pop().close()
 
 
 def usable_cores() -> int:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from equitune.errors import without_passwords
-from equitune.records.place import Place, kept
+from equitune.records.on_disk import kept
+from equitune.records.place import Place
 
 
 class Discreet(logging.Formatter):

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from equitune.errors import without_passwords
 from equitune.records.folder import StudyFolder
-from equitune.records.place import Place, fetched
+from equitune.records.on_disk import fetched
+from equitune.records.place import Place
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 from equitune.tracking.dataset import dataset_input

@@ -3,6 +3,7 @@
 import logging
 import time
 import traceback
+from collections.abc import Callable
 
 from safetensors.torch import save
 
@@ -130,15 +131,20 @@ def training_time(seconds: float) -> dict[str, Measurement]:
     return {"seconds": Measurement(value=seconds, n=0, split="none", unit="s")}
 
 
-def train_along(config: TrialConfig, data: DeviceData, ranks: Ranks) -> TrialResult | None:
+def train_along(config: TrialConfig, load: Callable[[], DeviceData], ranks: Ranks) -> TrialResult | None:
     """Trains with the first rank, which alone records and measures; returns how the trial ended if it ended here.
+
+    Args:
+        config: as the first rank has it.
+        load: gives the data, on this process' device.
+        ranks: of which this process is not the first.
 
     Raises:
         WorkerLost: the device does not answer any more, or another rank has gone.
     """
     make_deterministic(config.device)
     try:
-        data = at_size(data, config.input)
+        data = at_size(load(), config.input)
         model = build_model(config, data)
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         with ranks.joined(config.device):

@@ -96,6 +96,7 @@ class Cluster:
             "HOME": str(host.folder / "home"),
             "PYTHONPATH": str(PACKAGE),
             "OMP_NUM_THREADS": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # this machine may be slow
             "RAY_ADDRESS": f"{HEAD}:6379" if host is not self.head else "127.0.0.1:6379",
         }
         return own | dict(self.group(host).environment)
@@ -122,9 +123,17 @@ class Cluster:
         self.start(host, **changes)
 
     def wait(self, *hosts: Host) -> None:
-        """Until just these nodes live."""
+        """Until just these workers live, and the head; one whose pod has failed is started again, as the operator does."""
         expected = {host.address for host in (self.head, *hosts)}
-        until(lambda: self.alive() == expected, f"the nodes {sorted(expected)} live", 180)
+
+        def live() -> bool:
+            for host in (self.head, *hosts):
+                if not host.is_on:
+                    host.kill()
+                    self.start(host)
+            return self.alive() == expected
+
+        until(live, f"the nodes {sorted(expected)} live", 240)
 
     def alive(self) -> set[str]:
         """The addresses of the nodes that live, as the head's dashboard says; empty where it says nothing."""
