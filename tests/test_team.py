@@ -19,7 +19,7 @@ from equitune.spec.resources import Resources, Size
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 30
+EPOCHS = 20
 STUDY = f"""\
 study: small
 data: {{name: digits, limit: 200}}
@@ -41,7 +41,7 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         memory = 100_000_000  # bytes of the object store
-        node = {"num_cpus": 4, "num_gpus": 4, "object_store_memory": memory, "include_dashboard": False}
+        node = {"num_cpus": 2, "num_gpus": 4, "object_store_memory": memory, "include_dashboard": False}
         started = Cluster(initialize_head=True, head_node_args=node)
         yield started
         started.shutdown()
@@ -59,11 +59,11 @@ def test_a_second_worker_that_dies_costs_an_epoch(
     search.mark = "team"
     try:
         search.start()
-        assert search.until(lambda: search.num_epochs() >= 5 and bool(others())), search.output
+        assert search.until(lambda: search.num_epochs() >= 5 and bool(others()), 300), search.output
         killed = others()
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
-        assert search.wait(180) == 0, search.output
+        assert search.wait(300) == 0, search.output
     finally:
         search.kill_driver()
     folder = StudyFolder(search.folder)
@@ -106,7 +106,7 @@ def test_trials_of_mixed_sizes_fill_the_gpus(cluster: Any, tmp_path: Path) -> No
     from ray import tune
 
     parameters = [10, 10, 2_000_000, 10, 10, 2_000_000]  # of the trials' networks
-    sized = Resources(cpu=0.5, gpu=0.5, sizes=(Size(parameters=1e6, gpu=2),))
+    sized = Resources(cpu=0.25, gpu=0.5, sizes=(Size(parameters=1e6, gpu=2),))
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         found = tune.Tuner(

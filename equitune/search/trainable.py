@@ -13,7 +13,7 @@ from ray import tune
 
 from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
-from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
+from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError, WorkerLost
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.on_disk import kept
 from equitune.records.place import place_of
@@ -66,6 +66,8 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except StoreError:
         raise
+    except WorkerLost:
+        raise  # Tune ends this process, and the trial goes on in another
     except UserError as error:  # the data cannot be had on this node
         tune.report({"halt": str(error)})
     except OSError as error:

@@ -97,8 +97,11 @@ def run_trial(
                 "seconds": clock.laps,
             }
         )
-    except (OSError, WorkerLost):
-        raise  # the disk's fault, or the machine's, not the trial's
+    except OSError:
+        raise  # the disk's fault, not the trial's
+    except WorkerLost as error:
+        log.warning("this worker ends, and the trial goes on in another: %s", error)
+        raise
     except Exception as error:
         require_sound(config.device, error)
         result = unfinished(result, error)
