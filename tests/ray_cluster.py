@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def ray_cluster(root: Path, num_cpus: int = 3) -> Iterator[RayCluster]:
+def ray_cluster(root: Path, num_cpus: int = 5) -> Iterator[RayCluster]:
     """A cluster while the block runs; its processes end with it, by their ids."""
     bin_folder = str(Path(sys.executable).parent)
     environment = {
@@ -85,7 +85,7 @@ def ray_cluster(root: Path, num_cpus: int = 3) -> Iterator[RayCluster]:
         session = cluster.get("/api/version")["session_name"]
         Path(temporary, "w", session).mkdir(parents=True)
         Path(temporary, "w", session, "logs").symlink_to(Path(temporary, "h", session, "logs"))
-        worker = (f"--address=127.0.0.1:{gcs}", f"--num-cpus={num_cpus}", '--resources={"driver": 2}')
+        worker = (f"--address=127.0.0.1:{gcs}", f"--num-cpus={num_cpus}", '--resources={"driver": 4}')
         start("worker", f"--temp-dir={temporary}/w", *worker)
         _wait(cluster.is_up, temporary)
         yield cluster

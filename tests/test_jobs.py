@@ -19,6 +19,7 @@ from equitune import __version__, cli
 from equitune.errors import UserError
 from equitune.records.archive import as_text, packed, study_files
 from equitune.records.folder import StudyFolder
+from equitune.records.place import place_of
 from equitune.records.reader import StudyReader
 from equitune.search.jobs import Cluster, Job, Unreachable, read_token
 from equitune.search.submit import GONE_S, SILENT_S, followed, submit_study, verdict
@@ -245,6 +246,24 @@ def test_of_two_who_submit_at_once_one_is_told(dashboard: Dashboard, monkeypatch
         submit_study(cluster, "small", ["equitune"], driver_on="driver", ship=[], environment={})
 
 
+@pytest.mark.parametrize("has_arrived", [True, False])
+def test_a_connection_that_breaks_while_a_study_is_sent_leaves_no_doubt(
+    has_arrived: bool, equitune: Run, dashboard: Dashboard
+) -> None:
+    def drop(asked: str) -> bool:
+        if not asked.startswith("POST /api/jobs/"):
+            return False
+        if has_arrived:
+            dashboard.answer("POST", "/api/jobs/", asked.partition("\n")[2].encode())
+        return True
+
+    dashboard.drop = drop
+    out, err = equitune("submit", "small.yaml", code=0 if has_arrived else 2)
+    assert ("small@1: 4 trials" in out) == has_arrived
+    assert ("nothing was submitted: try again" in err) != has_arrived
+    assert len(dashboard.sent()) == 1
+
+
 # Following
 
 
@@ -453,6 +472,28 @@ def test_a_study_comes_home_and_reads_as_it_did(
     there, here = StudyReader(on_cluster).read(), StudyReader(StudyFolder(tmp_path / "home" / "small")).read()
     assert [trial.metrics for trial in here.trials] == [trial.metrics for trial in there.trials]
     assert "3 of 4 trials" in equitune("show", "small", "--root", tmp_path / "home")[0]
+
+
+def test_a_study_in_an_object_store_is_read_from_there_where_this_machine_can(
+    equitune: Run, dashboard: Dashboard, on_cluster: StudyFolder, tmp_path: Path
+) -> None:
+    store = place_of("memory://bucket/studies")
+    for name, data in study_files(on_cluster):
+        (store / "small" / name).write_bytes(data)
+    job = dashboard.add("small@1", "small")
+    job["metadata"]["equitune.root"] = str(store)
+    equitune("fetch", "small", "--root", tmp_path / "home")
+    equitune("fetch", "small", "--root", tmp_path / "again", "--from", store)
+    assert dashboard.sent() == []
+    for home in ("home", "again"):
+        got = dict(study_files(StudyFolder(tmp_path / home / "small")))
+        assert got == dict(study_files(on_cluster))
+    job["metadata"]["equitune.root"] = "memory://bucket/elsewhere"
+    _, err = equitune("fetch", "small", "--root", tmp_path / "third")
+    assert "fetching through the cluster" in err
+    assert len(dashboard.sent()) == 1
+    _, err = equitune("fetch", "small", "--root", store, code=2)
+    assert "is no folder of this machine" in err
 
 
 def test_what_is_not_there_cannot_be_fetched(equitune: Run, dashboard: Dashboard, tmp_path: Path) -> None:

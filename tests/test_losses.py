@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import REDIS_PASSWORD, Database, Service, answers, postgres, redis, tracking_server
+from backends import REDIS_PASSWORD, STORE, Database, Service, answers, object_store, postgres, redis, tracking_server
 from hosts import Host, Network, until
 from losses import TRIALS, Study
 from mlflow import MlflowClient
@@ -58,7 +58,14 @@ def tracking(network: Network, folder: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def cluster(network: Network, database: Database, tracking: Service, folder: Path) -> Iterator[Cluster]:
+def door(network: Network, folder: Path) -> Iterator[Service]:
+    """The one before the object store."""
+    with object_store(network, folder / "store") as shut:
+        yield shut
+
+
+@pytest.fixture(scope="module")
+def cluster(network: Network, database: Database, tracking: Service, door: Service, folder: Path) -> Iterator[Cluster]:
     """The head, and two workers of the group cpu."""
     values = {
         "EQUITUNE_ROOT": str(folder / "studies"),
@@ -69,7 +76,7 @@ def cluster(network: Network, database: Database, tracking: Service, folder: Pat
         "mlflow-client/password": "-",
     }
     with redis(network, folder / "redis"):
-        started = Cluster(network, values)
+        started = Cluster(network, values, STORE)
         started.start(started.head)
         started.worker("first", 11)
         started.worker("second", 12)
@@ -90,8 +97,8 @@ def hosts(cluster: Cluster) -> tuple[Host, Host]:
 
 @pytest.fixture(scope="module")
 def begin(cluster: Cluster, database: Database, folder: Path) -> Callable[..., Study]:
-    def begin(name: str, *settings: str) -> Study:
-        return Study(cluster, database, folder / "studies", name, *settings)
+    def begin(name: str, *settings: str, **where: bool) -> Study:
+        return Study(cluster, database, folder / "studies", name, *settings, **where)
 
     return begin
 
@@ -285,6 +292,22 @@ def test_the_node_of_the_driver_killed(
     ends_whole(study, f"the driver's node killed; the next driver begins after {since_s:.0f} s")
 
 
+def test_a_submitted_study_whose_driver_dies(
+    hosts: tuple[Host, Host], cluster: Cluster, begin: Callable[..., Study], ends_whole: Callable[..., None]
+) -> None:
+    """The job fails with its machine; submitted again, another one goes on."""
+    study = begin("submitted")
+    study.submit()
+    study.until(lambda: study.folder.holder().get("host"), "its driver has begun")
+    lost = cluster.workers[study.folder.holder()["host"]]
+    study.trained(lost)
+    lost.kill()
+    assert study.wait()[0] not in (0, None), study.output
+    study.submit()
+    cluster.replace(lost, 18)
+    ends_whole(study, "a submitted driver's node killed, and submitted again when its job had failed")
+
+
 def test_postgresql_restarted(
     hosts: tuple[Host, Host], database: Database, begin: Callable[..., Study], ends_whole: Callable[..., None]
 ) -> None:
@@ -295,6 +318,19 @@ def test_postgresql_restarted(
     time.sleep(10)
     database.start()
     ends_whole(study, "PostgreSQL away for 10 s")
+
+
+def test_the_object_store_refuses_for_a_minute(
+    hosts: tuple[Host, Host], door: Service, begin: Callable[..., Study], ends_whole: Callable[..., None]
+) -> None:
+    study = begin("bucket", in_bucket=True)
+    study.start(hosts[0])
+    study.until(lambda: " COMPLETE: " in study.output, "a trial has ended")
+    door.kill()
+    time.sleep(60)
+    assert not study.is_over(), study.output
+    door.start()
+    ends_whole(study, "the object store refuses for a minute")
 
 
 def test_mlflow_down_for_a_minute(

@@ -11,6 +11,7 @@ import click
 from equitune import __version__
 from equitune.cli import cluster, studies, tools, trials
 from equitune.cli.analyze import analyze
+from equitune.cli.fetch import fetch, pack
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
 from equitune.cli.report import report
@@ -37,8 +38,8 @@ for command in (
     cluster.submit,
     cluster.logs,
     cluster.cancel,
-    cluster.fetch,
-    cluster.pack,
+    fetch,
+    pack,
     measure,
     tools.ui,
     tools.mlflow,

@@ -1,9 +1,11 @@
-"""The commands about a cluster, from the laptop: submit, logs, cancel, fetch; and watch, of what runs there."""
+"""The commands about a cluster, from the laptop: submit, logs, cancel; and watch, of what runs there."""
 
 import os
 import shlex
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
@@ -16,7 +18,6 @@ from equitune.cli.options import (
     cluster_option,
     extend_option,
     register_option,
-    root_option,
     same_command,
     set_option,
     storage_address,
@@ -167,17 +168,17 @@ def logs(job: str, cluster: str | None, token_file: Path | None, following: bool
 @token_option
 def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
     """Stop a study on a cluster. Nothing is lost but an epoch of each trial that runs: submitted again, it goes on."""
-    from equitune.search.jobs import Unreachable
+    from equitune.search.jobs import MachineGone
+    from equitune.search.submit import patient
 
     connection = connect(cluster, token_file)
     found = connection.job(job)
     if found.has_ended:
         click.echo(f"{found.id} has ended before: {found.status}")
         return
-    try:
-        before = len(connection.log(found))
-    except Unreachable:  # its machine is gone, or it has none yet
-        before = 0
+    before = ""
+    with suppress(MachineGone):  # or it has none yet
+        before = patient(lambda: connection.log(found))
     if not connection.stop(found):
         raise UserError(
             f"{found.id} has no driver any more, though Ray says {found.status}: there is nothing to stop. Submit the "
@@ -187,7 +188,7 @@ def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
     limit = time.monotonic() + STOP_S
     while not found.has_ended and time.monotonic() < limit:
         time.sleep(0.5)
-        found = connection.job(found.id)
+        found = patient(partial(connection.job, found.id))
     if found.status == "PENDING":
         click.echo(f"{found.id} still waits for a machine: it stops when it gets one, or after Ray's 15 minutes")
         return
@@ -196,89 +197,9 @@ def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
             f"{found.id} was asked to stop {STOP_S:.0f} s ago, and Ray still says {found.status}: its machine may be "
             "gone. Submit the study again with --force: it goes on"
         )
-    click.echo(connection.log(found)[before:], nl=False)
+    with suppress(MachineGone):
+        click.echo(patient(lambda: connection.log(found)).removeprefix(before), nl=False)
     click.echo(f"{found.id} is {found.status}: what has ended is kept, and `equitune submit` goes on with the rest")
-
-
-@click.command()
-@click.argument("study")
-@cluster_option
-@token_option
-@root_option
-@click.option("--weights", is_flag=True, help="The trained networks, too.")
-@click.option(
-    "--from",
-    "source",
-    metavar="URL",
-    help="The cluster's root, where this machine can read it, as s3://BUCKET/studies.",
-)
-@click.option("--force", is_flag=True, help="Also over a study of this name that differs and did not come from there.")
-@program_option
-@driver_option
-def fetch(
-    study: str,
-    cluster: str | None,
-    token_file: Path | None,
-    root: str | None,
-    weights: bool,
-    source: str | None,
-    force: bool,
-    program: str,
-    driver_on: str,
-) -> None:
-    """Bring STUDY from a cluster to this machine: its records, its front, its reports; it may still run.
-
-    Read from an object store where the study lies in one, else sent by a small job through its log.
-    """
-    from equitune.records.archive import keep, study_files
-    from equitune.records.folder import StudyFolder, open_study, studies_root
-
-    folder = StudyFolder(studies_root(root) / study)
-    if folder.is_remote:
-        raise UserError(f"--root: {root} is no folder of this machine, where a study is fetched to: name one")
-    if source:
-        files = dict(study_files(open_study(studies_root(source), study), weights))
-    else:
-        connection = connect(cluster, token_file)
-        files, source = _from_cluster(connection, study, weights, shlex.split(program), driver_on)
-    done = keep(folder, files, source, force)
-    click.echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
-    click.echo(f"Folder:  {folder.path}")
-    click.echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
-
-
-def _from_cluster(
-    connection: "Cluster", study: str, weights: bool, program: list[str], driver_on: str
-) -> tuple[dict[str, bytes], str]:
-    """A study's files, and where they came from: its object store, where this machine reads it, else a job's log."""
-    from equitune.errors import StoreError
-    from equitune.records.archive import study_files, unpacked
-    from equitune.records.folder import open_study, studies_root
-    from equitune.search.submit import carried
-
-    place = next((job.root for job in reversed(connection.jobs()) if job.study == study and job.root), None)
-    if place and "://" in place:
-        try:
-            return dict(study_files(open_study(studies_root(place), study), weights)), place
-        except (StoreError, UserError) as error:
-            click.echo(f"{error}: fetching through the cluster", err=True)
-    command = [*program, "pack", study, *(["--root", place] if place else []), *["--weights"] * weights]
-    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: click.echo(line, err=True))
-    return unpacked(data), connection.url
-
-
-@click.command(hidden=True)
-@click.argument("study")
-@click.option("--root", metavar="DIR_OR_URL")
-@click.option("--weights", is_flag=True)
-def pack(study: str, root: str | None, weights: bool) -> None:
-    """Print STUDY as text that `fetch` reads."""
-    from equitune.records.archive import as_text, packed, study_files
-    from equitune.records.folder import open_study, studies_root
-
-    data = packed(study_files(open_study(studies_root(root), study), weights))
-    for line in as_text(study, data):
-        click.echo(line)
 
 
 def connect(cluster: str | None, token_file: Path | None) -> "Cluster":
@@ -323,7 +244,7 @@ def follow(connection: "Cluster", job: "Job", at: str) -> NoReturn:
 
 def _say_start(connection: "Cluster", job: "Job") -> None:
     """Looks at a new job for a moment: most of what can be wrong with it shows at once."""
-    from equitune.search.submit import verdict
+    from equitune.search.submit import patient, verdict
 
     begun, running = time.monotonic(), None
     while not job.has_ended and time.monotonic() - begun < START_S:
@@ -332,7 +253,7 @@ def _say_start(connection: "Cluster", job: "Job") -> None:
             if time.monotonic() - running > RUNS_S:
                 break
         time.sleep(0.5)
-        job = connection.job(job.id)
+        job = patient(partial(connection.job, job.id))
     if not job.has_ended:
         waits = "waits for a machine that may hold its driver: the cluster may be full, or growing"
         click.echo(f"{job.id} {'runs' if job.status == 'RUNNING' else waits}")

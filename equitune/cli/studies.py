@@ -212,7 +212,7 @@ def _print_plan(spec: "StudySpec") -> None:
     from equitune.report.terminal import duration
     from equitune.search.plan import plan
 
-    planned = plan(spec, load_splits(spec.data))
+    planned = plan(spec, load_splits(spec.data, lambda sentence: click.echo(sentence, err=True)))
     for trial in planned.trials:
         if trial.config.number == planned.num_exact:
             click.echo("  those that follow depend on results; without any they would be:")

@@ -268,7 +268,9 @@ def _files(scheme: str) -> Any:
     import fsspec
 
     try:
-        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+        found = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+        found.retries = 1  # of s3fs and gcsfs, which would wait without a word
+        return found
     except ImportError as error:
         install = EXTRAS.get(scheme, "install it")
         raise UserError(f"--root: {scheme}:// needs a package that is missing ({cleaned(error)}): {install}") from None

@@ -113,11 +113,10 @@ class StudyView:
         """A sentence for a time in which nothing ended."""
         if study is None:
             return f"{self._folder.name}: {self._doing}"
-        num_running = sum(trial.result is None for trial in study.trials)
-        epochs = sum(len(trial.epochs) for trial in study.trials if trial.result is None)
-        how = (
-            f"{study.num_settled()} of {study.num_planned} trials ended, {num_running} at work, {epochs} epochs so far"
-        )
+        at_work = [trial for trial in study.trials if trial.result is None]
+        epochs = sum(len(trial.epochs) for trial in at_work)
+        how = f"{study.num_settled()} of {study.num_planned} trials ended"
+        how += f", {len(at_work)} at work, {epochs} epochs so far" if at_work else f"; {self._doing}"
         left = self._time_left(study)
         return f"{study.name}: {how}, {left}" if left else f"{study.name}: {how}"
 

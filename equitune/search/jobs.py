@@ -166,7 +166,7 @@ class Cluster:
         metadata: Mapping[str, str],
         package: Path | None = None,
         environment: Mapping[str, str] | None = None,
-    ) -> Job:
+    ) -> None:
         """Sends a command, which runs on a machine that has the resource `driver_on` (`any`: on any with a free CPU).
 
         Args:
@@ -178,7 +178,9 @@ class Cluster:
             environment: variables that it and its trials get; as public as the metadata.
 
         Raises:
-            UserError: no machine has the resource; there is a job of that name; it was refused.
+            UserError: no machine has the resource; it was refused.
+            Taken: there is a job of that name.
+            Unreachable: the connection broke, perhaps after the command had arrived.
         """
         place = {} if driver_on == "any" else {driver_on: 1.0}
         offered = self.resources()
@@ -201,7 +203,6 @@ class Cluster:
                 entrypoint_num_cpus=1,
                 entrypoint_resources=place or None,
             )
-        return self.job(job_id)
 
     @contextmanager
     def _asking(self, when_failing: str | None = None) -> Iterator[None]:

@@ -7,7 +7,9 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from equitune.errors import UserError
 from equitune.records.archive import from_text
@@ -20,6 +22,9 @@ SILENT_S = 120.0  # a driver prints a line at least every 30 s
 PENDING_S = 15.0  # a driver starts sooner where there is room for it
 GONE_S = 900.0  # after which nobody believes any more that it is there
 MOST_WAIT_S = 30.0  # between two tries to reach the cluster
+TRIES = 5  # to reach it for a short question
+
+Answer = TypeVar("Answer")
 
 
 def submit_study(
@@ -60,16 +65,37 @@ def submit_study(
             )
         numbers = [int(job.id.rpartition("@")[2]) for job in own if re.fullmatch(r".+@\d+", job.id)]
         metadata = {"equitune.study": study} | ({"equitune.root": root} if root else {})
+        job_id = f"{study}@{max(numbers, default=0) + 1}"
         with suppress(Taken), _packed(ship) as package:
-            return cluster.submit(
-                f"{study}@{max(numbers, default=0) + 1}",
-                command,
-                driver_on=driver_on,
-                metadata=metadata,
-                package=package,
-                environment=environment,
-            )
+            place = {"driver_on": driver_on, "metadata": metadata}
+            return _sent(cluster, job_id, command, package=package, environment=environment, **place)
     raise UserError(f"study {study} is being submitted by somebody else: look with `equitune watch {study}`")
+
+
+def _sent(cluster: Cluster, job_id: str, command: Sequence[str], **options: Any) -> Job:
+    """Submits a job; where the connection breaks meanwhile, finds out whether it has arrived."""
+    try:
+        cluster.submit(job_id, command, **options)
+    except Unreachable as error:
+        for _ in range(TRIES):
+            with suppress(Unknown):
+                return patient(partial(cluster.job, job_id))
+            time.sleep(POLL_S)
+        raise UserError(f"{error}: nothing was submitted: try again") from None
+    return patient(partial(cluster.job, job_id))
+
+
+def patient(ask: Callable[[], Answer]) -> Answer:
+    """What the cluster answers, over a connection that may break for some seconds.
+
+    Raises:
+        Unreachable: it broke again and again.
+    """
+    for _ in range(TRIES):
+        with suppress(Unreachable):
+            return ask()
+        time.sleep(POLL_S)
+    return ask()
 
 
 def followed(
@@ -149,9 +175,8 @@ def carried(
     Raises:
         UserError: there is no such study there; the job cannot run; the archive did not arrive whole.
     """
-    job = cluster.submit(
-        f"{study}@fetch-{uuid.uuid4().hex[:8]}", command, driver_on=driver_on, metadata={"equitune.fetch": study}
-    )
+    job_id = f"{study}@fetch-{uuid.uuid4().hex[:8]}"
+    job = _sent(cluster, job_id, command, driver_on=driver_on, metadata={"equitune.fetch": study})
     text: list[str] = []
     job = followed(cluster, job, text.append, say)
     cluster.forget(job)

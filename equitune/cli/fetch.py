@@ -1,0 +1,95 @@
+"""The command that brings a study from a cluster to this machine, and its other end."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from equitune.cli.cluster import connect, driver_option, program_option
+from equitune.cli.options import cluster_option, root_option, token_option
+from equitune.errors import UserError
+
+if TYPE_CHECKING:
+    from equitune.search.jobs import Cluster
+
+
+@click.command()
+@click.argument("study")
+@cluster_option
+@token_option
+@root_option
+@click.option("--weights", is_flag=True, help="The trained networks, too.")
+@click.option(
+    "--from",
+    "source",
+    metavar="URL",
+    help="The cluster's root, where this machine can read it, as s3://BUCKET/studies.",
+)
+@click.option("--force", is_flag=True, help="Also over a study of this name that differs and did not come from there.")
+@program_option
+@driver_option
+def fetch(
+    study: str,
+    cluster: str | None,
+    token_file: Path | None,
+    root: str | None,
+    weights: bool,
+    source: str | None,
+    force: bool,
+    program: str,
+    driver_on: str,
+) -> None:
+    """Bring STUDY from a cluster to this machine: its records, its front, its reports; it may still run.
+
+    Read from an object store where the study lies in one, else sent by a small job through its log.
+    """
+    from equitune.records.archive import keep, study_files
+    from equitune.records.folder import StudyFolder, open_study, studies_root
+
+    folder = StudyFolder(studies_root(root) / study)
+    if folder.is_remote:
+        raise UserError(f"--root: {root} is no folder of this machine, where a study is fetched to: name one")
+    if source:
+        files = dict(study_files(open_study(studies_root(source), study), weights))
+    else:
+        connection = connect(cluster, token_file)
+        files, source = _from_cluster(connection, study, weights, shlex.split(program), driver_on)
+    done = keep(folder, files, source, force)
+    click.echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
+    click.echo(f"Folder:  {folder.path}")
+    click.echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
+
+
+def _from_cluster(
+    connection: "Cluster", study: str, weights: bool, program: list[str], driver_on: str
+) -> tuple[dict[str, bytes], str]:
+    """A study's files, and where they came from: its object store, where this machine reads it, else a job's log."""
+    from equitune.errors import StoreError
+    from equitune.records.archive import study_files, unpacked
+    from equitune.records.folder import open_study, studies_root
+    from equitune.search.submit import carried
+
+    place = next((job.root for job in reversed(connection.jobs()) if job.study == study and job.root), None)
+    if place and "://" in place:
+        try:
+            return dict(study_files(open_study(studies_root(place), study), weights)), place
+        except (StoreError, UserError) as error:
+            click.echo(f"{error}: fetching through the cluster", err=True)
+    command = [*program, "pack", study, *(["--root", place] if place else []), *["--weights"] * weights]
+    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: click.echo(line, err=True))
+    return unpacked(data), connection.url
+
+
+@click.command(hidden=True)
+@click.argument("study")
+@click.option("--root", metavar="DIR_OR_URL")
+@click.option("--weights", is_flag=True)
+def pack(study: str, root: str | None, weights: bool) -> None:
+    """Print STUDY as text that `fetch` reads."""
+    from equitune.records.archive import as_text, packed, study_files
+    from equitune.records.folder import open_study, studies_root
+
+    data = packed(study_files(open_study(studies_root(root), study), weights))
+    for line in as_text(study, data):
+        click.echo(line)
