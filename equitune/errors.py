@@ -1,11 +1,24 @@
 """The outcomes that are nobody's bug: a user's mistake, a network that cannot exist, a number that cannot be had."""
 
+import re
+
+PASSWORD = re.compile(r"(?<=://)([^/\s:@'\"]*):[^/\s@'\"]+@")  # that of an address, USER:PASSWORD@
+
+
+def without_passwords(text: str) -> str:
+    """A text for people or files: of the addresses within it, the passwords are left out."""
+    return PASSWORD.sub(r"\1:***@", text)
+
 
 class UserError(Exception):
     """A mistake its reader can mend. The shell prints its text alone, without a traceback, and exits with code 2.
 
-    The text says where, the rule, what was given and what to do; it may hold several lines, one mistake each.
+    The text says where, the rule, what was given and what to do; it may hold several lines, one mistake each. Passwords
+    of addresses are left out of it.
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(without_passwords(text))
 
 
 class Infeasible(Exception):

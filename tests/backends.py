@@ -59,7 +59,7 @@ def redis(network: Network, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def mlflow(network: Network, folder: Path) -> Iterator[Service]:
+def tracking_server(network: Network, folder: Path) -> Iterator[Service]:
     """MLflow's server at the manifest's address, on a file."""
     folder.mkdir()
     network.name("mlflow", network.outside)
@@ -82,6 +82,41 @@ def mlflow(network: Network, folder: Path) -> Iterator[Service]:
         yield service
     finally:
         service.kill()
+
+
+BUCKET = "studies"
+STORE = {
+    "AWS_ENDPOINT_URL": f"http://{NETWORK}.1:9000",
+    "AWS_ACCESS_KEY_ID": "nobody-at-all",
+    "AWS_SECRET_ACCESS_KEY": "s3-s3cr3t",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@contextmanager
+def object_store(network: Network, folder: Path) -> Iterator[Service]:
+    """An S3 server with an empty bucket, which STORE finds; gives the door before it, which may be shut."""
+    folder.mkdir()
+    behind = "127.0.0.1:9001"
+    moto = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", "9001"]
+    server = Service(network, moto, folder / "log")
+    relay = [sys.executable, str(Path(__file__).parent / "relay.py"), f"{network.outside}:9000", behind]
+    door = Service(network, relay, folder / "door")
+    try:
+        until(lambda: answers(network, f"http://{network.outside}:9000/moto-api/"), "the object store answers", 120)
+        make = f"import boto3; boto3.client('s3').create_bucket(Bucket={BUCKET!r})"
+        subprocess.run([*network.within, sys.executable, "-c", make], check=True, env=os.environ | STORE)
+        yield door
+    finally:
+        door.kill()
+        server.kill()
+
+
+def fetched(network: Network, name: str, folder: Path) -> None:
+    """Copies what the bucket holds below a name into a folder of this machine."""
+    code = f"import s3fs; s3fs.S3FileSystem().get('{BUCKET}/{name}/', '{folder}/', recursive=True)"
+    subprocess.run([*network.within, sys.executable, "-c", code], check=True, env=os.environ | STORE)
 
 
 def answers(network: Network, url: str) -> bool:

@@ -1,22 +1,23 @@
 """A study on a cluster of hosts: its driver, the trials that run where, and what must be true of it at the end."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from backends import Database
+from backends import BUCKET, Database, fetched
 from chaos import trial_of
 from hosts import Host, until
-from raycluster import Cluster
+from pods import PACKAGE, TOKEN, Cluster
 
 from equitune.analysis.pareto import front
 from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
 
-EPOCHS, TRIALS = 60, 6
+EPOCHS, TRIALS = 150, 4
 STUDY = f"""\
 study: small
 data: {{name: digits, limit: 200}}
@@ -33,8 +34,11 @@ resources: {{cpu: 2, concurrent: 2}}
 class Study:
     """`equitune search` on a host of the cluster, as Ray's Jobs API would start it there."""
 
-    def __init__(self, cluster: Cluster, database: Database, root: Path, name: str, *settings: str) -> None:
-        self.cluster, self.database, self.name = cluster, database, name
+    def __init__(
+        self, cluster: Cluster, database: Database, root: Path, name: str, *settings: str, in_bucket: bool = False
+    ) -> None:
+        """`in_bucket`: its folder lies in the object store, and comes to this machine when it has ended."""
+        self.cluster, self.database, self.name, self._in_bucket = cluster, database, name, in_bucket
         self.folder = StudyFolder(root / name)
         self.file, self.log = root / f"{name}.yaml", root / f"{name}.log"
         root.mkdir(exist_ok=True)
@@ -45,8 +49,21 @@ class Study:
 
     def start(self, host: Host, **changes: str) -> None:
         command = [sys.executable, "-m", "equitune", "search", str(self.file), "--address", "auto", *self._settings]
+        command += ["--root", f"s3://{BUCKET}"] if self._in_bucket else []
         self._began = self._began or time.monotonic()
         self._driver = host.popen(command, self.cluster.environment(host) | changes, self.log)
+
+    def submit(self) -> None:
+        """Through Ray's Jobs API, as from a laptop; `wait` then waits for the job."""
+        network, url = self.cluster.network, f"http://{self.cluster.head.address}:8265"
+        program = ["--program", f"{sys.executable} -m equitune", "--cluster", url, "--wait"]
+        command = [sys.executable, "-m", "equitune", "submit", str(self.file), *self._settings, *program]
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(PACKAGE)}
+        self._began = self._began or time.monotonic()
+        with self.log.open("ab") as log:
+            self._driver = subprocess.Popen(
+                [*network.within, *command], env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
+            )
 
     @property
     def output(self) -> str:
@@ -59,7 +76,13 @@ class Study:
             code = self._driver.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} does not end:\n{self.output}\n{self.folder.log.read_text()}") from None
-        return code, time.monotonic() - self._began
+        took_s = time.monotonic() - self._began
+        if self._in_bucket:
+            fetched(self.cluster.network, self.name, self.folder.path)
+        return code, took_s
+
+    def is_over(self) -> bool:
+        return self._driver is None or self._driver.poll() is not None
 
     def until(self, condition: Any, what: str, timeout_s: float = 180) -> float:
         """Waits, while the driver lives; returns the seconds."""
@@ -67,7 +90,7 @@ class Study:
         def holds() -> bool:
             if condition():
                 return True
-            assert self._driver is None or self._driver.poll() is None, f"ended before {what}:\n{self.output}"
+            assert not self.is_over(), f"ended before {what}:\n{self.output}"
             return False
 
         return until(holds, what, timeout_s)
@@ -93,6 +116,11 @@ class Study:
 
         self.until(some_way, f"a trial trains on {host.name}")
         return numbers[0]
+
+    def claims(self) -> dict[int, str]:
+        """Who trains each trial, or did at last: another one after each loss."""
+        begun = [trial for trial in self.folder.trials() if trial.worker.exists()]
+        return {trial.number: read_json(trial.worker)["claim"] for trial in begun}
 
     def hosts_of_trials(self) -> list[str]:
         """Where each trial was trained at last."""

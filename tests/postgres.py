@@ -43,6 +43,15 @@ class Server:
         connection.close()
         return rows
 
+    def everything(self, database: str) -> str:
+        """All rows of all tables, as text."""
+        tables = (
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        )
+        found = self.sql(tables, database=database)
+        rows = (self.sql(f'SELECT t::text FROM "{schema}"."{name}" t', database=database) for schema, name in found)
+        return "\n".join(row for each in rows for (row,) in each)
+
     def stop(self, how: str = "immediate") -> None:
         """`immediate` is a crash: clients hear nothing."""
         self._control("-w", "-m", how, "stop")

@@ -2,28 +2,34 @@
 renders them. Others are only hosts, ports, the places of volumes and of the image, and the values of Secrets.
 """
 
+import contextlib
 import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from chaos import MARK, marked
 from manifests import DEPLOY, Manifest, clusters, groups, of_kind, rendered
 from postgres import Server
 
 IMAGE = "/opt/venv/bin"  # where the images have their programs
 LOOPBACK = "127.0.0.1"
+MEMORY = "--object-store-memory=80000000"  # bytes
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 
 
@@ -186,6 +192,79 @@ class Services(Place):
         """As README.md says: by a call of the admin's."""
         name, _, password = user.partition(":")
         assert self.post(self.admin, "/api/2.0/mlflow/users/create", username=name, password=password)[0] == 200
+
+
+class Nodes:
+    """Ray on this machine, each node with a folder and a mark of its own, which its processes carry.
+
+    Started are the programs that the operator would start: with the group's parameters, its container's environment and
+    the token. Others are the sizes, and how fast a lost node is noticed.
+    """
+
+    def __init__(self, services: Services) -> None:
+        ((_, self.cluster),) = clusters(services.manifests)
+        self._services, self._folder = (
+            services,
+            Path(tempfile.mkdtemp(prefix="eqT", dir="/tmp")),
+        )  # sockets want it short
+        self.token = services.secrets[self.cluster["authOptions"]["secretName"], "auth_token"]
+        self.marks: list[str] = []
+        self.port, self.dashboard = free_port(), free_port()
+        self.url = f"http://{LOOPBACK}:{self.dashboard}"
+        services.stands_for["http://mlflow:5000"] = services.url
+
+    def start(self, group: str, *options: str) -> str:
+        """Starts a node of a group; returns its mark."""
+        content = dict(groups(self.cluster))[group]
+        pod = content["template"]["spec"]
+        (container,) = pod["containers"]
+        self.marks.append(f"eqT-{uuid.uuid4().hex}")
+        parameters = [f"--{name}={value}" for name, value in content.get("rayStartParams", {}).items()]
+        own = [f"--temp-dir={self._folder}/{len(self.marks)}", f"--dashboard-agent-listen-port={free_port()}"]
+        program = {
+            **container,
+            "command": [f"{IMAGE}/ray", "start", "--block", *parameters, *own, *options],
+            "args": [],
+        }
+        by_operator = {"RAY_AUTH_MODE": self.cluster["authOptions"]["mode"], "RAY_AUTH_TOKEN": self.token}
+        machine = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), MARK: self.marks[-1]}
+        self._services.start(pod, program, "ray", **by_operator, **machine)
+        return self.marks[-1]
+
+    def start_head(self) -> None:
+        checks = (
+            '{"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}'
+        )
+        ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
+        self.start("head", "--head", *ports, f"--system-config={checks}", MEMORY)
+        wait_until(lambda: self.get("/api/version", self.token)[0] == 200, 60, lambda: self._services.said("ray"))
+
+    def start_worker(self, cpus: int) -> str:
+        resources = f'--resources={{"driver": {dict(groups(self.cluster))["cpu"]["resources"]["driver"]}}}'
+        return self.start("cpu", f"--address={LOOPBACK}:{self.port}", f"--num-cpus={cpus}", resources, MEMORY)
+
+    def get(self, path: str, token: str | None = None, **fields: Any) -> tuple[int, bytes]:
+        """Asks the dashboard, or tells it something in JSON."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        data = json.dumps(fields).encode() if fields else None
+        try:
+            return answer(self.url + path, headers=headers, data=data, method="POST" if fields else "GET")
+        except OSError:
+            return 0, b""
+
+    def logs(self) -> Iterator[Path]:
+        return (path for path in self._folder.rglob("*") if path.is_file())
+
+    def lose(self, mark: str) -> None:
+        """All processes of a node at once, as with its machine."""
+        for pid in marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        for mark in self.marks:
+            self.lose(mark)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def answer(

@@ -46,6 +46,7 @@ DOORS = {
         "measures",
         "trial",
         "search.trainable",
+        "search.team",
     },
 }
 

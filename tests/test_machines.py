@@ -9,7 +9,7 @@ import pytest
 
 from equitune.errors import UserError
 from equitune.search import machines
-from equitune.search.machines import require_machines
+from equitune.search.machines import fits, require_machines
 from equitune.search.resources import Request
 from equitune.spec.resources import Resources, Size
 
@@ -44,12 +44,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Group]]:
 
         monkeypatch.setattr(machines, "_asked", asking)
         monkeypatch.setattr(machines, "_infeasible", lambda: set(infeasible))
-        monkeypatch.setattr(machines, "_has_machine_for", lambda request: request.cpu <= up and not request.gpu)
+        monkeypatch.setattr(machines, "_machines", lambda: [{"CPU": up}])
         monkeypatch.setattr(machines, "_scales", lambda: scales)
         monkeypatch.setattr(machines, "LOOK_EVERY_S", 0.001)
         return groups
 
     return answers
+
+
+@pytest.mark.parametrize(
+    ("wanted", "up", "room"),
+    [
+        ([{"CPU": 1}], [{}], False),  # a head that carries no work
+        ([{"CPU": 1}], [{}, {"CPU": 1.0}], True),
+        ([{"CPU": 3}], [{"CPU": 2.0}, {"CPU": 2.0}], False),  # four in all, but a trial lies on one machine
+        ([{"CPU": 1, "GPU": 0.1}], [{"CPU": 8.0}, {"GPU": 1.0}], False),
+        ([{"CPU": 1, "GPU": 0.1}], [{"CPU": 8.0, "GPU": 1.0}], True),
+        ([{"CPU": 1, "GPU": 1}] * 2, [{"CPU": 8.0, "GPU": 1.0}], False),
+        ([{"CPU": 1, "GPU": 1}] * 2, [{"CPU": 8.0, "GPU": 1.0}] * 2, True),
+        ([{"CPU": 0.1}] * 3, [{"CPU": 0.3}], True),
+    ],
+)
+def test_a_trial_fits_on_what_is_up(wanted: list[dict[str, float]], up: list[dict[str, float]], room: bool) -> None:
+    assert fits(wanted, up) == room
 
 
 def test_it_waits_until_a_machine_is_up_and_gives_its_place_back(asked: Callable[..., list[Group]]) -> None:

@@ -1,5 +1,6 @@
 """The search in PostgreSQL, on a real server."""
 
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg2
 import pytest
 from postgres import QUOTED, SECRET, Server, server
 from test_searcher import COMPLETE, GRID, outcome, scripted
@@ -18,7 +20,7 @@ from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.search.engine import Engine, Task
 from equitune.search.extend import adapted
-from equitune.search.postgres import HeldStorage
+from equitune.search.postgres import FIRST_PATIENCE_S, HeldStorage, _key
 from equitune.search.searcher import StudySearcher
 from equitune.search.storage import open_storage, storage_at
 from equitune.search.study import begin
@@ -130,6 +132,26 @@ def test_a_second_driver_is_refused_for_as_long_as_the_first_lives(
         Driver(clean.url, other, spec, stack)
     assert not other.study.exists(), "what cannot begin leaves no study behind"
     Driver(clean.url, folder, spec, stack)
+
+
+@pytest.mark.parametrize("host", ["elsewhere", platform.node()])  # one of this machine is refused: the broken twin
+def test_the_lock_of_a_driver_whose_machine_vanished_is_waited_for(
+    host: str, clean: Server, tmp_path: Path, spec: StudySpec, stack: ExitStack
+) -> None:
+    """The server keeps its connection until it has been silent for 25 s; here for 4."""
+    folder = StudyFolder(tmp_path / "small")
+    with ExitStack() as first:
+        Driver(clean.url, folder, spec, first)
+    gone = psycopg2.connect(clean.url, application_name=f"equitune process 7 on {host}")
+    gone.cursor().execute("SELECT pg_advisory_lock(%s)", (_key(spec.study),))
+    silent = threading.Timer(FIRST_PATIENCE_S + 2, gone.close)
+    silent.start()
+    if host != "elsewhere":
+        with pytest.raises(UserError, match="searched already"):
+            Driver(clean.url, folder, spec, stack)
+    else:
+        assert Driver(clean.url, folder, spec, stack).train() == 0
+    silent.join()
 
 
 def test_two_studies_share_a_database_and_begin_it_together(

@@ -1,22 +1,34 @@
 """One trial in several processes: the same numbers as in one, every rank ends when one does. Processes on loopback."""
 
+import gc
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
+from equitune import catalog
 from equitune.datasets._splits import Splits
+from equitune.errors import GivenUp, WorkerLost
 from equitune.measures._evaluation import EvaluationSet
+from equitune.records.folder import TrialFolder
+from equitune.records.results import Epoch, TrialResult
+from equitune.search import trainable as worker
+from equitune.spec.resources import Resources
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import build_augmentation, build_model, to_device
-from equitune.trial.device import make_deterministic
+from equitune.trial import run
+from equitune.trial.build import DeviceData, build_augmentation, build_model, to_device
+from equitune.trial.device import make_deterministic, require_sound
 from equitune.trial.fit import fit
 from equitune.trial.ranks import ALONE, Ranks
+from equitune.trial.run import run_trial, train_along
 
 LOCALHOST = "127.0.0.1"
 EXACT = (
@@ -101,6 +113,8 @@ def others() -> Iterator[list[ProcessPoolExecutor]]:
     started = [ProcessPoolExecutor(1, get_context("spawn")) for _ in range(2)]
     yield started
     for each in started:
+        for process in list((each._processes or {}).values()):
+            process.kill()  # one that still waits for the others would wait on
         each.shutdown()
 
 
@@ -122,7 +136,7 @@ def together(others: list[ProcessPoolExecutor]) -> Callable[..., Any]:
             mine = function(*arguments, kind(0, count, lambda: store))
         except Exception as error:
             mine = type(error), str(error)  # not the error, whose frames hold the connections
-        return mine, [each.exception(60) or each.result() for each in theirs]
+        return mine, [each.exception(300) or each.result() for each in theirs]
 
     return call
 
@@ -181,3 +195,163 @@ def test_broken_twins_train_something_else(
     alone = trained(config, small_splits, ALONE)
     assert furthest(alone, together(trained, config, small_splits)[0]) < EXACT
     assert furthest(alone, together(trained, config, small_splits, kind=twin)[0]) > 1e3 * EXACT
+
+
+def recorded(config: TrialConfig, splits: Splits, path: Path, ranks: Ranks) -> str:
+    """A whole trial, as its first rank records it, but for its times."""
+    result = run_trial(config, to_device(splits, "cpu"), folder=TrialFolder(path), ranks=ranks)
+    return json.dumps(result.repeatable().model_dump(mode="json"), sort_keys=True)
+
+
+def along(config: TrialConfig, splits: Splits, path: Path, ranks: Ranks) -> TrialResult | None:
+    return train_along(config, lambda: to_device(splits, "cpu"), ranks)
+
+
+def interrupted(config: TrialConfig, splits: Splits, path: Path, ranks: Ranks) -> None:
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise GivenUp
+
+    run_trial(config, to_device(splits, "cpu"), folder=TrialFolder(path), on_epoch=stop, ranks=ranks)
+
+
+def broken(config: TrialConfig, splits: Splits, path: Path, ranks: Ranks) -> TrialResult | None:
+    """As a rank that has no memory left after its first epoch."""
+
+    @contextmanager
+    def full(self: Ranks) -> Iterator[bool]:
+        yield False
+        raise MemoryError("none left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "led", full)
+        result = along(config, splits, path, ranks)
+    gc.collect()  # which closes the connections, as the end of the process would
+    return result
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "00000").mkdir()
+    return tmp_path / "00000"
+
+
+def test_an_interrupted_trial_goes_on_as_if_it_had_never_stopped(
+    small_config: TrialConfig, small_splits: Splits, together: Callable[..., Any], tmp_path: Path, place: Path
+) -> None:
+    config = changed(small_config, model=CNN)
+    (tmp_path / "00001").mkdir()
+    whole, (nothing,) = together(recorded, config, small_splits, tmp_path / "00001", along=along)
+    assert nothing is None
+    assert TrialResult.model_validate_json(whole).provenance["workers"] == "2"
+    (error, _), (dismissed,) = together(interrupted, config, small_splits, place, along=along)
+    assert error is GivenUp
+    assert dismissed is None  # it has heard that the first one left
+    assert [epoch.epoch for epoch in TrialFolder(place).read_epochs()] == [1, 2]
+    assert together(recorded, config, small_splits, place, along=along)[0] == whole
+    assert [epoch.epoch for epoch in TrialFolder(place).read_epochs()] == [1, 2, 3]
+
+
+def test_divergence_ends_every_rank_at_the_same_step(
+    small_config: TrialConfig, small_splits: Splits, together: Callable[..., Any], place: Path
+) -> None:
+    config = changed(small_config, {"lr": 1e30, "clip_norm": None, "warmup_epochs": 0.0})
+    alone = json.loads(recorded(config, small_splits, place, ALONE))
+    mine, (theirs,) = together(recorded, config, small_splits, place, along=along)
+    assert json.loads(mine)["reason"] == theirs.reason == alone["reason"]
+    assert (theirs.state, theirs.cause) == ("INFEASIBLE", "diverged")
+
+
+def test_a_rank_that_goes_is_the_loss_of_a_worker_not_a_failure(
+    small_config: TrialConfig, small_splits: Splits, together: Callable[..., Any], place: Path
+) -> None:
+    config = changed(small_config)
+    (error, text), (theirs,) = together(recorded, config, small_splits, place, along=broken)
+    assert error is WorkerLost
+    assert text.startswith("another worker of the trial has gone: ")
+    assert not TrialFolder(place).result.exists()
+    assert (theirs.state, theirs.cause, theirs.reason) == ("INFEASIBLE", "out_of_memory", "out of memory: none left")
+
+
+@pytest.mark.parametrize("name", catalog.names("augmentation"))
+def test_each_image_is_augmented_as_in_one_process(name: str) -> None:
+    augment = catalog.entry("augmentation", name)
+    images = torch.rand(8, 3, 12, 12)
+    whole = augment(images, torch.Generator().manual_seed(0))
+    ranks = [Ranks(number, 3) for number in range(3)]
+    parts = [
+        rank.part(augment(rank.in_place(rank.part(images), 8), torch.Generator().manual_seed(0))) for rank in ranks
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+# devices
+
+
+ECC = "CUDA error: uncorrectable ECC error encountered"
+POISONED = [
+    torch.AcceleratorError(ECC),
+    torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`"),
+    RuntimeError("CUDA error: no CUDA-capable device is detected"),
+    RuntimeError("No CUDA GPUs are available"),
+]
+
+
+@pytest.mark.parametrize("error", POISONED, ids=str)
+def test_a_device_that_fails_loses_the_worker_and_not_the_trial(
+    error: RuntimeError, small_config: TrialConfig, small_data: DeviceData, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(run, "fit", fails)
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    monkeypatch.setattr(run, "require_sound", lambda _, error: require_sound("cuda", error))
+    with pytest.raises(WorkerLost, match=f"does not answer any more: {str(error).splitlines()[0]}"):
+        run_trial(small_config, small_data, folder=TrialFolder(place))
+    assert not TrialFolder(place).result.exists()
+
+
+def test_the_worker_of_a_lost_device_reports_nothing_and_ends(
+    small_config: TrialConfig, small_splits: Splits, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise WorkerLost(f"the GPU of node-1 does not answer any more: {ECC}")
+
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "fit", fails)
+    monkeypatch.setattr(worker.tune, "report", reports.append)
+    monkeypatch.setattr(TrialFolder, "claim", lambda self: None)
+    proposed = {"folder": str(place), "trial": small_config.model_dump_json()}
+    with pytest.raises(WorkerLost):  # which ends its process: tests/test_team.py
+        worker.trainable(proposed, small_splits, Resources(), None)  # type: ignore[arg-type]
+    assert reports == []
+    assert ECC in TrialFolder(place).log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "cause"),
+    [
+        (ValueError("an ordinary mistake"), "FAILED", None),
+        (RuntimeError("CUDA error: invalid configuration argument"), "FAILED", None),  # the device is sound
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "INFEASIBLE", "out_of_memory"),
+        (RuntimeError("CUDA error: out of memory"), "INFEASIBLE", "out_of_memory"),
+    ],
+    ids=str,
+)
+def test_with_a_sound_device_a_mistake_fails_at_once(
+    error: Exception,
+    state: str,
+    cause: str | None,
+    small_config: TrialConfig,
+    small_data: DeviceData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(run, "fit", fails)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(run, "require_sound", lambda _, error: require_sound("cuda", error))
+    result = run_trial(small_config, small_data)
+    assert (result.state, result.cause) == (state, cause)

@@ -16,7 +16,7 @@ from equitune.records.results import TrialResult
 from equitune.search import resources as search_resources
 from equitune.search import trainable as worker
 from equitune.search.cluster import slots
-from equitune.search.resources import Placement, Request, correction, request_of, require_memory, share
+from equitune.search.resources import Placement, Request, correction, placement_of, request_of, require_memory, share
 from equitune.spec.load import load_study
 from equitune.spec.resources import Resources, Size
 from equitune.spec.trial import TrialConfig
@@ -53,13 +53,37 @@ resources: {}
             "{gpu: 1, sizes: [{parameters: 1.0e6, gpu: 0.5}, {parameters: 1.0e5, gpu: 1}]}",
             "resources.sizes.1.parameters: sizes must ascend, but 100000 comes after 1e+06: put them in order",
         ),
-        ("{sizes: [{parameters: 5}]}", "resources.sizes.0: asks for nothing: give it cpu, gpu or gpu_memory_gib"),
+        (
+            "{sizes: [{parameters: 5}]}",
+            "resources.sizes.0: asks for nothing: give it cpu, gpu, gpu_memory_gib or workers",
+        ),
         ("{sizes: [{cpu: 2}]}", "resources.sizes.0.parameters: is required"),
         ("{sizes: {parameters: 5}}", "resources.sizes: must be a list, such as [{parameters: 1.0e6, gpu: 0.5}]"),
         ("{sizes: [{parameters: 5, gpus: 1}]}", "resources.sizes.0.gpus: unknown name 'gpus': did you mean 'gpu'?"),
         (
             "{gpu: 0, sizes: [{parameters: 5, gpu: 1}]}",
             "resources.sizes.0.gpu: a study runs on one kind of device, but gpu is 0 and here 1",
+        ),
+        ("{workers: 0}", "resources.workers: must be >= 1, but got 0"),
+        (
+            "{gpu: 2, workers: 2}",
+            "resources.workers: each worker has a GPU of its own: leave it out, gpu: 2 trains with two",
+        ),
+        (
+            "{gpu: auto, sizes: [{parameters: 5, workers: 2}]}",
+            "resources.sizes.0.workers: each worker has a GPU of its own: leave it out, gpu: 2 trains with two",
+        ),
+        (
+            "{workers: 2, sizes: [{parameters: 5, workers: 65}]}",
+            "training.batch_size: 65 workers cannot share 64 images: raise it to 65 or more",
+        ),
+        (
+            "{gpu: 4}\ntraining: {compile: {choice: [true, false]}}",
+            "training.compile: is for one worker a trial, but there are 4: leave it out",
+        ),
+        (
+            "{gpu: 8}\ntraining: {batch_size: {int: [4, 64], log: true}}",
+            "training.batch_size: 8 workers cannot share 4 images: raise it to 8 or more",
         ),
         ("{gpu_memory_gib: 4}", "resources.gpu_memory_gib: gpu is 0: leave it out"),
         ("{gpu: auto, gpu_memory_gib: 4}", "resources.gpu_memory_gib: gpu: auto gives each trial what it needs"),
@@ -109,6 +133,21 @@ def test_a_size_leaves_the_rest_as_it_is_for_all() -> None:
     assert request_of(asked, 10) == Request(2, 1, 4)
     assert request_of(asked, 20) == Request(3, 0.5, 4)
     assert request_of(Resources(gpu="auto"), 5) == Request(1, 0.05)
+
+
+def test_several_gpus_are_as_many_workers_which_share_what_a_trial_occupies() -> None:
+    sized = Resources(cpu=4, gpu=0.5, sizes=(Size(parameters=10, gpu=4), Size(parameters=20, gpu=1)))
+    assert [request_of(sized, parameters).workers for parameters in (5, 10, 20)] == [1, 4, 1]
+    assert request_of(sized, 10).bundle == {"CPU": 1, "GPU": 1}
+    cores = Resources(cpu=3, workers=2, sizes=(Size(parameters=10, workers=1),))
+    assert [request_of(cores, parameters) for parameters in (5, 10)] == [Request(3, 0, workers=2), Request(3, 0)]
+    assert (sized.most_workers(), cores.most_workers(), SIZES.most_workers()) == (4, 2, 1)
+    placed = placement_of(request_of(sized, 10))
+    assert (placed.bundles, placed.strategy) == ([{"CPU": 1.0, "GPU": 1.0}] * 4, "STRICT_PACK")
+    assert placement_of(request_of(sized, 5)).bundles == [{"CPU": 4.0, "GPU": 0.5}]
+    assert slots(sized, {"CPU": 32.0, "GPU": 8.0}).concurrent == 8  # by their cores: GPUs would hold 16
+    with pytest.raises(UserError, match=r"sizes\.0\.gpu: a trial asks for 4 GPU, but there are 2"):
+        slots(sized, {"CPU": 32.0, "GPU": 2.0})
 
 
 def test_as_many_run_at_once_as_fit_of_the_smallest_and_the_largest_must_fit() -> None:
@@ -299,11 +338,12 @@ def test_a_worker_sets_the_cap_before_each_trial(
 ) -> None:
     context = type("_", (), {"get_trial_resources": lambda self: type("_", (), {"required_resources": {"GPU": 0.5}})})
     monkeypatch.setattr(worker.tune, "get_context", context)
-    worker._cap_memory(small_config, small_splits, SIZES)
+    worker._cap_memory(small_config, request_of(SIZES, 0))
     assert cuda == []  # on the CPU there is nothing to limit
     on_gpu = small_config.model_copy(update={"device": "cuda"})
-    worker._cap_memory(on_gpu, small_splits, SIZES)
-    worker._cap_memory(on_gpu, small_splits, Resources(gpu=0.5, sizes=(Size(parameters=10, gpu_memory_gib=2),)))
+    worker._cap_memory(on_gpu, worker._request(on_gpu, small_splits, SIZES))
+    capped = Resources(gpu=0.5, sizes=(Size(parameters=10, gpu_memory_gib=2),))
+    worker._cap_memory(on_gpu, worker._request(on_gpu, small_splits, capped))
     assert cuda == [0.5 - memory.CONTEXT_GIB / 16, 2 / 16]
 
 

@@ -1,17 +1,20 @@
-"""The services of deploy/, run as their manifests say on real PostgreSQL, an S3 server, MLflow and Redis: who gets in,
+"""The services of deploy/, run as their manifests say on real PostgreSQL, an S3 server, MLflow and Ray: who gets in,
 who does not, and what a client needs. Slow.
 """
 
-import socket
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import rendered
+from chaos import marked, trial_of
 from postgres import server
-from prerequisites import require
-from services import LOOPBACK, Place, Services, answer, answers, free_port, wait_until
+from services import LOOPBACK, Nodes, Services, answer, answers, free_port, wait_until
+from test_chaos import require_whole
+
+from equitune.records.folder import StudyFolder
 
 pytestmark = [
     pytest.mark.slow,
@@ -254,31 +257,83 @@ def test_a_user_sees_no_experiment_of_another(mlflow: Services, run: tuple[str, 
     assert found == (200, {})
 
 
-def test_redis_keeps_what_it_was_told_and_answers_nobody_without_the_password(tmp_path: Path) -> None:
-    require("redis")
-    place = Place(tmp_path, rendered("dev"))
-    pod, port = place.template("StatefulSet", "redis"), free_port()
-    (container,) = pod["containers"]
-    place.stands_for |= {"bind * -::*": f"bind {LOOPBACK}\nport {port}", "redis-cli": f"redis-cli -p {port}"}
-    probe = {**container, "command": container["readinessProbe"]["exec"]["command"], "args": []}
+STUDY = """\
+study: small
+data: {name: digits, limit: 200}
+model: {name: resnet, depth: 8, width: {int: [2, 4]}}
+training: {epochs: 60, batch_size: 32}
+measures: [{name: equivariance, most_images: 32}]
+objectives: {accuracy: maximize, translation_error: minimize}
+search: {sampler: random, trials: 4, seed: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(mlflow: Services) -> Iterator[Nodes]:
+    """Ray's head, which carries no work, and two nodes that take drivers and trials."""
+    started = Nodes(mlflow)
     try:
-        for expected in (b"$-1", b"$5\r\nworld"):
-            process = place.start(pod, container, "redis")
-            wait_until(lambda: place.run(pod, probe).returncode == 0, 20, lambda: place.said("redis"))
-            with socket.create_connection((LOOPBACK, port), 5) as stranger:
-                assert asked(stranger, "GET hello").startswith(b"-NOAUTH")
-                assert asked(stranger, "AUTH wrong").startswith(b"-WRONGPASS")
-                assert asked(stranger, f"AUTH {place.secrets['redis', 'password']}") == b"+OK\r\n"
-                assert asked(stranger, "GET hello").startswith(expected)
-                assert asked(stranger, "SET hello world") == b"+OK\r\n"
-                assert asked(stranger, "CONFIG GET maxmemory-policy").endswith(b"noeviction\r\n")
-            process.terminate()
-            assert process.wait(20) == 0, place.said("redis")
+        started.start_head()
+        for _ in range(2):
+            started.start_worker(cpus=2)
+        wait_until(lambda: started.get("/nodes?view=summary", started.token)[1].count(b'"ALIVE"') == 3, 60)
+        yield started
     finally:
-        place.end()
-    assert place.secrets["redis", "password"] not in " ".join(place.command(pod, container)) + place.said("redis")
+        started.end()
 
 
-def asked(connection: socket.socket, line: str) -> bytes:
-    connection.sendall(line.encode() + b"\r\n")
-    return connection.recv(4096)
+def test_only_the_token_opens_rays_routes(nodes: Nodes) -> None:
+    for path in ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/v0/tasks", "/logical/actors", "/events"):
+        assert [nodes.get(path, token)[0] for token in (None, "wrong")] == [401, 403], path
+    for path in ("/api/version", "/api/jobs/", "/nodes?view=summary"):
+        assert nodes.get(path, nodes.token)[0] == 200, path
+    for token, status in ((None, 401), ("wrong", 403)):
+        assert nodes.get("/api/jobs/", token, entrypoint="touch /tmp/eqT-entered")[0] == status
+    assert [nodes.get(path)[0] for path in ("/", "/api/gcs_healthz")] == [200, 200]  # a static page; no data
+    assert not Path("/tmp/eqT-entered").exists()
+
+
+def test_a_study_through_all_services_survives_a_lost_node_and_no_secret_is_written(
+    nodes: Nodes, mlflow: Services
+) -> None:
+    given = mlflow.driver()
+    root = Path(given["EQUITUNE_ROOT"])
+    (root / "small.yaml").write_text(STUDY)
+    program = f"{Path(sys.executable).parent}/equitune search {root}/small.yaml --address auto --no-register"
+    asked = {"entrypoint_num_cpus": 1, "entrypoint_resources": {"driver": 1}, "submission_id": "small"}
+    assert nodes.get("/api/jobs/", nodes.token, entrypoint=program, **asked)[0] == 200
+
+    def status() -> str:
+        return str(json.loads(nodes.get("/api/jobs/small", nodes.token)[1])["status"])
+
+    def log() -> str:
+        return nodes.get("/api/jobs/small/logs", nodes.token)[1].decode() + mlflow.said("ray")
+
+    def training(mark: str) -> bool:
+        return any(trial_of(pid) is not None for pid in marked(mark))
+
+    folder = StudyFolder(root / "small")
+    wait_until(lambda: all(map(training, nodes.marks[1:])), 120, log)
+    drives = {mark: any(" search " in command for command in marked(mark).values()) for mark in nodes.marks[1:]}
+    assert sorted(drives.values()) == [False, True]
+    commands = " ".join(command for mark in nodes.marks for command in marked(mark).values())
+    (lost,) = [mark for mark, has_driver in drives.items() if not has_driver]
+    nodes.lose(lost)
+    wait_until(lambda: status() not in ("PENDING", "RUNNING"), 240, log)
+    assert status() == "SUCCEEDED", log()
+    require_whole(folder, 4, given["EQUITUNE_STORAGE"], epochs=60)
+
+    _, found = mlflow.post(mlflow.user, "/api/2.0/mlflow/experiments/search", max_results=100)
+    (own,) = [each["experiment_id"] for each in found["experiments"] if each["name"] == "small"]
+    _, found = mlflow.post(mlflow.user, "/api/2.0/mlflow/runs/search", experiment_ids=[own])
+    assert [each["info"]["status"] for each in found["runs"]] == ["FINISHED"] * 5  # four trials and the study
+
+    files = [*folder.path.rglob("*"), *mlflow.folder.glob("*.log"), *nodes.logs()]
+    written = {str(path): path.read_bytes() for path in files if path.is_file()}
+    written |= {
+        database: mlflow.database.everything(database).encode() for database in ("mlflow", "mlflow_auth", "optuna")
+    }
+    written["command lines"] = commands.encode()
+    assert b"small" in written["mlflow"] + written["optuna"], "the searched text is there"
+    secrets = {name: value.encode() for name, value in mlflow.secrets.items() if value != "equitune"}
+    assert [(name, where) for name, value in secrets.items() for where, text in written.items() if value in text] == []

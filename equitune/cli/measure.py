@@ -20,7 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
-from equitune.errors import UserError
+from equitune.errors import UserError, without_passwords
 
 if TYPE_CHECKING:
     from equitune.records.measured import MeasurementRecord
@@ -96,6 +96,7 @@ def measure(
     given = {name: value for name, value in options.items() if value not in (None, ())}
     request = Request(models=models, batch_size=batch, **given)
     place = studies_root(root)
+    store = tracking_store(tracking_uri, place) if track else ""
     slug = re.sub(r"[^\w.-]+", "-", " ".join(models)).strip("-.")[:60]
     folder = output or Path("measurements") / f"{slug}-{request.fingerprint()}"
     with _made(folder):
@@ -107,7 +108,7 @@ def measure(
             sys.exit(INTERRUPTED)
         paths = _written(record, folder)
         if track:
-            _track(record, paths, tracking_store(tracking_uri, place), place)
+            _track(record, paths, store, place)
         clear(folder / "journal")  # all is in the record now
 
 
@@ -171,4 +172,4 @@ def _track(record: "MeasurementRecord", paths: list[Path], uri: str, root: "Plac
     from equitune.tracking.measured import EXPERIMENT, log_measurement
 
     log_measurement(record, uri, paths, root)
-    click.echo(f"MLflow:  experiment {EXPERIMENT} in {uri}; open it with `equitune ui`")
+    click.echo(f"MLflow:  experiment {EXPERIMENT} in {without_passwords(uri)}; open it with `equitune ui`")

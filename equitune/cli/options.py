@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from equitune.errors import UserError
+from equitune.errors import PASSWORD, UserError
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
@@ -61,9 +61,26 @@ set_option = click.option(
 
 
 def tracking_store(given: str | None, root: "Place") -> str:
+    """The address of MLflow's store.
+
+    Raises:
+        UserError: it holds a password that others could read, or names a database without its driver.
+    """
     from equitune.tracking.store import default_tracking_uri
 
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+    if PASSWORD.search(uri) and (given or uri.startswith("http")):
+        raise UserError(
+            f"--tracking-uri: {uri}: an address is written into logs, and every user of a machine reads its command "
+            "lines: give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, or the address of a "
+            "database as MLFLOW_TRACKING_URI"
+        )
+    if uri.startswith(("postgresql:", "postgres:")):
+        raise UserError(
+            f"--tracking-uri: {uri}: without the driver's name MLflow looks for one that is not installed: "
+            "the address of PostgreSQL begins with postgresql+psycopg2://"
+        )
+    return uri
 
 
 def storage_address(given: str | None) -> str | None:

@@ -25,7 +25,7 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
     The other formats are files in a folder: Markdown with its pictures, the pictures alone, the tables alone.
     """
     from equitune.records.folder import open_study, studies_root
-    from equitune.records.place import written
+    from equitune.records.on_disk import written
     from equitune.records.reader import StudyReader
     from equitune.report import files, page
     from equitune.report.comparison import comparison

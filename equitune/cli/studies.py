@@ -181,7 +181,7 @@ def _print_answer(
     """The front or the arms as a table, where everything lies, and the next command to type."""
     from rich.console import Console
 
-    from equitune.records.place import written
+    from equitune.records.on_disk import written
     from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer
     from equitune.report.terminal import answer, summary
@@ -194,6 +194,7 @@ def _print_answer(
         console.print(answer(study, metrics, against))
         if draw:
             with written(folder.path) as local:
+                local.mkdir(exist_ok=True)
                 write_answer(study, local)
     at_root = f" --root {root}" if root else ""
     click.echo(f"Folder:  {folder.path}")
@@ -211,7 +212,7 @@ def _print_plan(spec: "StudySpec") -> None:
     from equitune.report.terminal import duration
     from equitune.search.plan import plan
 
-    planned = plan(spec, load_splits(spec.data))
+    planned = plan(spec, load_splits(spec.data, lambda sentence: click.echo(sentence, err=True)))
     for trial in planned.trials:
         if trial.config.number == planned.num_exact:
             click.echo("  those that follow depend on results; without any they would be:")

@@ -20,7 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
-from equitune.errors import UserError
+from equitune.errors import UserError, without_passwords
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
@@ -50,14 +50,17 @@ def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None
         "-m",
         "mlflow",
         "server",
-        "--backend-store-uri",
-        uri,
         "--host",
         host,
         "--port",
         str(port),
     ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # which may hold a password: not onto a command line
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     server = subprocess.Popen([*command, "--workers", "1"], env=environment, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # the server takes one SIGTERM well, and Ctrl-C with a traceback
         signal.signal(number, lambda *_: server.terminate())
@@ -85,7 +88,7 @@ def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str 
     folder = open_study(studies_root(root), study)
     uri = tracking_store(tracking_uri, folder.path.parent)
     project(folder, uri, write_answer, write_profile)
-    click.echo(f"{study} is in {uri}")
+    click.echo(f"{study} is in {without_passwords(uri)}")
     if register:
         use_data_root(data_root)
         register_models(folder, uri, click.echo)

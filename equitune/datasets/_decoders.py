@@ -40,8 +40,11 @@ class _Batch:
     number: int
     images: int
     tasks: int = 0  # without an answer
-    broken: list[str] = field(default_factory=list)
-    num_bytes: dict[int, list[int]] = field(default_factory=dict)  # by the place of its first image
+    answers: dict[int, dict[str, Any]] = field(default_factory=dict)  # by the place of the first image
+
+    def said(self, what: str) -> list[Any]:
+        """One thing of all answers, in the order of the images."""
+        return [each for place in sorted(self.answers) for each in self.answers[place][what]]
 
 
 class Decoders:
@@ -97,7 +100,7 @@ class Decoders:
     def glanced(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[list[int], list[str]]]:
         """Of each batch the bytes of its images' files, and those whose header cannot be read, by name."""
         for batch in self._answered({}, batches, 0, 0):
-            yield [size for place in sorted(batch.num_bytes) for size in batch.num_bytes[place]], batch.broken
+            yield batch.said("bytes"), batch.said("broken")
 
     @property
     def are_alive(self) -> bool:
@@ -125,10 +128,10 @@ class Decoders:
                 batch = waiting.popleft()
                 while batch.tasks:
                     self._hear()
-                if batch.broken and what:
-                    raise BrokenImage(f"{_listed(batch.broken)}: mend or remove what cannot be decoded")
+                if what and (broken := batch.said("broken")):
+                    raise BrokenImage(f"{_listed(broken)}: mend or remove what cannot be decoded")
                 yield batch
-        except (OSError, DecoderLost) as error:
+        except (OSError, ValueError, DecoderLost) as error:  # a closed pipe is a ValueError
             self.close()
             raise DecoderLost(f"a process that decodes images has died ({error}): was there memory enough?") from None
         finally:
@@ -164,8 +167,7 @@ class Decoders:
                 answer = json.loads(line)
                 batch, place, _ = self._asked[index].popleft()
                 batch.tasks -= 1
-                batch.broken += answer["broken"]
-                batch.num_bytes[place] = answer.get("bytes", [])
+                batch.answers[place] = answer
 
     def _make_room(self, needed: int) -> None:
         if needed > len(self._memory):
@@ -176,10 +178,15 @@ class Decoders:
 def decoders(count: int) -> Decoders:
     """This process's decoders, which stay for its next trials; made anew where another number is asked for."""
     if not _kept or _kept[0].count != count or not _kept[0].are_alive:
-        while _kept:
-            _kept.pop().close()
+        close_decoders()
         _kept.append(Decoders(count))
     return _kept[0]
+
+
+def close_decoders() -> None:
+    """Ends this process's decoders, where there are any."""
+    while _kept:
+        _kept.pop().close()
 
 
 def usable_cores() -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from equitune import catalog
 from equitune.datasets._cache import Say, Source, is_url, on_node
-from equitune.datasets._decoders import Decoders, usable_cores
+from equitune.datasets._decoders import close_decoders, decoders, usable_cores
 from equitune.datasets._files import Files, Pixels, counted, histogram
 from equitune.datasets._tasks import num_classes, with_task
 from equitune.errors import UserError
@@ -88,7 +88,13 @@ def load_splits(config: DataConfig, say: Say = lambda sentence: None) -> Splits:
     Raises:
         UserError: the data are missing, cannot be reached or are corrupt, or are too few for the splits.
     """
-    whole = with_task(config.task, _loaded(config, say), config.split_seed)
+    try:
+        return _divided(with_task(config.task, _loaded(config, say), config.split_seed), config)
+    finally:
+        close_decoders()  # this process has no more use for them, unless it trains
+
+
+def _divided(whole: LabelledImages, config: DataConfig) -> Splits:
     everything = np.arange(len(whole.labels))
     if config.limit is not None and config.limit < len(everything):
         everything = _divide(whole.labels, everything, config.limit, config.split_seed)[1]
@@ -154,11 +160,7 @@ def _divide(labels: Labels, index: npt.NDArray[np.int64], size: float, seed: int
 def _histogram(pixels: Pixels | Files) -> npt.NDArray[np.int64]:
     if not isinstance(pixels, Files):
         return counted(pixels)
-    by = Decoders(usable_cores())
-    try:
-        return histogram(pixels, pixels.fetch(), by, lambda seen: seen)
-    finally:
-        by.close()
+    return histogram(pixels, pixels.fetch(), decoders(usable_cores()), lambda seen: seen)
 
 
 def moments(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:

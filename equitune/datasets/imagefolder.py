@@ -10,7 +10,7 @@ from pydantic import Field
 
 from equitune.datasets._cache import Source
 from equitune.datasets._decode import UNREADABLE, decoded, why
-from equitune.datasets._decoders import Decoders, usable_cores
+from equitune.datasets._decoders import decoders, usable_cores
 from equitune.datasets._files import Files, Pixels, cannot_be_decoded, glanced
 from equitune.datasets._splits import LabelledImages, Labels
 from equitune.errors import UserError
@@ -90,10 +90,11 @@ def _listed(folder: Path) -> tuple[list[str], Labels, tuple[str, ...]]:
 
 def _read(folder: Path, files: list[str], size: int, grey: bool) -> Pixels:
     pixels = np.empty((len(files), 1 if grey else 3, size, size), np.uint8)
+    flat = pixels.reshape(len(files), -1)
 
     def read(index: int) -> str | None:
         try:
-            pixels[index] = decoded(files[index], size, grey)
+            flat[index] = np.frombuffer(decoded(files[index], size, grey), np.uint8)
         except UNREADABLE as error:
             return why(files[index], error)
         return None
@@ -108,8 +109,4 @@ def _read(folder: Path, files: list[str], size: int, grey: bool) -> Pixels:
 def _streamed(folder: Path, files: list[str], size: int, grey: bool) -> Files:
     """The files, of each of which the header has been read."""
     names = [os.path.relpath(path, folder) for path in files]
-    by = Decoders(usable_cores())
-    try:
-        return glanced(Source("", str(folder)), str(folder), names, size, grey, by)
-    finally:
-        by.close()
+    return glanced(Source("", str(folder)), str(folder), names, size, grey, decoders(usable_cores()))

@@ -13,12 +13,12 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
-from equitune.records.place import Place
+from equitune.records.place import Place, files_below
 from equitune.records.reader import is_driven
 
 MOST_MIB = 1024  # of an archive, unpacked
@@ -41,17 +41,14 @@ def study_files(folder: StudyFolder, weights: bool = False) -> Iterator[tuple[st
 
     Checkpoints are left out, and what only a driver needs; `weights` adds the networks.
     """
-    base = str(folder.path)
-    paths: Iterator[Place] = folder.path.rglob("*") if isinstance(folder.path, Path) else folder.path.files_below()
-    for path in sorted(paths, key=str):
-        name = str(path)[len(base) :].lstrip("/")
+    for name, path in files_below(folder.path):
         last = name.rpartition("/")[2]
         left_out = name.startswith(_LEFT_OUT) or last == "checkpoint.pt" or last.startswith(".")
         if left_out or (last == "weights.safetensors" and not weights):
             continue
         try:
             yield name, path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+        except FileNotFoundError:
             continue  # a study that runs replaces its files
 
 

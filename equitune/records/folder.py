@@ -19,6 +19,7 @@ import platform
 import re
 import uuid
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +239,10 @@ def append(path: Place, text: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
         return
-    before = path.read_text() if path.exists() else ""  # nothing is appended to in an object store
-    path.write_text(before + text)
+    before = ""
+    with suppress(FileNotFoundError):
+        before = path.read_text()
+    path.write_text(before + text)  # nothing is appended to in an object store
 
 
 def write_json(path: Place, data: Any) -> None:

@@ -77,12 +77,11 @@ def patiently(store: str, doing: str, url: str, call: Callable[[], Answer]) -> A
 
 def cleaned(error: BaseException) -> str:
     """What an error says, in a line without secrets."""
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    text = re.sub(r"//[^/@\s]+@", "//***@", text)
+    text = re.sub(r"//[^/@\s]+@", "//***@", " ".join(str(error).split()) or type(error).__name__)
     for name in SECRETS:
         if len(secret := os.environ.get(name, "")) > 3:
             text = text.replace(secret, "***")
-    return text
+    return text[:200]
 
 
 def _final(error: Exception, store: str, doing: str) -> str | None:

@@ -4,12 +4,13 @@ A `RemotePath` has what of `pathlib.Path` a study's folder needs. In a store the
 appended: a folder is what names begin with, and a file is put whole or not at all.
 """
 
+import errno
+import functools
 import io
+import os
 import re
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -20,10 +21,14 @@ from equitune import catalog
 from equitune.errors import StoreError, UserError
 from equitune.records.patience import cleaned, patiently, trust
 
-KEEP_S = 10.0  # between two copies of a log
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 # Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
-S3: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2}}
+S3: dict[str, Any] = {
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    "retries": {"max_attempts": 2},
+    "max_pool_connections": 32,
+}
 OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": S3, "max_concurrency": 1}}
 MTIMES = ("LastModified", "mtime", "modified", "last_modified", "updated", "created")  # what file systems call it
 EXTRAS = {"s3": "pip install 'equitune[s3]'", "gs": "pip install gcsfs", "gcs": "pip install gcsfs"}
@@ -116,11 +121,12 @@ class RemotePath:
                 if inner != self.at:
                     yield self._at(inner)
 
-    def files_below(self) -> Iterator["RemotePath"]:
-        """Every file of the folder and of the folders in it."""
+    def files_below(self) -> list["RemotePath"]:
+        """The places of all files, also within folders, in the order of their names: one listing."""
         with suppress(FileNotFoundError):
-            for name in self._ask("listing", partial(self.files.find, self.key)):
-                yield self._at(PurePosixPath(name.strip("/")))
+            names = self._ask("listing", partial(self.files.find, self.key))
+            return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+        return []
 
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
@@ -150,11 +156,11 @@ class RemotePath:
         """Nothing: there are no folders."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        try:
+        """Raises FileNotFoundError, unless that is fine."""
+        if not missing_ok:
+            self.stat()  # S3 itself does not say
+        with suppress(FileNotFoundError, KeyError):
             self._ask("deleting", partial(self.files.rm_file, self.key))
-        except (FileNotFoundError, KeyError):
-            if not missing_ok:
-                raise FileNotFoundError(str(self)) from None
 
     @property
     def key(self) -> str:
@@ -174,10 +180,23 @@ class RemotePath:
         return dict(self._ask("reading", partial(self.files.info, self.key)))
 
     def _ask(self, doing: str, call: Callable[[], Answer]) -> Answer:
-        return patiently(self.store, doing, str(self), call)
+        try:
+            return patiently(self.store, doing, str(self), call)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
 
 
 Place = Path | RemotePath
+
+
+def files_below(folder: Place) -> Iterator[tuple[str, Place]]:
+    """Every file of a folder and of those within it: its name from there, and its place, in the order of names."""
+    if isinstance(folder, Path):
+        files: Sequence[Place] = sorted(path for path in folder.rglob("*") if path.is_file())
+    else:
+        files = folder.files_below()
+    base = len(str(folder)) + 1
+    yield from ((str(file)[base:], file) for file in files)
 
 
 def modified(info: dict[str, Any]) -> float:
@@ -220,7 +239,7 @@ def place_of(text: str, *, is_known: bool = False) -> Place:
     at = PurePosixPath(rest.strip("/"))
     if not at.parts or rest.startswith("/"):
         raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, but {text} names no bucket")
-    path = RemotePath(_files(scheme, text), scheme, at)
+    path = RemotePath(_files(scheme), scheme, at)
     if is_known:
         trust(path.store)
     return path
@@ -243,77 +262,20 @@ def require_answer(path: Place) -> None:
         raise UserError(f"--root: {error}") from None
 
 
-@contextmanager
-def written(path: Place) -> Iterator[Path]:
-    """A local file or folder to write into; where the block ends whole, a store gets all that lies there."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
-        local = Path(scratch) / path.name
-        yield local
-        for file in [local] if local.is_file() else sorted(local.rglob("*")):
-            if file.is_file():
-                inner = path if file == local else path / str(file.relative_to(local))
-                inner.write_bytes(file.read_bytes())
-
-
-@contextmanager
-def fetched(path: Place) -> Iterator[Path]:
-    """A local file of the same name and content, while the block runs. Raises FileNotFoundError."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
-        local = Path(scratch) / path.name
-        local.write_bytes(path.read_bytes())
-        yield local
-
-
-@contextmanager
-def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Path]:
-    """A local file to append to. A store gets it now and then, and at the end, as long as it is ours to write."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
-        local, stop, sent = Path(scratch) / path.name, threading.Event(), 0
-        with suppress(FileNotFoundError):
-            sent = local.write_bytes(path.read_bytes())
-
-        def send() -> None:
-            nonlocal sent
-            with suppress(OSError):  # what a log lacks is no reason to stop
-                data = local.read_bytes()
-                if len(data) != sent and is_ours():
-                    path.write_bytes(data)
-                    sent = len(data)
-
-        def follow() -> None:
-            while not stop.wait(KEEP_S):
-                send()
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield local
-        finally:
-            stop.set()
-            thread.join()
-            send()
-
-
-def _files(scheme: str, text: str) -> Any:
-    """fsspec's file system, which remembers no listings: others write there, too."""
+@functools.cache
+def _files(scheme: str) -> Any:
+    """fsspec's file system, one a process. It remembers no listings: others write there, too."""
     import fsspec
 
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+        found = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+        found.retries = 1  # of s3fs and gcsfs, which would wait without a word
+        return found
     except ImportError as error:
         install = EXTRAS.get(scheme, "install it")
-        raise UserError(f"--root: {text} needs a package that is missing ({cleaned(error)}): {install}") from None
+        raise UserError(f"--root: {scheme}:// needs a package that is missing ({cleaned(error)}): {install}") from None
     except Exception as error:  # what the libraries' own settings raise
-        raise UserError(f"--root: {text} cannot be opened: {cleaned(error)}") from None
+        raise UserError(f"--root: {scheme}:// cannot be opened: {cleaned(error)}") from None
 
 
 def _require_no_url(text: str) -> None:

@@ -12,7 +12,7 @@ from equitune.analysis.arms import Arm, Interval, arm_of, arms, to_test
 from equitune.catalog import unknown
 from equitune.errors import UserError
 from equitune.records.reader import StudyRecord
-from equitune.report.front import exact_under, short, write_front
+from equitune.report.front import exact_under, plain, short, write_front
 
 SPLITS = ("validation", "test")
 ARROW = {"maximize": "↑", "minimize": "↓"}
@@ -109,7 +109,7 @@ def write_answer(study: StudyRecord, folder: Path) -> list[Path]:
 def write_arms(study: StudyRecord, path: Path) -> None:
     """Every arm, metric and split as a line of CSV, with the paired difference from the first arm."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows(study))
+        csv.writer(file, lineterminator="\n").writerows([plain(cell) for cell in row] for row in rows(study))
 
 
 def rows(study: StudyRecord) -> Iterator[list[Any]]:

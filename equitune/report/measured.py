@@ -14,6 +14,7 @@ from rich.table import Table
 from equitune.records.folder import write_json, write_whole
 from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
 from equitune.records.results import Measurement
+from equitune.report.front import plain
 from equitune.report.profile import draw_profiles
 
 HEADINGS = {  # of a layer: where a number stands in its row -> what is written above it
@@ -52,7 +53,7 @@ def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
         write_whole(table, text.getvalue().encode())
         paths.append(table)
     title = f"{record.data['name']}, {record.data['split']} split, 95 % intervals over images"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from equitune.records.reader import StudyRecord
-from equitune.report.front import rows
+from equitune.report.front import plain, rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,6 @@ def write_frame(study: StudyRecord, folder: Path) -> list[Path]:
     frame = trial_frame(study)
     csv, parquet = (folder / name for name in FILES)
     folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(csv, index=False)
+    frame.map(plain).to_csv(csv, index=False)
     frame.to_parquet(parquet, index=False)
     return [csv, parquet]

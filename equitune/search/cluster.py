@@ -45,8 +45,6 @@ def connected(
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the files that Tune is told not to write
-    if address is not None:
-        _require_answer(address)
     options: dict[str, Any] = {"address": address}
     if address is None:
         options = {
@@ -114,17 +112,53 @@ def _fitting(request: Request, cpus: float, gpus: float) -> int:
     return fits
 
 
-def _require_answer(address: str) -> None:
-    """Ray itself would try for minutes."""
+def require_ray(address: str) -> None:
+    """Asks, before anything is begun, whether a cluster is there and lets us in. Ray itself would try for minutes.
+
+    Raises:
+        UserError: no such address, nobody answers, or the cluster takes another token.
+    """
     host, _, port = address.rpartition(":")
-    if address == "auto":
-        return
-    if not host or not port.isdecimal():
+    if address != "auto" and not (host and port.isdecimal()):
         raise UserError(f"--address: a Ray cluster's address is host:port or auto, but got {address!r}")
+    prepare(address)
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError, RayError
+
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        where = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
+        _require_open(where)
+        with _chatter_aside():
+            GcsClient(address=where)
+    except AuthenticationError:
+        raise UserError(
+            f"Ray at {where} refuses the token of this process, or that it has none: give the cluster's as "
+            "RAY_AUTH_TOKEN, or a file that holds it as RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        raise UserError(f"Ray cannot be reached at {address}: {error}") from None
+
+
+def _require_open(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
         raise UserError(f"Ray cannot be reached at {address}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _chatter_aside() -> Iterator[None]:
+    """What Ray's own code writes to the terminal, past Python, is dropped: the error that it raises says it too."""
+    terminal = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def prepare(address: str | None) -> None:

@@ -42,11 +42,14 @@ def driving(folder: StudyFolder, another_beat_s: float = ANOTHER_BEAT_S) -> Iter
         write_json(folder.driver, {"pid": os.getpid(), "host": platform.node(), "since": time.time(), "token": token})
         if folder.is_remote:
             folder.heartbeat.touch()
-        threading.Thread(target=beat, daemon=True).start()
+        beating = threading.Thread(target=beat, daemon=True)
+        beating.start()
         try:
             yield token
         finally:
             stop.set()
+            if folder.is_remote:
+                beating.join(1.0)  # or a beat on its way would come after the end
             _leave(folder, token)
 
 

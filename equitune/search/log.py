@@ -4,7 +4,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from equitune.records.place import Place, kept
+from equitune.errors import without_passwords
+from equitune.records.on_disk import kept
+from equitune.records.place import Place
+
+
+class Discreet(logging.Formatter):
+    """Leaves the passwords of addresses out of a record, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
 
 
 @contextmanager
@@ -15,7 +24,7 @@ def logging_to(path: Place) -> Iterator[None]:
     with kept(path) as file:
         logging.raiseExceptions = False  # a log that cannot be written is no reason to talk of anything else
         handler = logging.FileHandler(file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        handler.setFormatter(Discreet("%(asctime)s %(name)s %(levelname)s %(message)s"))
         root = logging.getLogger()
         before, root.handlers = root.handlers, [handler]
         logging.captureWarnings(True)

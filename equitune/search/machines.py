@@ -1,7 +1,7 @@
 """The machines that a cluster starts by need: it is asked for what a study's trials occupy, before the first begins."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from equitune.spec.resources import Resources
 
 MOST_S = 1800.0  # for a machine to come up: its boot, and the pull of an image of some GB
 LOOK_EVERY_S = 0.5
+ASK = "ask for less, or give the cluster such machines"
 
 
 def require_machines(
@@ -18,9 +19,8 @@ def require_machines(
 ) -> None:
     """Sees to it that the cluster has a machine for each kind of trial of a study; waits for those it has to start.
 
-    A trial is no larger than a machine. Where a group of machines stands at zero, Ray counts none of their GPUs, and
-    only a request shows what could be had: a placement group of a trial's size, which the autoscaler (version 2)
-    grants or calls infeasible.
+    Where a group of machines stands at zero, Ray counts none of their GPUs, and only a request shows what could be
+    had: a placement group of a trial's size, which the autoscaler (version 2) grants or calls infeasible.
 
     Args:
         resources: the study's.
@@ -30,13 +30,14 @@ def require_machines(
     Raises:
         UserError: no machine has so much and none that has it can be started, or none came up in time.
     """
-    missing = {place: request for place, request in requests(resources) if not _has_machine_for(request)}
+    up = _machines()
+    missing = {place: request for place, request in requests(resources) if not fits(bundles(request), up)}
     if not missing:
         return
     if not _scales():
         for place, request in missing.items():
             raise UserError(
-                f"{place}: a trial asks for {_named(request)}, but no machine of the cluster has that: {_ASK}"
+                f"{place}: a trial asks for {_named(request)}, but no machine of the cluster has that: {ASK}"
             )
     say(f"waiting for machines: {'; '.join(_named(request) for request in missing.values())} for a trial")
     limit = time.monotonic() + most_s
@@ -47,7 +48,7 @@ def require_machines(
             for place, group in groups.items():
                 wanted = f"{place}: a trial asks for {_named(missing[place])}, but"
                 if group.id.hex() in refused:
-                    raise UserError(f"{wanted} the cluster has no machine with that and can start none: {_ASK}")
+                    raise UserError(f"{wanted} the cluster has no machine with that and can start none: {ASK}")
                 if time.monotonic() > limit:
                     raise UserError(
                         f"{wanted} no machine with that came up within {most_s / 60:.0f} minutes: `ray status` on the "
@@ -58,21 +59,29 @@ def require_machines(
         say("as many trials run at once as fit now: resources.concurrent lets the cluster grow further")
 
 
-_ASK = "ask for less, or give the cluster such machines"
-
-
 def _named(request: Request) -> str:
     """What a trial asks for, in words."""
     cpus = f"{request.cpu:g} CPU{'s' if request.cpu != 1 else ''}"
     return f"{cpus} and {request.gpu:g} GPU{'s' if request.gpu > 1 else ''}" if request.gpu else cpus
 
 
-def _has_machine_for(request: Request) -> bool:
-    """Whether a trial fits on a machine that is up, if that did nothing else."""
+def bundles(request: Request) -> list[dict[str, float]]:
+    """What a trial asks Ray for, each on one machine."""
+    return [{"CPU": request.cpu} | ({"GPU": request.gpu} if request.gpu else {})]
+
+
+def fits(wanted: list[dict[str, float]], machines: Iterable[dict[str, float]]) -> bool:
+    """Whether a trial's equal bundles have a place on machines that do nothing else."""
+    each = wanted[0].items()
+    places = (min(int(has.get(resource, 0) / amount + 1e-9) for resource, amount in each) for has in machines)
+    return sum(places) >= len(wanted)
+
+
+def _machines() -> list[dict[str, float]]:
+    """What each machine has that is up."""
     import ray
 
-    up = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return any(has.get("CPU", 0) >= request.cpu and has.get("GPU", 0) >= request.gpu for has in up)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _scales() -> bool:
@@ -87,10 +96,7 @@ def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
     """A place for one trial of each kind; given back at the end, for the trials to take."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    groups = {
-        place: placement_group([{"CPU": request.cpu} | ({"GPU": request.gpu} if request.gpu else {})])
-        for place, request in missing.items()
-    }
+    groups = {place: placement_group(bundles(request)) for place, request in missing.items()}
     try:
         yield groups
     finally:

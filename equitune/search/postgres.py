@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 5
 PATIENCE_S = 60.0  # that a server may be away while a study runs
-FIRST_PATIENCE_S = 2.0  # the lock of a driver that was just killed is freed in less
+FIRST_PATIENCE_S = 2.0  # the lock of a driver that was just killed on this machine is freed in less
+SILENT_S = 30.0  # that of a driver whose machine has vanished, after 25 s of silence: see the keepalives below
 DRIVERS = ("postgresql", "postgres", "postgresql+psycopg2")
 FORM = "postgresql://USER@HOST:PORT/DATABASE"
 NO_ADDRESS = "postgresql+psycopg2://"  # what Optuna is told: the connector knows the rest
@@ -109,7 +110,12 @@ def parse(url: str) -> Address:
 
 
 class _Held(UserError):
-    """Another driver holds the study."""
+    """Another driver holds the study, or one that has died and whose connection the server still keeps."""
+
+    def __init__(self, text: str, holder: str) -> None:
+        super().__init__(text)
+        host = holder.partition(" on ")[2]
+        self.patience_s = FIRST_PATIENCE_S if host and platform.node().startswith(host) else SILENT_S
 
 
 class Connector:
@@ -127,7 +133,7 @@ class Connector:
     def __call__(self) -> Any:
         import psycopg2
 
-        limit = time.monotonic() + (PATIENCE_S if self._has_held else FIRST_PATIENCE_S)
+        began = time.monotonic()
         while True:
             try:
                 connection = self._held()
@@ -135,8 +141,8 @@ class Connector:
                 return connection
             except (_Held, psycopg2.OperationalError) as error:
                 said = error if isinstance(error, UserError) else self.silent(error)
-                waits = self._has_held or isinstance(error, _Held)
-                if not waits or time.monotonic() > limit or self.give_up():
+                patience_s = PATIENCE_S if self._has_held else error.patience_s if isinstance(error, _Held) else 0.0
+                if time.monotonic() - began >= patience_s or self.give_up():
                     raise said from None
                 log.warning("%s", said)
                 time.sleep(0.3)
@@ -177,7 +183,8 @@ class Connector:
             connection.close()
             raise _Held(
                 f"study {self._study} in {self._address.name} is being searched already ({holder}): "
-                "wait for it, or stop it first"
+                "wait for it, or stop it first",
+                holder,
             )
         return connection
 

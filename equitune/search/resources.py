@@ -28,6 +28,12 @@ class Request:
     cpu: float
     gpu: float
     memory_gib: float | None = None  # the most it may allocate; None: its share of the GPU's memory
+    workers: int = 1  # processes that train it together, each with an equal part of the rest
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What each of its workers occupies."""
+        return {"CPU": self.cpu / self.workers, "GPU": self.gpu / self.workers}
 
 
 def request_of(resources: Resources, parameters: int) -> Request:
@@ -35,14 +41,15 @@ def request_of(resources: Resources, parameters: int) -> Request:
 
     Where the GPU is `auto`, the smallest share.
     """
-    cpu, memory_gib = resources.cpu, resources.gpu_memory_gib
+    cpu, memory_gib, workers = resources.cpu, resources.gpu_memory_gib, resources.workers
     gpu = gpu_of(resources)
     for size in resources.sizes:
         if parameters >= size.parameters:
             cpu = resources.cpu if size.cpu is None else size.cpu
             gpu = gpu_of(resources) if size.gpu is None else size.gpu
             memory_gib = resources.gpu_memory_gib if size.gpu_memory_gib is None else size.gpu_memory_gib
-    return Request(cpu, gpu, memory_gib)
+            workers = resources.workers if size.workers is None else size.workers
+    return Request(cpu, gpu, memory_gib, int(gpu) if gpu > 1 else workers)
 
 
 def gpu_of(resources: Resources) -> float:
@@ -111,10 +118,8 @@ class Placement:
         self._images = sum(map(len, on_device))
 
     def __call__(self, proposed: dict[str, Any]) -> "PlacementGroupFactory":
-        from ray.tune import PlacementGroupFactory
-
         request = self.request(TrialConfig.from_json_text(_text_of(proposed))) if proposed else Request(1, 0)
-        return PlacementGroupFactory([{"CPU": request.cpu, "GPU": request.gpu}])
+        return placement_of(request)
 
     def request(self, config: TrialConfig) -> Request:
         """What a trial asks for; of a network that cannot exist the least, for it ends at once."""
@@ -160,6 +165,13 @@ class Placement:
                 if peak is not None:
                     found.append((record.config, float(peak) / 1024))
         return found
+
+
+def placement_of(request: Request) -> "PlacementGroupFactory":
+    """A bundle for each worker, all on one machine: they exchange every gradient, and are lost together."""
+    from ray.tune import PlacementGroupFactory
+
+    return PlacementGroupFactory([request.bundle] * request.workers, strategy="STRICT_PACK")
 
 
 _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB, as long as the process

@@ -22,7 +22,7 @@ from equitune.records.folder import StudyFolder, read_json, write_json, write_wh
 from equitune.records.patience import hurry
 from equitune.records.reader import StudyReader
 from equitune.records.revision import revision
-from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare
+from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare, require_ray
 from equitune.search.compatible import differences, require_extends, require_same_start
 from equitune.search.lock import driving
 from equitune.search.log import logging_to
@@ -84,6 +84,8 @@ def run_study(
                 (require_extends if extend else require_same_search)(folder, spec)
                 if _is_finished(folder, spec):
                     return Outcome("complete")
+            if address is not None:
+                require_ray(address)
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data, say)
             require_feasible(spec, splits.shape, len(splits.class_names))
@@ -235,6 +237,7 @@ def _run_trials(
 ) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    import ray
     from ray import tune
 
     from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler, StopAll, StudySearcher
@@ -243,10 +246,10 @@ def _run_trials(
     placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
     engine.gpus_of = lambda config: placement.request(config).gpu
     attempts = _attempts(folder)
+    shared = (ray.put(splits),) if spec.resources.most_workers() > 1 else ()  # for each trial's other workers
+    given = {"splits": splits, "resources": spec.resources, "token": token, "shared": shared}
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trainable, splits=splits, resources=spec.resources, token=token), placement
-        ),
+        tune.with_resources(tune.with_parameters(trainable, **given), placement),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
             scheduler=RungScheduler(engine),

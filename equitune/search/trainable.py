@@ -8,36 +8,47 @@ import json
 import logging
 from typing import Any
 
+import ray
 from ray import tune
 
+from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
-from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError
+from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError, WorkerLost
 from equitune.records.folder import TrialFolder, write_json
-from equitune.records.place import kept, place_of
+from equitune.records.on_disk import kept
+from equitune.records.place import place_of
 from equitune.records.results import Epoch, TrialResult
-from equitune.search.resources import request_of
+from equitune.search.resources import Request, request_of
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
 
+SINGLE = Request(cpu=1, gpu=0)
 MOST_SIZES = 4  # that are kept on the device beside the data as they are
 _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) -> shape -> data, as long as the worker
 
 
-def trainable(config: dict[str, Any], splits: Splits, resources: Resources, token: str) -> None:
+def trainable(
+    config: dict[str, Any], splits: Splits, resources: Resources, token: str, shared: tuple[Any, ...] = ()
+) -> None:
     """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
 
-    It writes nothing once another driver has the study, or another worker the trial.
+    It writes nothing once another driver has the study, or another worker the trial. Where trials have several workers,
+    `shared` holds Ray's reference to the data.
+
+    Raises:
+        WorkerLost: the device or another worker of the trial has gone: Tune ends this process, and the trial goes on.
     """
     try:
-        _work(config, splits, resources, token)
+        _work(config, splits, resources, token, shared)
     except StoreError as error:
         tune.report({"halt": f"{error}, and run the same command again; nothing is lost"})
 
 
-def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: str) -> None:
+def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: str, shared: tuple[Any, ...]) -> None:
     folder = TrialFolder(place_of(config["folder"], is_known=True), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
-    _cap_memory(trial, splits, resources)
+    request = _request(trial, splits, resources)
+    _cap_memory(trial, request)
     if config.get("test"):
         tune.report({"test": _test(folder, splits)})
         return
@@ -47,7 +58,7 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
     try:
         folder.claim()
         with _logging_to(folder):
-            result = _run(trial, splits, folder)
+            result = _run(trial, splits, folder, request, shared)
         tune.report({"result": result.model_dump_json()})
     except GivenUp:
         return  # whoever has the trial now reports it
@@ -55,6 +66,8 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
         tune.report({"halt": f"{folder.path.parent.parent}: {error.strerror}"})
     except StoreError:
         raise
+    except WorkerLost:
+        raise  # Tune ends this process, and the trial goes on in another
     except UserError as error:  # the data cannot be had on this node
         tune.report({"halt": str(error)})
     except OSError as error:
@@ -71,7 +84,7 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes())}
+        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes(splits))}
     by_shape = _on_device[key]
     shape = config.input.shape_of(splits.shape)
     if shape not in by_shape:
@@ -81,10 +94,11 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     return by_shape[shape]
 
 
-def _processes() -> int:
-    """That decode images which stay in files: one for each of the trial's CPUs."""
-    granted = tune.get_context().get_trial_resources()
-    return max(1, int(granted.required_resources.get("CPU", 1))) if granted else 1
+def _processes(splits: Splits) -> int:
+    """That decode images which stay in files: one for each CPU of this worker."""
+    if not isinstance(splits.train.pixels, Files):
+        return 0
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def _test(folder: TrialFolder, splits: Splits) -> str:
@@ -93,12 +107,18 @@ def _test(folder: TrialFolder, splits: Splits) -> str:
 
     config = TrialConfig.from_json_text(folder.config.read_text())
     with _logging_to(folder):
-        metrics = measure_on_test(config, folder, splits)
+        metrics = measure_on_test(config, folder, splits, _processes(splits))
     return json.dumps({name: metric.model_dump(mode="json") for name, metric in metrics.items()})
 
 
-def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResult:
-    from equitune.trial.device import is_out_of_memory
+def _run(
+    config: TrialConfig,
+    splits: Splits,
+    folder: TrialFolder,
+    request: Request = SINGLE,
+    shared: tuple[Any, ...] = (),
+) -> TrialResult:
+    from equitune.trial.device import is_out_of_memory, require_sound
     from equitune.trial.run import run_trial
 
     gc.collect()
@@ -110,31 +130,44 @@ def _run(config: TrialConfig, splits: Splits, folder: TrialFolder) -> TrialResul
     try:
         data = device_data(splits, config)
     except Exception as error:
+        require_sound(config.device, error)
         if not is_out_of_memory(error):
             raise
         reason = f"out of memory: its share of the GPU does not hold the data: {error}"
         result = TrialResult(number=config.number, state="INFEASIBLE", reason=reason, cause="out_of_memory")
         write_json(folder.result, result.model_dump(mode="json"))
         return result
-    return run_trial(config, data, folder=folder, on_epoch=report)
+    if request.workers == 1:
+        return run_trial(config, data, folder=folder, on_epoch=report)
+    from equitune.search.team import Team
+
+    team = Team(config, folder, shared[0], request)
+    return team.run(lambda ranks: run_trial(config, data, folder=folder, on_epoch=report, ranks=ranks))
 
 
-def _cap_memory(config: TrialConfig, splits: Splits, resources: Resources) -> None:
+def _request(config: TrialConfig, splits: Splits, resources: Resources) -> Request:
+    """What a trial has asked for, but for the share of a GPU where that is `auto`."""
+    from equitune.trial.memory import num_parameters
+
+    try:
+        parameters = num_parameters(config, splits.shape, len(splits.class_names)) if resources.sizes else 0
+    except Infeasible:
+        parameters = 0  # it ends at once
+    return request_of(resources, parameters)
+
+
+def _cap_memory(config: TrialConfig, request: Request) -> None:
     """Limits what a trial may allocate on its GPU; what the one before has left behind in a warm worker is freed."""
     if config.device != "cuda":
         return
     import torch
 
-    from equitune.trial.memory import cap_memory, num_parameters
+    from equitune.trial.memory import cap_memory
 
     gc.collect()
     torch.cuda.empty_cache()
-    try:
-        parameters = num_parameters(config, splits.shape, len(splits.class_names)) if resources.sizes else 0
-    except Infeasible:
-        parameters = 0  # it ends at once
     granted = tune.get_context().get_trial_resources().required_resources.get("GPU", 0.0)
-    cap_memory(granted, request_of(resources, parameters).memory_gib)
+    cap_memory(granted, request.memory_gib)
 
 
 @functools.cache

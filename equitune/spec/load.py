@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from equitune.errors import UserError
+from equitune.errors import PASSWORD, UserError
 from equitune.spec.strict import Location, checked
 from equitune.spec.study import StudySpec
 
@@ -120,6 +120,12 @@ def _read(path: Path) -> _Document:
 
 def _parse(text: str, document: _Document) -> Any:
     """Text -> plain data, noting the place of every part in the document."""
+    if found := PASSWORD.search(text):  # of the comments too: all of it is copied
+        line = text.count("\n", 0, found.start()) + 1
+        raise UserError(
+            f"{document.name}:{line}: an address with a password: a study is copied into its folder and into MLflow, "
+            "where others read it: give secrets by the environment"
+        )
     try:
         root = yaml.compose(text, _Reader)
     except yaml.MarkedYAMLError as error:

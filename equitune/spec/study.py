@@ -26,7 +26,7 @@ from equitune.spec.objectives import (
     read_objectives,
     reported,
 )
-from equitune.spec.resources import Resources
+from equitune.spec.resources import Resources, require_trainable
 from equitune.spec.search import SearchSpec, check_objectives
 from equitune.spec.space import (
     Call,
@@ -108,11 +108,8 @@ def _part(name: str) -> Callable[[Any, ValidationInfo], Section | None]:
 
 def _resources(data: Any, known: ValidationInfo) -> Resources:
     resources = data if isinstance(data, Resources) else checked(Resources, data)
-    training = known.data.get("training")
-    for _, calls in training.branches.items() if training and not resources.gpu else ():
-        precision = calls[0].args.get("precision")
-        if precision == "bf16" or (isinstance(precision, Choice) and "bf16" in precision.choice):
-            raise rule("training.precision: bf16 needs a GPU, but gpu is 0: set resources.gpu, or train in fp32")
+    if training := known.data.get("training"):
+        require_trainable(resources, training)
     return resources
 
 

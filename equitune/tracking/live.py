@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from equitune.errors import StoreError, without_passwords
 from equitune.records.folder import StudyFolder
 from equitune.tracking.projector import Projector, WriteFront, WriteProfile
 from equitune.tracking.store import sentence
@@ -29,7 +30,7 @@ class Follower:
     """Follows one study until it is told to stop. A store that is slow or gone stops nothing."""
 
     def __init__(self, projector: Projector, folder: StudyFolder, uri: str, warn: Callable[[str], None]) -> None:
-        self.projector, self._folder, self._uri, self._warn = projector, folder, uri, warn
+        self.projector, self._folder, self._uri, self._warn = projector, folder, without_passwords(uri), warn
         self.stop = threading.Event()
         self.is_behind = False
         self.computed_s = 0.0  # by this thread, once it was connected
@@ -40,10 +41,13 @@ class Follower:
     def run(self) -> None:
         step, draw = self._step, self._draw  # the very objects, to be told apart
         next_step, next_draw = time.monotonic() + FIRST_S, math.inf
-        while not self.stop.wait(INTERVAL_S):
-            if not self._folder.study.exists():
-                continue
-            hurries = self._failing is not step and self.projector.sees_the_end()
+        while not self.stop.wait(max(INTERVAL_S, self._folder.rest_s)):
+            try:
+                if not self._folder.study.exists():
+                    continue
+                hurries = self._failing is not step and self.projector.sees_the_end()
+            except StoreError:
+                continue  # who searches waits for it, too
             if time.monotonic() >= next_step or hurries:
                 next_step = self._after(step)
                 next_draw = min(next_draw, next_step)
@@ -73,11 +77,11 @@ class Follower:
     def finish(self, most_s: float) -> None:
         """Sends what is left: all numbers, and then pictures for as long as a user waits."""
         started = time.monotonic()
-        if not self._folder.study.exists():
-            return
-        if self._monitor:
-            self._monitor.finish()
         try:
+            if not self._folder.study.exists():
+                return
+            if self._monitor:
+                self._monitor.finish()
             self.projector.step()
             self.is_behind = True
             while time.monotonic() - started < 0.8 * most_s:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from equitune.errors import without_passwords
 from equitune.records.folder import StudyFolder
-from equitune.records.place import Place, fetched
+from equitune.records.on_disk import fetched
+from equitune.records.place import Place
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 from equitune.tracking.dataset import dataset_input
@@ -235,7 +237,7 @@ def sentence(error: Exception) -> str:
     """What a store's error says, in a line."""
     if isinstance(error, ModuleNotFoundError) and error.name in ("boto3", "botocore"):
         return "artifacts on S3 need boto3: pip install 'equitune[s3]'"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return without_passwords(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def params_of(trial: TrialRecord) -> dict[str, str]:

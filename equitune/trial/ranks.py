@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equitune.errors import WorkerLost
 from equitune.trial.weights import first_line
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 TIMEOUT = timedelta(days=1)  # the others wait while the first evaluates; who dies is missed at once
 
@@ -34,12 +31,12 @@ class Ranks:
     Attributes:
         number: of this one, from 0.
         count: of them all; where it is 1, nothing here does anything.
-        meet: the store through which they find each other; called when training begins.
+        meet: gives the torch.distributed.Store through which they find each other; called when training begins.
     """
 
     number: int = 0
     count: int = 1
-    meet: "Callable[[], Store] | None" = None
+    meet: Callable[[], Any] | None = None
 
     @contextmanager
     def joined(self, device: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import logging
 import time
 import traceback
+from collections.abc import Callable
 
 from safetensors.torch import save
 
@@ -96,8 +97,11 @@ def run_trial(
                 "seconds": clock.laps,
             }
         )
-    except (OSError, WorkerLost):
-        raise  # the disk's fault, or the machine's, not the trial's
+    except OSError:
+        raise  # the disk's fault, not the trial's
+    except WorkerLost as error:
+        log.warning("this worker ends, and the trial goes on in another: %s", error)
+        raise
     except Exception as error:
         require_sound(config.device, error)
         result = unfinished(result, error)
@@ -130,15 +134,20 @@ def training_time(seconds: float) -> dict[str, Measurement]:
     return {"seconds": Measurement(value=seconds, n=0, split="none", unit="s")}
 
 
-def train_along(config: TrialConfig, data: DeviceData, ranks: Ranks) -> TrialResult | None:
+def train_along(config: TrialConfig, load: Callable[[], DeviceData], ranks: Ranks) -> TrialResult | None:
     """Trains with the first rank, which alone records and measures; returns how the trial ended if it ended here.
+
+    Args:
+        config: as the first rank has it.
+        load: gives the data, on this process' device.
+        ranks: of which this process is not the first.
 
     Raises:
         WorkerLost: the device does not answer any more, or another rank has gone.
     """
     make_deterministic(config.device)
     try:
-        data = at_size(data, config.input)
+        data = at_size(load(), config.input)
         model = build_model(config, data)
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         with ranks.joined(config.device):

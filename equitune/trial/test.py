@@ -12,11 +12,20 @@ from equitune.trial.split import move, split_at_size
 from equitune.trial.weights import read_tensors
 
 
-def measure_on_test(config: TrialConfig, folder: TrialFolder, splits: Splits) -> dict[str, Measurement]:
-    """Every metric of a finished trial, on the test split, from its saved weights, without the untrained control."""
+def measure_on_test(
+    config: TrialConfig, folder: TrialFolder, splits: Splits, processes: int | None = None
+) -> dict[str, Measurement]:
+    """Every metric of a finished trial, on the test split, from its saved weights, without the untrained control.
+
+    Args:
+        config: the trial's.
+        folder: where its weights are.
+        splits: its data.
+        processes: that decode images which stay in files; None: as many as there are cores.
+    """
     make_deterministic(config.device)
     model = placed(initial_model(config, splits.shape, len(splits.class_names)), config.device)
     model.load_state_dict(read_tensors(folder.weights, config.device))
-    test = split_at_size(move(splits.test, config.device), config.input)
+    test = split_at_size(move(splits.test, config.device, processes), config.input)
     metrics, _ = measure(config, model, None, EvaluationSet(test.pixels, test.labels, "test"))
     return metrics

@@ -79,7 +79,9 @@ def _value(variable: Mapping[str, object], values: Mapping[str, str]) -> str:
 class Cluster:
     """The head and the workers, each a pod on a host of its own, started and lost one by one."""
 
-    def __init__(self, network: Network, values: Mapping[str, str]) -> None:
+    def __init__(self, network: Network, values: Mapping[str, str], beside: Mapping[str, str]) -> None:
+        """`values`: see `as_pods`; `beside`: what every environment says besides."""
+        self._beside = dict(beside)
         self.network, self._groups = network, as_pods({"ray-auth/auth_token": TOKEN} | dict(values))
         self.head = network.host("head", 10)
         network.name(HEAD, self.head.address)
@@ -96,9 +98,10 @@ class Cluster:
             "HOME": str(host.folder / "home"),
             "PYTHONPATH": str(PACKAGE),
             "OMP_NUM_THREADS": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # this machine may be slow
             "RAY_ADDRESS": f"{HEAD}:6379" if host is not self.head else "127.0.0.1:6379",
         }
-        return own | dict(self.group(host).environment)
+        return own | self._beside | dict(self.group(host).environment)
 
     def start(self, host: Host, **changes: str) -> None:
         """Starts the pod of a host that is off; `changes` of its environment are those of a test."""
@@ -122,9 +125,17 @@ class Cluster:
         self.start(host, **changes)
 
     def wait(self, *hosts: Host) -> None:
-        """Until just these nodes live."""
+        """Until just these workers live, and the head; one whose pod has failed is started again, as the operator does."""
         expected = {host.address for host in (self.head, *hosts)}
-        until(lambda: self.alive() == expected, f"the nodes {sorted(expected)} live", 180)
+
+        def live() -> bool:
+            for host in (self.head, *hosts):
+                if not host.is_on:
+                    host.kill()
+                    self.start(host)
+            return self.alive() == expected
+
+        until(live, f"the nodes {sorted(expected)} live", 240)
 
     def alive(self) -> set[str]:
         """The addresses of the nodes that live, as the head's dashboard says; empty where it says nothing."""

@@ -1,0 +1,71 @@
+"""Files on a disk for what lies in an object store: to write into, to read, to append to."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from equitune.records.place import Place
+
+KEEP_S = 10.0  # between two copies of a log
+
+
+@contextmanager
+def written(path: Place) -> Iterator[Path]:
+    """A local file or folder to write into; where the block ends whole, a store gets all that lies there."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
+        local = Path(scratch) / path.name
+        yield local
+        for file in [local] if local.is_file() else sorted(local.rglob("*")):
+            if file.is_file():
+                inner = path if file == local else path / str(file.relative_to(local))
+                inner.write_bytes(file.read_bytes())
+
+
+@contextmanager
+def fetched(path: Place) -> Iterator[Path]:
+    """A local file of the same name and content, while the block runs. Raises FileNotFoundError."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
+        local = Path(scratch) / path.name
+        local.write_bytes(path.read_bytes())
+        yield local
+
+
+@contextmanager
+def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Path]:
+    """A local file to append to. A store gets it now and then, and at the end, as long as it is ours to write."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
+        local, stop, sent = Path(scratch) / path.name, threading.Event(), 0
+        with suppress(FileNotFoundError):
+            sent = local.write_bytes(path.read_bytes())
+
+        def send() -> None:
+            nonlocal sent
+            with suppress(OSError):  # what a log lacks is no reason to stop
+                data = local.read_bytes()
+                if len(data) != sent and is_ours():
+                    path.write_bytes(data)
+                    sent = len(data)
+
+        def follow() -> None:
+            while not stop.wait(KEEP_S):
+                send()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield local
+        finally:
+            stop.set()
+            thread.join()
+            send()

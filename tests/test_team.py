@@ -1,0 +1,160 @@
+"""Trials of several workers, and of mixed sizes, on real Ray. Slow."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import MARK, Search, marked
+
+from equitune.errors import WorkerLost
+from equitune.records.folder import StudyFolder
+from equitune.records.reader import StudyReader
+from equitune.search.resources import placement_of, request_of
+from equitune.spec.resources import Resources, Size
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 20
+STUDY = f"""\
+study: small
+data: {{name: digits, limit: 200}}
+model: {{name: resnet, depth: 8, width: {{choice: [2, 4]}}}}
+augmentation: {{translate: {{max_px: 1}}}}
+training: {{epochs: {EPOCHS}, batch_size: 32}}
+objectives: {{accuracy: maximize}}
+search: {{trials: 2, seed: 3}}
+resources: {{workers: 2, cpu: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A machine with two cores, and with four GPUs that nobody looks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0"), (MARK, "team")):
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        memory = 100_000_000  # bytes of the object store
+        node = {"num_cpus": 2, "num_gpus": 4, "object_store_memory": memory, "include_dashboard": False}
+        started = Cluster(initialize_head=True, head_node_args=node)
+        yield started
+        started.shutdown()
+
+
+def others() -> list[int]:
+    """The processes of the second workers."""
+    return [pid for pid, command in marked("team").items() if command.startswith("ray::Mate.train")]
+
+
+def test_a_second_worker_that_dies_costs_an_epoch(
+    cluster: Any, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    search = Search(study_file(STUDY), tmp_path / "studies", "--address", cluster.address)
+    search.mark = "team"
+    try:
+        search.start()
+        assert search.until(lambda: search.num_epochs() >= 5 and bool(others()), 300), search.output
+        killed = others()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        assert search.wait(300) == 0, search.output
+    finally:
+        search.kill_driver()
+    folder = StudyFolder(search.folder)
+    study = StudyReader(folder).read()
+    assert [trial.state for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    again = 0
+    for trial in folder.trials():
+        assert json.loads(trial.result.read_text())["provenance"]["workers"] == "2"
+        epochs = [json.loads(line)["epoch"] for line in trial.epochs.read_text().splitlines()]
+        assert sorted(set(epochs)) == list(range(1, EPOCHS + 1))
+        again += len(epochs) - EPOCHS
+    assert again <= len(killed)  # each went on from its checkpoint
+
+
+def broken_once(config: dict[str, Any]) -> None:
+    """A trial whose device fails the first time."""
+    from ray import tune
+
+    seen = Path(config["seen"])
+    with seen.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if len(seen.read_text().split()) == 1:
+        raise WorkerLost("the GPU does not answer any more")
+    tune.report({"pid": os.getpid()})
+
+
+def occupy(config: dict[str, Any]) -> None:
+    """A trial that only holds what it has asked for."""
+    import ray
+    from ray import tune
+
+    group = ray.util.get_current_placement_group()
+    begun = time.time()
+    time.sleep(2)
+    tune.report({"gpus": ray.get_gpu_ids(), "bundles": len(group.bundle_specs), "begun": begun, "ended": time.time()})
+
+
+def test_trials_of_mixed_sizes_fill_the_gpus(cluster: Any, tmp_path: Path) -> None:
+    import ray
+    from ray import tune
+
+    parameters = [10, 10, 2_000_000, 10, 10, 2_000_000]  # of the trials' networks
+    sized = Resources(cpu=0.25, gpu=0.5, sizes=(Size(parameters=1e6, gpu=2),))
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        found = tune.Tuner(
+            tune.with_resources(occupy, lambda config: placement_of(request_of(sized, config["parameters"]))),
+            param_space={"parameters": tune.grid_search(parameters)},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+        ).fit()
+    finally:
+        ray.shutdown()
+    rows = [result.metrics for result in found]
+    assert [row["bundles"] for row in rows] == [1, 1, 2, 1, 1, 2]
+    assert {len(row["gpus"]) for row in rows} == {1}  # each worker sees one
+    held = [sum(2.0 if row["bundles"] == 2 else 0.5 for row in rows if is_at(row, at)) for at in moments(rows)]
+    assert max(held) == 4.0  # both of two GPUs, or one of them with four of half a GPU
+    assert max(len([row for row in rows if is_at(row, at)]) for at in moments(rows)) >= 3
+
+
+def test_the_process_of_a_device_that_failed_is_never_used_again(cluster: Any, tmp_path: Path) -> None:
+    import ray
+    from ray import tune
+
+    from equitune.search.searcher import MAX_LOST_WORKERS
+
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        found = tune.Tuner(
+            broken_once,
+            param_space={"seen": str(tmp_path / "seen"), "number": tune.grid_search([0, 1])},
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=1),
+            run_config=tune.RunConfig(
+                storage_path=str(tmp_path),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+            ),
+        ).fit()
+    finally:
+        ray.shutdown()
+    first, *others = (tmp_path / "seen").read_text().split()
+    assert len(others) == 2
+    assert first not in others
+    assert not found.errors
+
+
+def moments(rows: list[dict[str, Any]]) -> list[float]:
+    """When each trial was in its middle."""
+    return [(row["begun"] + row["ended"]) / 2 for row in rows]
+
+
+def is_at(row: dict[str, Any], at: float) -> bool:
+    return bool(row["begun"] <= at <= row["ended"])
