@@ -209,7 +209,7 @@ def test_a_node_killed(
 def test_a_node_drained_in_time(
     hosts: tuple[Host, Host], cluster: Cluster, begin: Callable[..., Study], ends_whole: Callable[..., None]
 ) -> None:
-    """It goes by itself, within the manifest's grace, once its trial has ended there; no other one begins there."""
+    """It goes by itself, within the manifest's grace, once its trial has ended there: its warm worker begins no other."""
     study = begin("drained")
     study.start(hosts[0])
     number = study.trained(hosts[1])

@@ -1,6 +1,11 @@
-"""How often a trial may lose its worker, as Ray Tune counts it. `tests/test_losses.py` has real ones."""
+"""How often a trial may lose its worker, as Ray Tune counts it, and workers of machines that leave.
+
+`tests/test_losses.py` has real losses.
+"""
 
 import json
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +14,14 @@ from ray.exceptions import ActorDiedError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from equitune.datasets._splits import Splits
+from equitune.errors import WorkerLost
+from equitune.records.folder import StudyFolder, write_json
+from equitune.search import trainable
+from equitune.search.machines import is_leaving
 from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler
+from equitune.spec.resources import Resources
+from equitune.spec.trial import TrialConfig
 
 
 class Trained:
@@ -57,3 +69,24 @@ def test_without_renewal_ten_machines_are_too_many() -> None:
     """The broken twin: Tune's own count."""
     forgetful = SimpleNamespace(on_trial_result=lambda *_: TrialScheduler.CONTINUE)
     assert not survives(list(range(1, 11)), forgetful)
+
+
+@pytest.mark.parametrize("leaving", [True, False])
+def test_a_worker_of_a_machine_that_leaves_begins_no_trial(
+    leaving: bool, small_config: TrialConfig, small_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: one that does not look begins it."""
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainable.tune, "report", reports.append)
+    monkeypatch.setattr(trainable, "is_leaving", lambda: leaving)
+    study = StudyFolder(tmp_path / "small")
+    write_json(study.driver, {"token": "ours"})
+    asked = {"folder": str(study.trial(0).path), "trial": small_config.model_dump_json()}
+    with pytest.raises(WorkerLost, match="drained") if leaving else nullcontext():
+        trainable.trainable(asked, small_splits, Resources(), "ours")
+    assert study.trial(0).worker.exists() != leaving
+    assert bool(reports) != leaving
+
+
+def test_where_ray_says_nothing_no_machine_leaves() -> None:
+    assert not is_leaving()

@@ -1,5 +1,6 @@
 """The machines that a cluster starts by need: it is asked for what a study's trials occupy, before the first begins."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from equitune.spec.resources import Resources
 
 MOST_S = 1800.0  # for a machine to come up: its boot, and the pull of an image of some GB
 LOOK_EVERY_S = 0.5
+ANSWER_S = 2.0  # that a worker waits for the head before it begins a trial
 ASK = "ask for less, or give the cluster such machines"
+
+log = logging.getLogger(__name__)
 
 
 def require_machines(
@@ -112,3 +116,19 @@ def _infeasible() -> set[str]:
     status = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status())
     asked = status.autoscaling_state.infeasible_gang_resource_requests
     return {request.details.partition(":")[0] for request in asked}  # "the group's id:strategy|state"
+
+
+def is_leaving() -> bool:
+    """Whether the machine of this worker is being drained: it takes no new worker, but a warm one would go on there.
+
+    No, where Ray's head does not say so in time: it may be away, and trials go on without it.
+    """
+    import ray
+    from ray._private.worker import global_worker
+
+    try:
+        leaving = global_worker.gcs_client.get_draining_nodes(timeout=ANSWER_S)
+    except Exception:
+        log.warning("Ray does not say which machines are being drained", exc_info=True)
+        return False
+    return ray.get_runtime_context().get_node_id() in leaving

@@ -18,6 +18,7 @@ from equitune.records.folder import TrialFolder, write_json
 from equitune.records.on_disk import kept
 from equitune.records.place import place_of
 from equitune.records.results import Epoch, TrialResult
+from equitune.search.machines import is_leaving
 from equitune.search.resources import Request, request_of
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
@@ -36,8 +37,11 @@ def trainable(
     `shared` holds Ray's reference to the data.
 
     Raises:
-        WorkerLost: the device or another worker of the trial has gone: Tune ends this process, and the trial goes on.
+        WorkerLost: the device or another worker of the trial has gone, or this machine soon will: Tune ends this
+            process, and the trial goes on in another.
     """
+    if is_leaving():
+        raise WorkerLost("this machine is being drained: the trial begins on another")
     try:
         _work(config, splits, resources, token, shared)
     except StoreError as error:
