@@ -8,7 +8,6 @@ next to nothing all begin at once, and wait inside for their turn. A stopped tri
 what it waits for.
 """
 
-import gc
 import os
 import socket
 import threading
@@ -49,7 +48,6 @@ class Mate:
         stay_local()
         ranks = Ranks(number, count, lambda: TCPStore(LOCALHOST, port, is_master=False))
         result = train_along(trial, lambda: device_data(splits, trial), ranks)
-        gc.collect()  # closes the connections of a training that an error has ended: the first worker waits on them
         return result.model_dump_json() if result else None
 
 
