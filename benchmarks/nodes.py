@@ -34,7 +34,7 @@ MEMORY = 80_000_000  # bytes of each node's object store
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 
-def sleeping(config: dict[str, Any], splits: Any, resources: Any, token: str) -> None:
+def sleeping(config: dict[str, Any], token: str, **others: Any) -> None:
     """In place of `search/trainable.py::trainable`, with its files and reports."""
     from ray import tune
 

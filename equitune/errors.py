@@ -2,12 +2,13 @@
 
 import re
 
-PASSWORD = re.compile(r"(?<=://)([^/\s:@'\"]*):[^/\s@'\"]+@")  # that of an address, USER:PASSWORD@
+# That of an address: USER:PASSWORD@ before the host, or password=... behind it.
+PASSWORD = re.compile(r"(?<=://)(?P<user>[^/\s:@'\"]*:)[^/\s@'\"]+@|(?<=[?&]password=)[^&\s'\"]+")
 
 
 def without_passwords(text: str) -> str:
     """A text for people or files: of the addresses within it, the passwords are left out."""
-    return PASSWORD.sub(r"\1:***@", text)
+    return PASSWORD.sub(lambda found: f"{found['user']}***@" if found["user"] else "***", text)
 
 
 class UserError(Exception):

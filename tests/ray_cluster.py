@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,7 @@ def ray_cluster(root: Path, num_cpus: int = 5) -> Iterator[RayCluster]:
     finally:
         for node in reversed(cluster.nodes):
             end(node)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def end(node: subprocess.Popen[bytes]) -> None:

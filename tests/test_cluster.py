@@ -63,7 +63,7 @@ def test_the_token_is_asked_for_refused_and_taken(cluster: RayCluster) -> None:
 
 def test_a_job_ends_as_its_program_and_one_that_is_not_there_is_named(cluster: RayCluster, tmp_path: Path) -> None:
     connection, program = Cluster(cluster.url, TOKEN), tmp_path / "program.py"
-    program.write_text("import sys\nprint('argument', sys.argv[1])\nsys.exit(int(sys.argv[1]))\n")
+    program.write_text("import sys\nprint('equitune ends with code', sys.argv[1])\nsys.exit(int(sys.argv[1]))\n")
     commands = {f"ends{code}": [sys.executable, "program.py", str(code)] for code in (0, 1, 2, 130)}
     commands |= {"missing": ["equitune-of-another-image"], "module": [sys.executable, "-m", "equitune_"]}
     how: dict[str, Any] = {"driver_on": "driver", "ship": [program], "environment": {}}
@@ -82,9 +82,9 @@ def test_a_job_ends_as_its_program_and_one_that_is_not_there_is_named(cluster: R
         "ends130": 130,
         "missing": 2,
         "module": 1,  # another module than ours is another matter
-    }
+    }, ended
     assert "the cluster's image has no equitune" in (ended["missing"][1] or "")
-    assert shown["ends1"].splitlines()[-1] == "argument 1"
+    assert shown["ends1"].splitlines()[-1] == "equitune ends with code 1"
 
 
 def test_a_study_goes_there_is_watched_stopped_goes_on_and_comes_back(
@@ -92,7 +92,8 @@ def test_a_study_goes_there_is_watched_stopped_goes_on_and_comes_back(
 ) -> None:
     study_file(STUDY, "small.yaml")
     there = StudyFolder(cluster.root / "small")
-    with proxy(cluster.url, cuts=lambda number: number > 12 and number % 4 == 0) as (way, broken):
+    breaks = threading.Event()
+    with proxy(cluster.url, cuts=lambda number: breaks.is_set() and number % 4 == 0) as (way, broken):
         out, _ = equitune("submit", "small.yaml", "--no-register", "--cluster", way)
         assert f"small@1: {TRIALS} trials" in out
         shown, said = [""], list[str]()
@@ -102,6 +103,7 @@ def test_a_study_goes_there_is_watched_stopped_goes_on_and_comes_back(
 
         connection = Cluster(way, TOKEN)
         watching = threading.Thread(target=followed, args=(connection, connection.job("small"), show, said.append))
+        breaks.set()
         watching.start()
         limit = time.monotonic() + 200
         while f"1/{TRIALS} " not in shown[0] and watching.is_alive() and time.monotonic() < limit:

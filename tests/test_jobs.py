@@ -392,6 +392,33 @@ def test_the_exit_code_is_the_studys(
     assert (says in err) if says else not err
 
 
+def test_a_code_that_ray_has_lost_is_in_the_log(equitune: Run, dashboard: Dashboard) -> None:
+    lost = "Unexpected error occurred: failed to get job supervisor."
+    dashboard.add("small@1", "small", "FAILED", message=lost)
+    dashboard.logs["small@1"] = "equitune ends with code 130, said a trial\nequitune ends with code 1\n"
+    equitune("watch", "small", code=1)
+    dashboard.logs["small@1"] += "more\n"
+    _, err = equitune("watch", "small", code=2)
+    assert "lost its driver" in err
+
+
+def test_a_job_prints_its_code_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(sys, "argv", ["equitune", "show", "none"])
+    monkeypatch.setattr(sys, "exit", ended)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    for in_job in (True, False):
+        if in_job:
+            monkeypatch.setenv("EQUITUNE_TYPED", "equitune submit small.yaml")
+        else:
+            monkeypatch.delenv("EQUITUNE_TYPED")
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert capsys.readouterr().out == ("equitune ends with code 2\n" if in_job else "")
+
+
 def test_submit_waits_where_asked_and_else_says_at_once_what_went_wrong(equitune: Run, dashboard: Dashboard) -> None:
     def end(job: dict[str, Any]) -> None:
         dashboard.logs[job["submission_id"]] = "no front\n"

@@ -55,17 +55,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Group]]:
 @pytest.mark.parametrize(
     ("wanted", "up", "room"),
     [
-        ([{"CPU": 1}], [{}], False),  # a head that carries no work
-        ([{"CPU": 1}], [{}, {"CPU": 1.0}], True),
-        ([{"CPU": 3}], [{"CPU": 2.0}, {"CPU": 2.0}], False),  # four in all, but a trial lies on one machine
-        ([{"CPU": 1, "GPU": 0.1}], [{"CPU": 8.0}, {"GPU": 1.0}], False),
-        ([{"CPU": 1, "GPU": 0.1}], [{"CPU": 8.0, "GPU": 1.0}], True),
-        ([{"CPU": 1, "GPU": 1}] * 2, [{"CPU": 8.0, "GPU": 1.0}], False),
-        ([{"CPU": 1, "GPU": 1}] * 2, [{"CPU": 8.0, "GPU": 1.0}] * 2, True),
-        ([{"CPU": 0.1}] * 3, [{"CPU": 0.3}], True),
+        (Request(1, 0), [{}], False),  # a head that carries no work
+        (Request(1, 0), [{}, {"CPU": 1.0}], True),
+        (Request(3, 0), [{"CPU": 2.0}, {"CPU": 2.0}], False),  # four in all, but a worker lies on one machine
+        (Request(1, 0.1), [{"CPU": 8.0}, {"GPU": 1.0}], False),
+        (Request(1, 0.1), [{"CPU": 8.0, "GPU": 1.0}], True),
+        (Request(2, 2, workers=2), [{"CPU": 8.0, "GPU": 1.0}], False),
+        (Request(2, 2, workers=2), [{"CPU": 8.0, "GPU": 1.0}] * 2, True),
+        (Request(0.3, 0, workers=3), [{"CPU": 0.3}], True),
     ],
 )
-def test_a_trial_fits_on_what_is_up(wanted: list[dict[str, float]], up: list[dict[str, float]], room: bool) -> None:
+def test_a_trial_fits_on_what_is_up(wanted: Request, up: list[dict[str, float]], room: bool) -> None:
     assert fits(wanted, up) == room
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.datasets._splits import Splits
-from equitune.errors import Infeasible, UserError
-from equitune.records.folder import StudyFolder, write_json
+from equitune.errors import Infeasible, UserError, WorkerLost
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.results import TrialResult
 from equitune.search import resources as search_resources
 from equitune.search import trainable as worker
@@ -20,7 +20,7 @@ from equitune.search.resources import Placement, Request, correction, placement_
 from equitune.spec.load import load_study
 from equitune.spec.resources import Resources, Size
 from equitune.spec.trial import TrialConfig
-from equitune.trial import memory
+from equitune.trial import memory, run
 from equitune.trial.build import initial_model
 from equitune.trial.memory import GIB, Footprint, cap_memory, footprint, num_parameters, saved_bytes
 from equitune.trial.run import run_trial
@@ -372,3 +372,22 @@ def test_the_peak_of_a_trial_is_recorded_on_a_gpu_alone(
 
 def test_what_a_trial_reports_has_no_peak_on_the_cpu(small_config: TrialConfig, small_data: Any) -> None:
     assert "peak_memory_mib" not in run_trial(small_config, small_data).provenance
+
+
+def test_the_worker_of_a_lost_device_reports_nothing_and_ends(
+    small_config: TrialConfig, small_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise WorkerLost("the GPU of node-1 does not answer any more: CUDA error: uncorrectable ECC error encountered")
+
+    folder = StudyFolder(tmp_path).trial(0)
+    folder.path.mkdir(parents=True)
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "fit", fails)
+    monkeypatch.setattr(worker.tune, "report", reports.append)
+    monkeypatch.setattr(TrialFolder, "claim", lambda self: None)
+    proposed = {"folder": str(folder.path), "trial": small_config.model_dump_json()}
+    with pytest.raises(WorkerLost):  # which ends its process: tests/test_team.py
+        worker.trainable(proposed, small_splits, Resources(), None)  # type: ignore[arg-type]
+    assert reports == []
+    assert "uncorrectable ECC error" in folder.log.read_text()

@@ -78,40 +78,30 @@ def test_a_second_worker_that_dies_costs_an_epoch(
     assert again <= len(killed)  # each went on from its checkpoint
 
 
-def broken_once(config: dict[str, Any]) -> None:
-    """A trial whose device fails the first time."""
-    from ray import tune
-
-    seen = Path(config["seen"])
-    with seen.open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    if len(seen.read_text().split()) == 1:
-        raise WorkerLost("the GPU does not answer any more")
-    tune.report({"pid": os.getpid()})
-
-
-def occupy(config: dict[str, Any]) -> None:
-    """A trial that only holds what it has asked for."""
-    import ray
-    from ray import tune
-
-    group = ray.util.get_current_placement_group()
-    begun = time.time()
-    time.sleep(2)
-    tune.report({"gpus": ray.get_gpu_ids(), "bundles": len(group.bundle_specs), "begun": begun, "ended": time.time()})
-
-
 def test_trials_of_mixed_sizes_fill_the_gpus(cluster: Any, tmp_path: Path) -> None:
     import ray
     from ray import tune
 
-    parameters = [10, 10, 2_000_000, 10, 10, 2_000_000]  # of the trials' networks
+    def occupy(config: dict[str, Any]) -> None:
+        """A trial that holds what it has asked for until five are there, which fill the GPUs."""
+        begun = time.time()
+        (Path(config["folder"]) / str(config["number"])).touch()
+        while len(list(Path(config["folder"]).iterdir())) < 5 and time.time() < begun + 120:
+            time.sleep(0.1)
+        bundles = len(ray.util.get_current_placement_group().bundle_specs)
+        tune.report({"gpus": ray.get_gpu_ids(), "bundles": bundles, "begun": begun, "ended": time.time()})
+
+    def parameters(config: dict[str, Any]) -> int:
+        return 2_000_000 if config["number"] in (2, 5) else 10  # of the trial's network
+
+    together = tmp_path / "begun"
+    together.mkdir()
     sized = Resources(cpu=0.25, gpu=0.5, sizes=(Size(parameters=1e6, gpu=2),))
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         found = tune.Tuner(
-            tune.with_resources(occupy, lambda config: placement_of(request_of(sized, config["parameters"]))),
-            param_space={"parameters": tune.grid_search(parameters)},
+            tune.with_resources(occupy, lambda config: placement_of(request_of(sized, parameters(config)))),
+            param_space={"folder": str(together), "number": tune.grid_search(list(range(6)))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
         ).fit()
@@ -120,9 +110,9 @@ def test_trials_of_mixed_sizes_fill_the_gpus(cluster: Any, tmp_path: Path) -> No
     rows = [result.metrics for result in found]
     assert [row["bundles"] for row in rows] == [1, 1, 2, 1, 1, 2]
     assert {len(row["gpus"]) for row in rows} == {1}  # each worker sees one
-    held = [sum(2.0 if row["bundles"] == 2 else 0.5 for row in rows if is_at(row, at)) for at in moments(rows)]
-    assert max(held) == 4.0  # both of two GPUs, or one of them with four of half a GPU
-    assert max(len([row for row in rows if is_at(row, at)]) for at in moments(rows)) >= 3
+    filling, last = rows[:5], rows[5]  # four of half a GPU and one of two
+    assert max(row["begun"] for row in filling) < min(row["ended"] for row in filling)
+    assert last["begun"] > min(row["ended"] for row in filling)
 
 
 def test_the_process_of_a_device_that_failed_is_never_used_again(cluster: Any, tmp_path: Path) -> None:
@@ -130,6 +120,15 @@ def test_the_process_of_a_device_that_failed_is_never_used_again(cluster: Any, t
     from ray import tune
 
     from equitune.search.searcher import MAX_LOST_WORKERS
+
+    def broken_once(config: dict[str, Any]) -> None:
+        """A trial whose device fails the first time."""
+        seen = Path(config["seen"])
+        with seen.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len(seen.read_text().split()) == 1:
+            raise WorkerLost("the GPU does not answer any more")
+        tune.report({"pid": os.getpid()})
 
     ray.init(address=cluster.address, log_to_driver=False)
     try:
@@ -149,12 +148,3 @@ def test_the_process_of_a_device_that_failed_is_never_used_again(cluster: Any, t
     assert len(others) == 2
     assert first not in others
     assert not found.errors
-
-
-def moments(rows: list[dict[str, Any]]) -> list[float]:
-    """When each trial was in its middle."""
-    return [(row["begun"] + row["ended"]) / 2 for row in rows]
-
-
-def is_at(row: dict[str, Any], at: float) -> bool:
-    return bool(row["begun"] <= at <= row["ended"])

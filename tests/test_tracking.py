@@ -1,5 +1,6 @@
 """MLflow as a projection: a real store, projected from invented studies, again and again, with the store gone between."""
 
+import io
 import json
 import os
 import time
@@ -8,15 +9,18 @@ from typing import Any
 
 import pytest
 from invented import add_trial, invent
+from rich.console import Console
 
 from equitune.analysis.hypervolume import hypervolume, reference_point
 from equitune.analysis.pareto import losses, objective_values
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, write_json
-from equitune.records.reader import StudyReader
+from equitune.records import reader
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.reader import StudyReader, TrialRecord, read_trial
 from equitune.records.results import Measurement
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
+from equitune.report.terminal import StudyView
 from equitune.spec.objectives import Bound
 from equitune.spec.study import StudySpec
 from equitune.tracking import live
@@ -280,6 +284,26 @@ def test_the_load_of_the_machine_is_logged_when_asked(
             time.sleep(0.2)
     assert runs(store)["small"].data.metrics[LOAD] >= 0
     assert said == []
+
+
+def test_a_view_and_the_projection_keep_each_trial_once(
+    tmp_path: Path, small_spec: StudySpec, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reader keeps of a trial, its epochs and its profile, is most of what a driver's memory grows by."""
+    folder = invent(tmp_path / "small", small_spec, 3)
+    read: list[int] = []
+
+    def counted(trial: TrialFolder, *rest: Any) -> TrialRecord:
+        read.append(trial.number)
+        return read_trial(trial, *rest)
+
+    monkeypatch.setattr(reader, "read_trial", counted)
+    view = StudyView(folder, Console(file=io.StringIO()))
+    view.say("searching")
+    Projector(folder, store, write_front, write_profile, reader=view.reader).step()
+    assert read == [0, 1, 2]
+    Projector(folder, store, write_front, write_profile).step()  # the broken twin: one of its own
+    assert read == [0, 1, 2, 0, 1, 2]
 
 
 def _is_logged(uri: str, metric: str) -> bool:

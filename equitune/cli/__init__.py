@@ -13,7 +13,7 @@ from equitune.cli import cluster, studies, tools, trials
 from equitune.cli.analyze import analyze
 from equitune.cli.fetch import fetch, pack
 from equitune.cli.measure import measure
-from equitune.cli.options import DONE, INTERRUPTED, USERS_MISTAKE
+from equitune.cli.options import DONE, ENDED, INTERRUPTED, TYPED, USERS_MISTAKE
 from equitune.cli.report import report
 from equitune.cli.watch import watch
 from equitune.errors import StoreError, UserError
@@ -52,6 +52,8 @@ for command in (
 def main() -> NoReturn:
     """The program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
     code = _exit_code()
+    if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
+        click.echo(ENDED.format(code=code))
     if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
         atexit._run_exitfuncs()
         sys.stdout.flush()

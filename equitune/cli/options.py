@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from equitune.records.place import Place
 
 TYPED = "EQUITUNE_TYPED"  # tells a job what was typed to submit it
+ENDED = "equitune ends with code {code}"  # the last line of a job
 DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
 
 root_option = click.option(

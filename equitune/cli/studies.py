@@ -156,7 +156,7 @@ def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: 
     from equitune.tracking.live import projecting
 
     view = StudyView(folder, Console())
-    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say) as hurry:
+    with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say, view.reader) as hurry:
         outcome = run_study(spec, folder, source=file, say=view.say, **how)
         if outcome.state != "complete":
             hurry()

@@ -1,5 +1,6 @@
 """Reads a study back from its folder, again and again at little cost: what has ended is read once."""
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class StudyRecord:
 
 
 class StudyReader:
-    """Reads one study; keeps what cannot change any more.
+    """Reads one study; keeps what cannot change any more. Several threads may share one, and so keep it once.
 
     Args:
         folder: the study's.
@@ -133,6 +134,7 @@ class StudyReader:
     def __init__(self, folder: StudyFolder, brief: bool = False) -> None:
         self.folder = folder
         self._brief = brief
+        self._reading = threading.Lock()
         self._kept: dict[int, TrialRecord] = {}
         self._configs: dict[int, TrialConfig] = {}
         self._seen: StudyFolder | None = None  # the last look at a folder in an object store
@@ -144,6 +146,10 @@ class StudyReader:
             UserError: its files are missing or not whole.
             StoreError: it lies in an object store that refuses, or does not answer.
         """
+        with self._reading:
+            return self._read()
+
+    def _read(self) -> StudyRecord:
         names = ("study.json", "config.json", "result.json", *(() if self._brief else ("epochs.jsonl", "test.json")))
         folder = self._seen = self.folder.seen(*names, but=self._kept, before=self._seen)
         info = read_json(folder.study)

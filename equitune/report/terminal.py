@@ -29,7 +29,8 @@ class StudyView:
     """Shows how a study goes, from its folder alone."""
 
     def __init__(self, folder: StudyFolder, console: Console, doing: str = "starting") -> None:
-        self._folder, self._reader, self._console = folder, StudyReader(folder), console
+        self.reader = StudyReader(folder)
+        self._folder, self._console = folder, console
         self._doing = doing
         self._ended_before: set[int] | None = None
         self._printed: set[int] = set()
@@ -69,7 +70,7 @@ class StudyView:
 
     def _read(self) -> StudyRecord | None:
         try:
-            study = self._reader.read()
+            study = self.reader.read()
         except (UserError, StoreError):
             return None  # it has just begun, or nobody knows
         if self._ended_before is None:

@@ -35,7 +35,7 @@ def require_machines(
         UserError: no machine has so much and none that has it can be started, or none came up in time.
     """
     up = _machines()
-    missing = {place: request for place, request in requests(resources) if not fits(bundles(request), up)}
+    missing = {place: request for place, request in requests(resources) if not fits(request, up)}
     if not missing:
         return
     if not _scales():
@@ -69,16 +69,16 @@ def _named(request: Request) -> str:
     return f"{cpus} and {request.gpu:g} GPU{'s' if request.gpu > 1 else ''}" if request.gpu else cpus
 
 
-def bundles(request: Request) -> list[dict[str, float]]:
-    """What a trial asks Ray for, each on one machine."""
-    return [{"CPU": request.cpu} | ({"GPU": request.gpu} if request.gpu else {})]
-
-
-def fits(wanted: list[dict[str, float]], machines: Iterable[dict[str, float]]) -> bool:
-    """Whether a trial's equal bundles have a place on machines that do nothing else."""
-    each = wanted[0].items()
+def fits(request: Request, machines: Iterable[dict[str, float]]) -> bool:
+    """Whether a trial's workers have a place on machines that do nothing else; each worker lies on one."""
+    each = _bundle(request).items()
     places = (min(int(has.get(resource, 0) / amount + 1e-9) for resource, amount in each) for has in machines)
-    return sum(places) >= len(wanted)
+    return sum(places) >= request.workers
+
+
+def _bundle(request: Request) -> dict[str, float]:
+    """What each worker of a trial occupies."""
+    return {resource: amount for resource, amount in request.bundle.items() if amount}
 
 
 def _machines() -> list[dict[str, float]]:
@@ -100,7 +100,7 @@ def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
     """A place for one trial of each kind; given back at the end, for the trials to take."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    groups = {place: placement_group(bundles(request)) for place, request in missing.items()}
+    groups = {place: placement_group([_bundle(request)] * request.workers) for place, request in missing.items()}
     try:
         yield groups
     finally:

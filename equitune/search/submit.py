@@ -7,6 +7,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,7 +150,7 @@ def followed(
             show(text[shown:])
             shown, heard, warned = len(text), clock(), False
         if job.has_ended:  # before its log was read: that was whole
-            return job
+            return _with_code(job, text)
         silent_s = clock() - heard
         if status == "RUNNING" and silent_s > GONE_S:
             raise UserError(_silence(job, silent_s))
@@ -181,9 +182,19 @@ def carried(
     job = followed(cluster, job, text.append, say)
     cluster.forget(job)
     data = from_text("".join(text))
-    if job.status != "SUCCEEDED" or data is None:
+    if data is None:  # where there is one, its hash says more than Ray's status
         raise UserError(verdict(job)[1] or last_line("".join(text)))
     return data
+
+
+def _with_code(job: Job, text: str) -> Job:
+    """A job with the exit code that it printed last, where Ray has none.
+
+    Ray 2.60 overwrites the end of a job with "failed to get job supervisor" where the machine it runs on begins to
+    watch it, as it does at the first look at a log there, while its driver leaves.
+    """
+    said = re.search(r"^equitune ends with code (\d+)\s*\Z", text, re.MULTILINE)
+    return replace(job, exit_code=int(said[1])) if said and job.status == "FAILED" and job.exit_code is None else job
 
 
 def _silence(job: Job, silent_s: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from equitune.errors import StoreError, without_passwords
 from equitune.records.folder import StudyFolder
+from equitune.records.reader import StudyReader
 from equitune.tracking.projector import Projector, WriteFront, WriteProfile
 from equitune.tracking.store import sentence
 
@@ -113,6 +114,7 @@ def projecting(
     write_front: WriteFront,
     write_profile: WriteProfile,
     warn: Callable[[str], None],
+    reader: StudyReader | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Projects from a thread of its own while the block runs.
 
@@ -120,7 +122,7 @@ def projecting(
     Where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true, the load of the driver's machine becomes metrics of the study's
     run, by MLflow's own monitor.
     """
-    projector = Projector(folder, tracking_uri, write_front, write_profile, everything=False)
+    projector = Projector(folder, tracking_uri, write_front, write_profile, everything=False, reader=reader)
     follower = Follower(projector, folder, tracking_uri, warn)
     thread = threading.Thread(target=follower.run, daemon=True)
     thread.start()

@@ -41,9 +41,13 @@ class Projector:
         write_profile: WriteProfile,
         *,
         everything: bool = True,
+        reader: StudyReader | None = None,
     ) -> None:
-        """`everything`: sends also what the store says it has, of which somebody may have removed a part."""
-        self._folder, self._reader = folder, StudyReader(folder)
+        """`everything`: sends also what the store says it has, of which somebody may have removed a part.
+
+        `reader`: of the folder, where there is one already: what it keeps grows with the trials.
+        """
+        self._folder, self._reader = folder, reader or StudyReader(folder)
         self.store = Store(tracking_uri, folder)
         self._write_front, self._write_profile = write_front, write_profile
         self._everything = everything

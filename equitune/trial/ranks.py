@@ -5,6 +5,8 @@ are averaged by torch's DistributedDataParallel; what else sees a batch is in wh
 evaluates, writes and reports. No Ray here: search/team.py starts the others.
 """
 
+import gc
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -58,13 +60,15 @@ class Ranks:
                 backend, store=self.meet(), rank=self.number, world_size=self.count, timeout=TIMEOUT
             )
             yield
-        except Exception as error:
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the model that is spread
             if distributed.is_initialized() and device == "cuda":
                 distributed.group.WORLD.abort()  # type: ignore[union-attr] # nccl would wait for the others
-            if is_connection_lost(error):
+            if isinstance(error, Exception) and is_connection_lost(error):
                 raise WorkerLost(f"another worker of the trial has gone: {first_line(error)}") from error
             raise
         finally:
+            gc.collect()  # a model that is spread ends before its connections: after them it would wait for ever
             if distributed.is_initialized():
                 distributed.destroy_process_group()
 
