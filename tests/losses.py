@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,23 @@ class Study:
         self.file.write_text(STUDY.replace("study: small", f"study: {name}"))
         self._settings = [part for setting in settings for part in ("--set", setting)]
         self._driver: subprocess.Popen[bytes] | None = None
-        self._began = 0.0
+        self._began = self._ended = 0.0
 
     def start(self, host: Host, **changes: str) -> None:
         command = [sys.executable, "-m", "equitune", "search", str(self.file), "--address", "auto", *self._settings]
         command += ["--root", f"s3://{BUCKET}"] if self._in_bucket else []
         self._began = self._began or time.monotonic()
-        self._driver = host.popen(command, self.cluster.environment(host) | changes, self.log)
+        self._runs(host.popen(command, self.cluster.environment(host) | changes, self.log))
+
+    def _runs(self, driver: "subprocess.Popen[bytes]") -> None:
+        """Takes the time of its end."""
+
+        def wait() -> None:
+            driver.wait()
+            self._ended = time.monotonic()
+
+        self._driver, self._watch = driver, threading.Thread(target=wait, daemon=True)
+        self._watch.start()
 
     def submit(self) -> None:
         """Through Ray's Jobs API, as from a laptop; `wait` then waits for the job."""
@@ -61,8 +72,10 @@ class Study:
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(PACKAGE)}
         self._began = self._began or time.monotonic()
         with self.log.open("ab") as log:
-            self._driver = subprocess.Popen(
-                [*network.within, *command], env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
+            self._runs(
+                subprocess.Popen(
+                    [*network.within, *command], env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
+                )
             )
 
     @property
@@ -70,13 +83,11 @@ class Study:
         return self.log.read_text() if self.log.exists() else ""
 
     def wait(self, timeout_s: float = 400) -> tuple[int, float]:
-        """The exit code, and the seconds since the study began."""
+        """The exit code, and the seconds from its beginning to its end."""
         assert self._driver
-        try:
-            code = self._driver.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} does not end:\n{self.output}\n{self.folder.log.read_text()}") from None
-        took_s = time.monotonic() - self._began
+        self._watch.join(timeout_s)
+        assert not self._watch.is_alive(), f"{self.name} does not end:\n{self.output}"
+        code, took_s = self._driver.returncode, self._ended - self._began
         if self._in_bucket:
             fetched(self.cluster.network, self.name, self.folder.path)
         return code, took_s
