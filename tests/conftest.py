@@ -1,10 +1,13 @@
 """What the tests share: small studies and small data."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from equitune.datasets._splits import Splits, load_splits
 from equitune.records.folder import StudyFolder, write_json
@@ -34,17 +37,24 @@ search: {trials: 4, seed: 7}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `pytest -n 2` what starts Ray or servers still runs one after another, in one of the two processes.
+    """What starts Ray or servers comes first: of `pytest -n 2` one process has all of that, and the other begins with
+    the rest.
 
     Hosts of network namespaces are made where `-m` asks for them by name, never by `slow or not slow`.
     """
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if "netns" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("netns")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of the slow tests, which wait for each other where the second process has nothing else left."""
+    slow, processes = request.node.get_closest_marker("slow"), "PYTEST_XDIST_WORKER" in os.environ
+    with FileLock(tmp_path_factory.getbasetemp().parent / "slow.lock") if slow and processes else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from prerequisites import renderer, require
 
 REPOSITORY = Path(__file__).parent.parent
 DEPLOY = REPOSITORY / "deploy"
-OVERLAYS = ("dev", "prod", "prod-job")
+OVERLAYS = ("dev", "prod", "prod-s3", "prod-job")
 OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes
 DELETED = object()
 Manifest = dict[str, Any]

@@ -180,7 +180,8 @@ def referred(manifests: list[Manifest]) -> Faults:
         spec = pod["spec"]
         volumes = {volume["name"] for volume in spec.get("volumes", [])} | templates.get(where, set())
         for volume in spec.get("volumes", []):
-            if volume.get("persistentVolumeClaim", {}).get("claimName", next(iter(claims))) not in claims:
+            claim = volume.get("persistentVolumeClaim")
+            if claim and claim["claimName"] not in claims:
                 yield f"{where}: no such claim as that of the volume {volume['name']}"
         for container, content in containers(pod):
             for mount in content.get("volumeMounts", []):
