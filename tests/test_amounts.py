@@ -28,9 +28,10 @@ from equitune.spec.trial import TrainingConfig, TrialConfig
 from equitune.tracking.projector import _final_points
 from equitune.trial import fit
 from equitune.trial.amounts import relaxation
-from equitune.trial.build import DeviceData, DeviceSplit, assembled, count_parameters
+from equitune.trial.build import DeviceData, assembled, count_parameters
 from equitune.trial.fit import build_optimizer
 from equitune.trial.run import run_trial
+from equitune.trial.split import DeviceSplit
 
 # Each prior with a continuous choice: what makes it strict, and what leaves it free.
 CORNERS: dict[str, tuple[dict[str, object], dict[str, object]]] = {

@@ -84,7 +84,14 @@ class Growing:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
         }
-        command = ["ray", "start", "--head", "--block", "--num-cpus=0", f"--port={self.address.rpartition(':')[2]}"]
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=0",
+            f"--port={self.address.rpartition(':')[2]}",
+        ]
         command += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--temp-dir={folder}"]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         command += [f"--ray-client-server-port={free_port()}", "--object-store-memory=80000000"]

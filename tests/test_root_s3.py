@@ -610,6 +610,11 @@ def two_nodes(hidden: Path) -> Iterator[str]:
         ["unshare", "--mount", "sh", "-c", inside], start_new_session=True, stdout=subprocess.DEVNULL
     )
     try:
+        cluster.wait_for_nodes()
+        limit = time.monotonic() + 120
+        while len(cluster.global_state._live_node_ids()) < 2:
+            assert time.monotonic() < limit, "the second machine has not joined"
+            time.sleep(0.3)
         yield cluster.address
     finally:
         os.killpg(node.pid, signal.SIGTERM)
