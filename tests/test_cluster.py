@@ -22,7 +22,7 @@ from equitune.search.submit import followed, submit_study, verdict
 
 pytestmark = pytest.mark.slow
 
-EPOCHS, TRIALS = 80, 4
+EPOCHS, TRIALS = 80, 6
 STUDY = SMALL_STUDY.replace("epochs: 2", f"epochs: {EPOCHS}").replace("limit: 200", "limit: 100")
 Run = Callable[..., tuple[str, str]]
 
@@ -105,13 +105,13 @@ def test_a_study_goes_there_is_watched_stopped_goes_on_and_comes_back(
         watching = threading.Thread(target=followed, args=(connection, connection.job("small"), show, said.append))
         breaks.set()
         watching.start()
+        _, err = equitune("submit", "small.yaml", code=2)
+        assert "study small is being searched already: job small@1" in err
         limit = time.monotonic() + 200
         while f"1/{TRIALS} " not in shown[0] and watching.is_alive() and time.monotonic() < limit:
             time.sleep(0.1)
         first = {trial.number: trial.result.read_bytes() for trial in there.trials() if trial.result.exists()}
         assert first, shown[0]
-        _, err = equitune("submit", "small.yaml", code=2)
-        assert "study small is being searched already: job small@1" in err
         stopped, _ = equitune("cancel", "small")
         watching.join(60)
         log = Cluster(cluster.url, TOKEN).log(Cluster(cluster.url, TOKEN).job("small@1"))

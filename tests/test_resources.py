@@ -16,7 +16,16 @@ from equitune.records.results import TrialResult
 from equitune.search import resources as search_resources
 from equitune.search import trainable as worker
 from equitune.search.cluster import slots
-from equitune.search.resources import Placement, Request, correction, placement_of, request_of, require_memory, share
+from equitune.search.resources import (
+    Placement,
+    Request,
+    correction,
+    placement_of,
+    request_for,
+    request_of,
+    require_memory,
+    share,
+)
 from equitune.spec.load import load_study
 from equitune.spec.resources import Resources, Size
 from equitune.spec.trial import TrialConfig
@@ -341,9 +350,9 @@ def test_a_worker_sets_the_cap_before_each_trial(
     worker._cap_memory(small_config, request_of(SIZES, 0))
     assert cuda == []  # on the CPU there is nothing to limit
     on_gpu = small_config.model_copy(update={"device": "cuda"})
-    worker._cap_memory(on_gpu, worker._request(on_gpu, small_splits, SIZES))
+    worker._cap_memory(on_gpu, request_for(on_gpu, SIZES, small_splits.shape, len(small_splits.class_names)))
     capped = Resources(gpu=0.5, sizes=(Size(parameters=10, gpu_memory_gib=2),))
-    worker._cap_memory(on_gpu, worker._request(on_gpu, small_splits, capped))
+    worker._cap_memory(on_gpu, request_for(on_gpu, capped, small_splits.shape, len(small_splits.class_names)))
     assert cuda == [0.5 - memory.CONTEXT_GIB / 16, 2 / 16]
 
 

@@ -59,6 +59,7 @@ GET /openapi.json
 """.strip().splitlines()
 OPEN = ("/health", "/api/3.0/mlflow/server-info", "/static-files/index.html")  # kind of the store, no data
 OUT = ("../../a", "..%2F..%2Fa", "%2e%2e/%2e%2e/a", "%252e%252e%252fa", "a/../../../b")
+COPIES = {"nobody": "mlflow_auth", "old": "mlflow"}  # for servers that must not start
 ARTEFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 
 
@@ -81,6 +82,9 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
                 assert waiting.poll() is None, services.said("waiting")
                 done = services.run(services.migration, container)
                 assert done.returncode == 0, done.stdout
+            for copy, name in COPIES.items():  # now, before a server reads there
+                database.sql(f"CREATE DATABASE {copy} TEMPLATE {name} OWNER equitune")
+            database.sql("UPDATE alembic_version SET version_num = '1bd49d398cd23'", database="old")
             assert making.wait(60) == 0, services.said("bucket")
             assert waiting.wait(60) == 0, services.said("waiting")
             yield services
@@ -92,10 +96,6 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 @pytest.fixture(scope="module")
 def refused(migrated: Services) -> dict[str, tuple[int, str]]:
     """How servers end that must not start: with users but no admin's password; on a schema of another version."""
-    copies = {"nobody": "mlflow_auth", "old": "mlflow"}
-    for copy, name in copies.items():
-        migrated.database.sql(f"CREATE DATABASE {copy} TEMPLATE {name} OWNER equitune")
-    migrated.database.sql("UPDATE alembic_version SET version_num = '1bd49d398cd23'", database="old")
     (container,) = migrated.deployment["containers"]
     own = migrated.secrets["mlflow-auth-config", "basic_auth.ini"]
     changed: dict[str, dict[str, Any]] = {

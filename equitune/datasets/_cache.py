@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from equitune.errors import UserError
+from equitune.records.folder import write_whole
 
 Say = Callable[[str], None]
 Listing = dict[str, tuple[int, str]]  # name below the folder -> its bytes, and its ETag or time of change
@@ -153,8 +154,9 @@ def _copied(source: Source, target: Path, say: Say) -> str:
                 told = time.monotonic()
                 amount = f"{done:,} of {len(missing):,} files, {sent / 1e9:.2f} of {need / 1e9:.2f} GB"
                 say(f"copying {source.place}: {amount}")
-    _write_whole(_copied_so_far(target), "".join(json.dumps([name, *entry]) + "\n" for name, entry in listing.items()))
-    _write_whole(_whole(target), stamp)
+    lines = (json.dumps([name, *entry]) + "\n" for name, entry in listing.items())
+    write_whole(_copied_so_far(target), "".join(lines).encode())
+    write_whole(_whole(target), stamp.encode())
     return stamp
 
 
@@ -295,9 +297,3 @@ def _stamp(target: Path) -> str:
         return _whole(target).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

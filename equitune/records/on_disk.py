@@ -1,11 +1,11 @@
 """Files on a disk for what lies in an object store: to write into, to read, to append to."""
 
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from equitune.background import repeating
 from equitune.records.place import Place
 
 KEEP_S = 10.0  # between two copies of a log
@@ -17,8 +17,7 @@ def written(path: Place) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
-        local = Path(scratch) / path.name
+    with _scratch(path) as local:
         yield local
         for file in [local] if local.is_file() else sorted(local.rglob("*")):
             if file.is_file():
@@ -32,8 +31,7 @@ def fetched(path: Place) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
-        local = Path(scratch) / path.name
+    with _scratch(path) as local:
         local.write_bytes(path.read_bytes())
         yield local
 
@@ -44,8 +42,8 @@ def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Pa
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="equitune-") as scratch:
-        local, stop, sent = Path(scratch) / path.name, threading.Event(), 0
+    with _scratch(path) as local:
+        sent = 0
         with suppress(FileNotFoundError):
             sent = local.write_bytes(path.read_bytes())
 
@@ -57,15 +55,12 @@ def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Pa
                     path.write_bytes(data)
                     sent = len(data)
 
-        def follow() -> None:
-            while not stop.wait(KEEP_S):
-                send()
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with repeating(send, KEEP_S):
             yield local
-        finally:
-            stop.set()
-            thread.join()
-            send()
+
+
+@contextmanager
+def _scratch(path: Place) -> Iterator[Path]:
+    """A place on this disk for a file or folder of the same name; gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="equitune-") as folder:
+        yield Path(folder) / path.name

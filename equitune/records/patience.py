@@ -53,7 +53,7 @@ def patiently(store: str, doing: str, url: str, call: Callable[[], Answer]) -> A
             answer = call()
         except FileNotFoundError as error:
             if _code(error) == "NoSuchBucket":
-                raise StoreError(errno.ENOENT, _no_bucket(store), url) from None
+                raise StoreError(errno.ENOENT, no_bucket(store), url) from None
             _answered.add(store)
             raise
         except Exception as error:
@@ -106,7 +106,8 @@ def _is_outage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in LIBRARIES
 
 
-def _no_bucket(store: str) -> str:
+def no_bucket(store: str) -> str:
+    """Says that there is none."""
     return f"there is no bucket {store}: make it, or mend its name"
 
 

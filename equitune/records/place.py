@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from equitune import catalog
 from equitune.errors import StoreError, UserError
-from equitune.records.patience import cleaned, patiently, trust
+from equitune.records.patience import cleaned, no_bucket, patiently, trust
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 # Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
@@ -257,7 +257,7 @@ def require_answer(path: Place) -> None:
         if not path.exists() and path.scheme == "s3":
             bucket = RemotePath(path.files, path.scheme, PurePosixPath(path.at.parts[0]))
             if not bucket.exists():
-                raise UserError(f"--root: there is no bucket {path.store}: make it, or mend its name")
+                raise UserError(f"--root: {no_bucket(path.store)}")
     except StoreError as error:
         raise UserError(f"--root: {error}") from None
 

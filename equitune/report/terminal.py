@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from equitune.analysis.pareto import front
+from equitune.background import repeating
 from equitune.errors import StoreError, UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
@@ -40,12 +41,16 @@ class StudyView:
     @contextmanager
     def showing(self) -> Iterator["StudyView"]:
         """Keeps the view fresh from a thread of its own while the block runs."""
-        stop = threading.Event()
+        every_s = max(REFRESH_S, self._folder.rest_s)
         if self._console.is_terminal:
-            with Live(self._live(), console=self._console, refresh_per_second=4, transient=True) as live:
-                yield from self._refreshing(stop, lambda: live.update(self._live()))
+            with (
+                Live(self._live(), console=self._console, refresh_per_second=4, transient=True) as live,
+                repeating(lambda: live.update(self._live()), every_s),
+            ):
+                yield self
         else:
-            yield from self._refreshing(stop, self._print_news)
+            with repeating(self._print_news, every_s):
+                yield self
 
     def say(self, sentence: str) -> None:
         """What the search does now."""
@@ -53,20 +58,6 @@ class StudyView:
         if not self._console.is_terminal:
             self._print_news()
             self._print(sentence)
-
-    def _refreshing(self, stop: threading.Event, refresh: Callable[[], None]) -> Iterator["StudyView"]:
-        def loop() -> None:
-            while not stop.wait(max(REFRESH_S, self._folder.rest_s)):
-                refresh()
-
-        thread = threading.Thread(target=loop, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            stop.set()
-            thread.join()
-            refresh()
 
     def _read(self) -> StudyRecord | None:
         try:

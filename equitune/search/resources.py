@@ -52,6 +52,17 @@ def request_of(resources: Resources, parameters: int) -> Request:
     return Request(cpu, gpu, memory_gib, int(gpu) if gpu > 1 else workers)
 
 
+def request_for(config: TrialConfig, resources: Resources, shape: tuple[int, int, int], classes: int) -> Request:
+    """What a trial asks for, a GPU's share at `auto` aside; a network that cannot exist ends at once: the least."""
+    from equitune.trial.memory import num_parameters
+
+    try:
+        parameters = num_parameters(config, shape, classes) if resources.sizes else 0
+    except Infeasible:
+        parameters = 0  # it ends at once
+    return request_of(resources, parameters)
+
+
 def gpu_of(resources: Resources) -> float:
     """The GPUs of a trial that reaches no size; where they are `auto`, the smallest share."""
     return 1 / PARTS_OF_A_GPU if resources.gpu == "auto" else resources.gpu
@@ -123,18 +134,13 @@ class Placement:
 
     def request(self, config: TrialConfig) -> Request:
         """What a trial asks for; of a network that cannot exist the least, for it ends at once."""
-        from equitune.trial.memory import num_parameters
-
-        if not self._resources.sizes and self._resources.gpu != "auto":
-            return request_of(self._resources, 0)
+        request = request_for(config, self._resources, self._shape, self._classes)
+        if self._resources.gpu != "auto":
+            return request
         try:
-            parameters = num_parameters(config, self._shape, self._classes) if self._resources.sizes else 0
-            request = request_of(self._resources, parameters)
-            if self._resources.gpu == "auto":
-                return Request(request.cpu, share(self.needed_gib(config), self._device_gib))
+            return Request(request.cpu, share(self.needed_gib(config), self._device_gib))
         except Infeasible:
-            request = request_of(self._resources, 0)
-        return request
+            return request
 
     def needed_gib(self, config: TrialConfig) -> float:
         """The memory that a trial needs of its GPU, as predicted and corrected by those that ended last."""

@@ -13,13 +13,13 @@ from ray import tune
 
 from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
-from equitune.errors import GivenUp, Infeasible, StoreError, TakenOver, UserError, WorkerLost
+from equitune.errors import GivenUp, StoreError, TakenOver, UserError, WorkerLost
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.on_disk import kept
 from equitune.records.place import place_of
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.machines import is_leaving
-from equitune.search.resources import Request, request_of
+from equitune.search.resources import Request, request_for
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
 
@@ -51,7 +51,7 @@ def trainable(
 def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: str, shared: tuple[Any, ...]) -> None:
     folder = TrialFolder(place_of(config["folder"], is_known=True), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
-    request = _request(trial, splits, resources)
+    request = request_for(trial, resources, splits.shape, len(splits.class_names))
     _cap_memory(trial, request)
     if config.get("test"):
         tune.report({"test": _test(folder, splits)})
@@ -147,17 +147,6 @@ def _run(
 
     team = Team(config, folder, shared[0], request)
     return team.run(lambda ranks: run_trial(config, data, folder=folder, on_epoch=report, ranks=ranks))
-
-
-def _request(config: TrialConfig, splits: Splits, resources: Resources) -> Request:
-    """What a trial has asked for, but for the share of a GPU where that is `auto`."""
-    from equitune.trial.memory import num_parameters
-
-    try:
-        parameters = num_parameters(config, splits.shape, len(splits.class_names)) if resources.sizes else 0
-    except Infeasible:
-        parameters = 0  # it ends at once
-    return request_of(resources, parameters)
 
 
 def _cap_memory(config: TrialConfig, request: Request) -> None:

@@ -34,11 +34,6 @@ class DeviceSplit:
         _, channels, height, width = self.pixels.shape
         return channels, height, width
 
-    @property
-    def resident_bytes(self) -> int:
-        """What it takes of the device's memory."""
-        return self.pixels.nbytes + self.labels.nbytes
-
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images in [0, 1], (B, C, H, W), with their labels (B,), in an order (m,) of places in the split."""
         for start in range(0, len(order), batch_size):
