@@ -23,7 +23,11 @@ from equitune.search.submit import followed, submit_study, verdict
 pytestmark = pytest.mark.slow
 
 EPOCHS, TRIALS = 80, 6
-STUDY = SMALL_STUDY.replace("epochs: 2", f"epochs: {EPOCHS}").replace("limit: 200", "limit: 100")
+STUDY = (
+    SMALL_STUDY.replace("epochs: 2", f"epochs: {EPOCHS}")
+    .replace("trials: 4", f"trials: {TRIALS}")
+    .replace("limit: 200", "limit: 100")
+)
 Run = Callable[..., tuple[str, str]]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from equitune.datasets._splits import Splits
 from equitune.errors import WorkerLost
@@ -90,3 +90,17 @@ def test_a_worker_of_a_machine_that_leaves_begins_no_trial(
 
 def test_where_ray_says_nothing_no_machine_leaves() -> None:
     assert not is_leaving()
+
+
+def test_tune_keeps_little_of_a_trial_that_has_ended() -> None:
+    """The broken twin: Tune's own scheduler leaves a result and the history of every number where they are."""
+    for scheduler, most in ((RungScheduler(Trained()), 500), (FIFOScheduler(), None)):  # type: ignore[arg-type]
+        no_files: Any = SimpleNamespace(trial_driver_staging_path=None)
+        trial = Trial("trainable", stub=True, config={"number": 0}, storage=no_files)
+        for epoch in range(1, 11):
+            trial.update_last_result({"epoch": epoch, "time_this_iter_s": 1.0, "result": "x" * 10_000})
+        scheduler.on_trial_complete(None, trial, trial.last_result)  # type: ignore[arg-type]
+        kept = trial.run_metadata
+        size = len(repr((kept.last_result, kept.metric_analysis, kept.metric_n_steps)))
+        assert size < most if most else size > 10_000
+        assert trial.last_result["epoch"] == 10

@@ -350,6 +350,20 @@ def test_a_report_and_an_export_are_written(root: RemotePath, tmp_path: Path, sm
     assert (tmp_path / "out" / "trials.csv").is_file()
 
 
+def test_a_trial_of_a_store_is_measured_as_one_of_a_disk(root: RemotePath, recorded: Path, tmp_path: Path) -> None:
+    for path in (recorded / "small").rglob("*"):
+        if path.is_file():
+            (root / "small" / path.relative_to(recorded / "small").as_posix()).write_bytes(path.read_bytes())
+    measured = []
+    for place in (root, recorded):
+        output = tmp_path / str(len(measured))
+        options = ["--root", str(place), "--images", "20", "--output", str(output)]
+        result = CliRunner().invoke(cli, ["measure", "small/1", *options], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        measured.append(json.loads((output / "measurement.json").read_text())["models"][0]["metrics"])
+    assert measured[0] == measured[1]
+
+
 def test_files_travel_whole(root: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with written(root / "out") as local:
         (local / "inner").mkdir(parents=True)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from equitune.measures._evaluation import EvaluationSet
-from equitune.records.folder import TrialFolder
-from equitune.records.results import Epoch, TrialResult
+from equitune.records.folder import StudyFolder, TrialFolder
+from equitune.records.reader import read_trial
+from equitune.records.results import Epoch, Epochs, TrialResult
 from equitune.spec.objectives import BEFORE_TRAINING, Bound
 from equitune.spec.trial import TrainingConfig, TrialConfig
 from equitune.trial import run
@@ -261,3 +262,12 @@ def test_a_sample_of_images_is_the_same_for_every_model() -> None:
     assert sample.labels.tolist() == images.sample(10, seed=0).labels.tolist()
     assert sample.pixels.flatten().tolist() == sample.labels.tolist()
     assert images.sample(100, seed=0) is images
+
+
+def test_the_epochs_of_a_trial_that_has_ended_read_as_they_were_written(recorded: Path) -> None:
+    folder = StudyFolder(recorded / "small").trial(0)
+    written, kept = folder.read_epochs(), read_trial(folder).epochs
+    assert isinstance(kept, Epochs)
+    assert list(kept) == written
+    assert (len(kept), kept[-1], list(kept[:1])) == (len(written), written[-1], written[:1])
+    assert kept == read_trial(folder).epochs

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from equitune.errors import StoreError, UserError
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.records.place import Place
-from equitune.records.results import Amount, Epoch, Measurement, TrialResult, Verdict
+from equitune.records.results import Amount, Epoch, Epochs, Measurement, TrialResult, Verdict
 from equitune.spec.objectives import Bound
 from equitune.spec.strict import Strict
 from equitune.spec.trial import TrialConfig
@@ -26,7 +26,7 @@ class TrialRecord:
     """One trial as it stands."""
 
     config: TrialConfig
-    epochs: list[Epoch]
+    epochs: Sequence[Epoch]
     result: TrialResult | None  # None: it has not ended
     started: float  # Unix time, in seconds
     test: dict[str, Measurement] = field(default_factory=dict)
@@ -195,9 +195,10 @@ def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bo
     config = config or _parsed(TrialConfig, folder.config)
     result = _parsed(TrialResult, folder.result) if folder.result.exists() else None
     test = read_json(folder.test) if not brief and folder.test.exists() else {}
+    epochs: Sequence[Epoch] = () if brief else folder.read_epochs()
     return TrialRecord(
         config=config,
-        epochs=[] if brief else folder.read_epochs(),
+        epochs=Epochs(tuple(epoch.model_dump_json() for epoch in epochs)) if result else epochs,
         result=result,
         started=folder.config.stat().st_mtime,
         test={name: Measurement.model_validate(value) for name, value in test.items()},

@@ -104,6 +104,12 @@ class RungScheduler(_Forgetful, FIFOScheduler):
             goes_on = self._engine.reached(trial.config["number"], result["epoch"], metrics)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Drops what Tune would keep of the trial as long as the study runs, and nobody asks for."""
+        kept = trial.run_metadata
+        kept.metric_analysis, kept.metric_n_steps = {}, {}
+        kept.last_result = kept.last_result | {name: "" for name in ("result", "test") if name in kept.last_result}
+
 
 class StopAll(_Forgetful, Stopper):
     """Ends Tune's attempt when the engine wants it; what runs stays RUNNING in the study and goes on with the next."""
