@@ -68,24 +68,29 @@ def train_together(
         WorkerLost: a rank has died, or its device has.
         OSError, UserError: the first rank's, which are not the trial's fault.
     """
+    store = meeting()
+    train = partial(train_rank, config, folder, splits, request, ray.get_gpu_ids(), store.port)
+    folder_of_train = tempfile.TemporaryDirectory(prefix="equitune-", ignore_cleanup_errors=True)
+    with folder_of_train as place, ThreadPoolExecutor(1) as thread:
+        run = thread.submit(trainer_of(train, request.workers, place).fit)
+        _hand_on(store, run, on_epoch)
+    return _outcome(run, folder)
+
+
+def trainer_of(train: Callable[[], Any], workers: int, place: str) -> Any:
+    """Ray Train, which calls a function in so many processes of this machine, and keeps its files in a folder."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     os.environ.update(ENVIRONMENT)
-    store = meeting()
-    train = partial(train_rank, config, folder, splits, request, ray.get_gpu_ids(), store.port)
     scaling = ScalingConfig(
-        num_workers=request.workers,
+        num_workers=workers,
         resources_per_worker={f"node:{ray.util.get_node_ip_address()}": SLIVER},
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
-    with tempfile.TemporaryDirectory(prefix="equitune-", ignore_cleanup_errors=True) as place:
-        failures = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
-        running = RunConfig(name="ranks", storage_path=place, failure_config=failures)
-        with ThreadPoolExecutor(1) as thread:
-            run = thread.submit(DataParallelTrainer(train, scaling_config=scaling, run_config=running).fit)
-            _hand_on(store, run, on_epoch)
-    return _outcome(run, folder)
+    never = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)  # Tune tries again
+    running = RunConfig(name="ranks", storage_path=place, failure_config=never)
+    return DataParallelTrainer(train, scaling_config=scaling, run_config=running)
 
 
 def _hand_on(store: Any, run: "Future[Any]", on_epoch: Callable[[Epoch], None]) -> None:
@@ -143,11 +148,7 @@ def train_rank(
         Ended: the trial has ended otherwise.
         WorkerLost: this rank's device or another rank has gone.
     """
-    from ray.train import get_context
-
-    number = get_context().get_world_rank()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus[number])  # before torch looks for a device
+    number = own_rank(gpus)
     stay_local()
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -182,6 +183,16 @@ def train_rank(
     if result:
         raise Ended(result.model_dump_json())
     return None
+
+
+def own_rank(gpus: list[int]) -> int:
+    """The number of this rank, which from now on sees its own of the trial's GPUs; torch must not have looked yet."""
+    from ray.train import get_context
+
+    number = int(get_context().get_world_rank())
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus[number])
+    return number
 
 
 def meeting() -> Any:
