@@ -363,6 +363,7 @@ def test_data_that_exceed_the_share_end_the_trial_as_infeasible(
 
     monkeypatch.setattr(worker, "device_data", full)
     folder = StudyFolder(tmp_path).trial(0)
+    folder.path.mkdir(parents=True)
     result = worker._run(small_config, small_splits, folder)
     assert (result.state, result.cause) == ("INFEASIBLE", "out_of_memory")
     assert "its share of the GPU does not hold the data: CUDA out of memory" in (result.reason or "")

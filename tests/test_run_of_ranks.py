@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from equitune.errors import GivenUp, UserError, WorkerLost
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.results import Epoch, TrialResult
-from equitune.search.team import LOCALHOST, Ended, _hand_on, _outcome, meeting
+from equitune.search.team import Ended, _hand_on, _outcome
+from equitune.trial.ranks import meeting, met
 
 FULL = TrialResult(number=0, state="INFEASIBLE", reason="out of memory: none left", cause="out_of_memory")
 DONE = TrialResult(number=0, state="COMPLETE")
@@ -33,7 +33,7 @@ def epoch(number: int) -> Epoch:
 
 def first_rank(port: int, epochs: int) -> list[bytes]:
     """Tells its epochs, each when it has heard of the one before; returns the answers."""
-    store, answers = TCPStore(LOCALHOST, port, is_master=False), list[bytes]()
+    store, answers = met(port), list[bytes]()
     for number in range(epochs):
         store.set(f"epoch {number}", epoch(number + 1).model_dump_json())
         answers.append(store.get(f"answer {number}"))

@@ -12,7 +12,6 @@ a trial that is stopped has trained no further. `ray.train.report` does not wait
 import errno
 import itertools
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import Request
 from equitune.spec.trial import TrialConfig
 
-LOCALHOST = "127.0.0.1"
 LOOK_S = 0.05  # between two looks for an epoch
 GRACE_S = 5.0  # a lost connection waits so long for the reason that another rank may have to tell
 SLIVER = 0.0001  # of a machine: Ray counts no finer
@@ -68,6 +66,8 @@ def train_together(
         WorkerLost: a rank has died, or its device has.
         OSError, UserError: the first rank's, which are not the trial's fault.
     """
+    from equitune.trial.ranks import meeting
+
     store = meeting()
     train = partial(train_rank, config, folder, splits, request, ray.get_gpu_ids(), store.port)
     folder_of_train = tempfile.TemporaryDirectory(prefix="equitune-", ignore_cleanup_errors=True)
@@ -149,25 +149,21 @@ def train_rank(
         WorkerLost: this rank's device or another rank has gone.
     """
     number = own_rank(gpus)
-    stay_local()
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     from equitune.search.trainable import device_data, run_here
     from equitune.trial.memory import cap_memory
-    from equitune.trial.ranks import TIMEOUT, Ranks
+    from equitune.trial.ranks import Ranks, met
     from equitune.trial.run import train_along
 
     if config.device == "cuda":
         cap_memory(1.0, request.memory_gib)
-    joining = partial(TCPStore, LOCALHOST, port, is_master=False, timeout=TIMEOUT)
-    store, told = joining(), itertools.count()
+    store, told = met(port), itertools.count()
 
     def tell(epoch: Epoch) -> None:
         store.set(f"epoch {(now := next(told))}", epoch.model_dump_json())
         if store.get(f"answer {now}") != b"on":
             raise GivenUp(errno.ESTALE, "the trial has been stopped", str(folder.path))
 
-    ranks = Ranks(number, request.workers, joining)
+    ranks = Ranks(number, request.workers, lambda: met(port))
     data, cpus = ray.get(splits), request.cpu / request.workers
     result: TrialResult | None
     try:
@@ -193,19 +189,3 @@ def own_rank(gpus: list[int]) -> int:
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus[number])
     return number
-
-
-def meeting() -> Any:
-    """A torch.distributed.Store at a free port of this machine alone: torch's own would listen to all others, too."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    listening = socket.create_server((LOCALHOST, 0))
-    port = listening.getsockname()[1]
-    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
-
-
-def stay_local() -> None:
-    """Keeps gloo to the loopback, for workers of a trial share a machine; it would listen where its name leads."""
-    for _, name in socket.if_nameindex():
-        if name in ("lo", "lo0"):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
