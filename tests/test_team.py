@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from chaos import MARK, Search, marked, trial_of
 from services import wait_until
 
 from equitune.errors import WorkerLost
-from equitune.records.folder import StudyFolder
+from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import StudyReader
+from equitune.records.results import TrialResult
 from equitune.search.resources import placement_of, request_of
 from equitune.spec.resources import Resources, Size
 
@@ -121,11 +123,21 @@ def test_who_is_stopped_leaves_nothing_behind(search: Search, cluster: Any) -> N
     wait_until(lambda: free(cluster.address) == {"CPU": 2.0, "GPU": 4.0}, 30)
 
 
-def test_each_rank_sees_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:
+def called(cluster: Any, function: Callable[[str], Any], folder: Path) -> Any:
+    """What a function says that is called as a trial of two GPUs is, with a folder."""
     import ray
 
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        return ray.get(ray.remote(num_cpus=1, num_gpus=2)(function).remote(str(folder)))
+    finally:
+        ray.shutdown()
+
+
+def test_each_rank_sees_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:
     def trial(folder: str) -> list[int]:
-        """As a trial of two GPUs."""
+        import ray
+
         from equitune.search.team import own_rank, trainer_of
 
         gpus = ray.get_gpu_ids()
@@ -137,13 +149,30 @@ def test_each_rank_sees_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:
         trainer_of(look, 2, folder).fit()
         return gpus
 
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        gpus = ray.get(ray.remote(num_cpus=1, num_gpus=2)(trial).remote(str(tmp_path)))
-    finally:
-        ray.shutdown()
+    gpus = called(cluster, trial, tmp_path)
     assert len(gpus) == 2
     assert [(tmp_path / f"seen-{number}").read_text() for number in range(2)] == [str(gpu) for gpu in gpus]
+
+
+def test_a_rank_that_knows_how_the_trial_ends_ends_the_others(cluster: Any, tmp_path: Path) -> None:
+    verdict = TrialResult(number=0, state="INFEASIBLE", reason="out of memory", cause="out_of_memory")
+
+    def trial(folder: str) -> tuple[str, float]:
+        from equitune.search.team import Ended, _outcome, own_rank, trainer_of
+
+        def train() -> None:
+            if own_rank([]) == 1:
+                raise Ended(verdict.model_dump_json())
+            time.sleep(300)  # as nccl waits for a rank that has gone
+
+        begun = time.monotonic()
+        with ThreadPoolExecutor(1) as thread:
+            run = thread.submit(trainer_of(train, 2, folder).fit)
+        return _outcome(run, TrialFolder(Path(folder) / "00000")).model_dump_json(), time.monotonic() - begun
+
+    said, took_s = called(cluster, trial, tmp_path)
+    assert TrialResult.model_validate_json(said) == verdict
+    assert took_s < 200
 
 
 def test_trials_of_mixed_sizes_fill_the_gpus(cluster: Any, tmp_path: Path) -> None:
