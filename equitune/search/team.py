@@ -3,7 +3,8 @@
 The trial is one request to Ray, that of its Tune worker, which holds all of it and trains nothing: it begins when all
 of it is free, and the autoscaler sees what it waits for. Train (V2, Ray 2.60) reserves a placement group beside Tune's.
 If that asked for cores, two trials on two of them would wait for each other for ever; so it asks for a sliver of this
-machine, which is always free. A worker that is killed may leave it behind (ray-project/ray#54305): no core, no GPU.
+machine, which is always free. Where a Tune worker is killed, that stays until the driver ends (ray-project/ray#54305),
+or until Train's cleaner sees it, for which Ray needs its dashboard: no core, no GPU, and a process of 0.1 GiB.
 
 The ranks meet in a store of the Tune worker. There the first one leaves its epochs, too, and waits for Tune's answer:
 a trial that is stopped has trained no further. `ray.train.report` does not wait, and all ranks would have to call it.
