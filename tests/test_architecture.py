@@ -46,7 +46,6 @@ DOORS = {
         "measures",
         "trial",
         "search.trainable",
-        "search.team",
     },
 }
 

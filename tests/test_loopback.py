@@ -5,10 +5,12 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chaos import MARK, marked
+from chaos import MARK, Search, marked
+from conftest import SMALL_STUDY
 from services import answers, free_port, wait_until
 
 
@@ -72,6 +74,20 @@ def test_a_local_ray_and_the_ui_listen_on_loopback_alone(tmp_path: Path, store: 
             os.kill(pid, 9)
         for process in started:
             process.wait()
+
+
+@pytest.mark.slow
+def test_the_workers_of_one_trial_listen_on_loopback_alone(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    file = study_file(SMALL_STUDY + "resources: {workers: 2, cpu: 2}\n")
+    search = Search(file, tmp_path / "studies", "--set", "training.epochs=200")
+    try:
+        search.start()
+        assert search.until(lambda: search.num_epochs() >= 1, 300), search.output
+        mine = marked(search.mark)
+        assert sum(command.startswith("ray::RayTrainWorker") for command in mine.values()) == 2
+        assert listening(set(mine)) <= LOOPBACK
+    finally:
+        search.kill_all()
 
 
 def test_who_listens_elsewhere_is_seen() -> None:

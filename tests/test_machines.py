@@ -57,11 +57,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Group]]:
     [
         (Request(1, 0), [{}], False),  # a head that carries no work
         (Request(1, 0), [{}, {"CPU": 1.0}], True),
-        (Request(3, 0), [{"CPU": 2.0}, {"CPU": 2.0}], False),  # four in all, but a worker lies on one machine
+        (Request(3, 0), [{"CPU": 2.0}, {"CPU": 2.0}], False),  # four in all, but a trial lies on one machine
         (Request(1, 0.1), [{"CPU": 8.0}, {"GPU": 1.0}], False),
         (Request(1, 0.1), [{"CPU": 8.0, "GPU": 1.0}], True),
         (Request(2, 2, workers=2), [{"CPU": 8.0, "GPU": 1.0}], False),
-        (Request(2, 2, workers=2), [{"CPU": 8.0, "GPU": 1.0}] * 2, True),
+        (Request(2, 2, workers=2), [{"CPU": 8.0, "GPU": 1.0}] * 2, False),
+        (Request(2, 2, workers=2), [{"CPU": 8.0, "GPU": 2.0}], True),
         (Request(0.3, 0, workers=3), [{"CPU": 0.3}], True),
     ],
 )

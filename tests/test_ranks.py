@@ -24,10 +24,9 @@ from equitune.trial import run
 from equitune.trial.build import DeviceData, build_augmentation, build_model, to_device
 from equitune.trial.device import make_deterministic, require_sound
 from equitune.trial.fit import fit
-from equitune.trial.ranks import ALONE, Ranks
+from equitune.trial.ranks import ALONE, Ranks, meeting, met
 from equitune.trial.run import run_trial, train_along
 
-LOCALHOST = "127.0.0.1"
 EXACT = (
     1e-7  # relative, of weights after 12 steps in double precision: AdamW divides the smallest gradients by themselves
 )
@@ -97,11 +96,8 @@ def elsewhere(
     function: Callable[..., Any], *arguments: Any, port: int, kind: type[Ranks], number: int, count: int
 ) -> Any:
     """Calls a function as one of the other ranks."""
-    from torch.distributed import TCPStore
-
     make_deterministic("cpu")
-    meet = lambda: TCPStore(LOCALHOST, port, is_master=False)  # noqa: E731
-    return function(*arguments, kind(number, count, meet))
+    return function(*arguments, kind(number, count, lambda: met(port)))
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +114,18 @@ def others() -> Iterator[list[ProcessPoolExecutor]]:
 @pytest.fixture
 def together(others: list[ProcessPoolExecutor]) -> Callable[..., Any]:
     """Calls a function as the first rank, and the same one (or another) as the others."""
-    from torch.distributed import TCPStore
 
     def call(
         function: Callable[..., Any], *arguments: Any, count: int = 2, kind: type[Ranks] = Ranks, along: Any = None
     ) -> tuple[Any, list[Any]]:
-        store = TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False)
+        store = meeting()
         named = {"port": store.port, "kind": kind, "count": count}
         theirs = [
             others[number - 1].submit(elsewhere, along or function, *arguments, number=number, **named)
             for number in range(1, count)
         ]
         try:
-            mine = function(*arguments, kind(0, count, lambda: store))
+            mine = function(*arguments, kind(0, count, lambda: met(store.port)))
         except Exception as error:
             mine = type(error), str(error)  # not the error, whose frames hold the connections
         return mine, [each.exception(300) or each.result() for each in theirs]

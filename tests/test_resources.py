@@ -147,12 +147,11 @@ def test_a_size_leaves_the_rest_as_it_is_for_all() -> None:
 def test_several_gpus_are_as_many_workers_which_share_what_a_trial_occupies() -> None:
     sized = Resources(cpu=4, gpu=0.5, sizes=(Size(parameters=10, gpu=4), Size(parameters=20, gpu=1)))
     assert [request_of(sized, parameters).workers for parameters in (5, 10, 20)] == [1, 4, 1]
-    assert request_of(sized, 10).bundle == {"CPU": 1, "GPU": 1}
+    assert request_of(sized, 10).bundle == {"CPU": 4, "GPU": 4}
     cores = Resources(cpu=3, workers=2, sizes=(Size(parameters=10, workers=1),))
     assert [request_of(cores, parameters) for parameters in (5, 10)] == [Request(3, 0, workers=2), Request(3, 0)]
     assert (sized.most_workers(), cores.most_workers(), SIZES.most_workers()) == (4, 2, 1)
-    placed = placement_of(request_of(sized, 10))
-    assert (placed.bundles, placed.strategy) == ([{"CPU": 1.0, "GPU": 1.0}] * 4, "STRICT_PACK")
+    assert placement_of(request_of(sized, 10)).bundles == [{"CPU": 4.0, "GPU": 4.0}]
     assert placement_of(request_of(sized, 5)).bundles == [{"CPU": 4.0, "GPU": 0.5}]
     assert slots(sized, {"CPU": 32.0, "GPU": 8.0}).concurrent == 8  # by their cores: GPUs would hold 16
     with pytest.raises(UserError, match=r"sizes\.0\.gpu: a trial asks for 4 GPU, but there are 2"):
@@ -364,6 +363,7 @@ def test_data_that_exceed_the_share_end_the_trial_as_infeasible(
 
     monkeypatch.setattr(worker, "device_data", full)
     folder = StudyFolder(tmp_path).trial(0)
+    folder.path.mkdir(parents=True)
     result = worker._run(small_config, small_splits, folder)
     assert (result.state, result.cause) == ("INFEASIBLE", "out_of_memory")
     assert "its share of the GPU does not hold the data: CUDA out of memory" in (result.reason or "")

@@ -32,8 +32,8 @@ class Request:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What each of its workers occupies."""
-        return {"CPU": self.cpu / self.workers, "GPU": self.gpu / self.workers}
+        """What it occupies, all on one machine: its workers exchange every gradient, and are lost together."""
+        return {"CPU": self.cpu, "GPU": self.gpu}
 
 
 def request_of(resources: Resources, parameters: int) -> Request:
@@ -174,10 +174,10 @@ class Placement:
 
 
 def placement_of(request: Request) -> "PlacementGroupFactory":
-    """A bundle for each worker, all on one machine: they exchange every gradient, and are lost together."""
+    """One bundle, however many workers train in it: Ray gives all of it at once, or nothing."""
     from ray.tune import PlacementGroupFactory
 
-    return PlacementGroupFactory([request.bundle] * request.workers, strategy="STRICT_PACK")
+    return PlacementGroupFactory([request.bundle])
 
 
 _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB, as long as the process

@@ -1,180 +1,192 @@
-"""The other workers of a trial that trains in several: actors in the trial's own placement group, kept warm with it.
+"""A trial that trains in several processes: a run of Ray Train, on the machine where the trial has its place.
 
-Not Ray Train: its controller (Train V2, Ray 2.60) reserves a placement group of its own beside Tune's, so that what a
-trial asks of Tune is not what it occupies. Measured on 2 cores: of two trials of one core and one training worker each,
-both began, took both cores, and waited for the workers' for as long as one looked (3 minutes); with trials that ask for
-next to nothing all begin at once, and wait inside for their turn. A stopped trial may leave its group behind
-(ray-project/ray#54305). Here a trial is one request to Ray: it begins when all of it is free, and the autoscaler sees
-what it waits for.
+The trial is one request to Ray, that of its Tune worker, which holds all of it and trains nothing: it begins when all
+of it is free, and the autoscaler sees what it waits for. Train (V2, Ray 2.60) reserves a placement group beside Tune's.
+If that asked for cores, two trials on two of them would wait for each other for ever; so it asks for a sliver of this
+machine, which is always free. Where a Tune worker is killed, that stays until the driver ends (ray-project/ray#54305),
+or until Train's cleaner sees it, for which Ray needs its dashboard: no core, no GPU, and a process of 0.1 GiB.
+
+The ranks meet in a store of the Tune worker. There the first one leaves its epochs, too, and waits for Tune's answer:
+a trial that is stopped has trained no further. `ray.train.report` does not wait, and all ranks would have to call it.
 """
 
+import errno
+import itertools
 import os
-import socket
-import threading
+import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from equitune.errors import WorkerLost
+from equitune.errors import GivenUp, UserError, WorkerLost
 from equitune.records.folder import TrialFolder, write_json
-from equitune.records.results import TrialResult
+from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import Request
 from equitune.spec.trial import TrialConfig
-from equitune.trial.ranks import Ranks
 
-LOCALHOST = "127.0.0.1"
-GRACE_S = 10.0  # for a worker to notice by itself that another one has ended
-_mates: dict[str, list[Any]] = {}  # placement group -> its actors, as long as this worker
-
-
-class Mate:
-    """A worker beside the first one of a trial."""
-
-    def train(
-        self, config: str, splits: Any, number: int, count: int, port: int, memory_gib: float | None
-    ) -> str | None:
-        """Trains along; returns the trial's result if it ended here. Raises WorkerLost."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        from equitune.search.trainable import device_data
-        from equitune.trial.memory import cap_memory
-        from equitune.trial.run import train_along
-
-        trial = TrialConfig.from_json_text(config)
-        if trial.device == "cuda":
-            cap_memory(1.0, memory_gib)
-        stay_local()
-        ranks = Ranks(number, count, lambda: TCPStore(LOCALHOST, port, is_master=False))
-        result = train_along(trial, lambda: device_data(splits, trial), ranks)
-        return result.model_dump_json() if result else None
+LOOK_S = 0.05  # between two looks for an epoch
+GRACE_S = 5.0  # a lost connection waits so long for the reason that another rank may have to tell
+SLIVER = 0.0001  # of a machine: Ray counts no finer
+ENVIRONMENT = {  # what Ray reads where a run begins
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # that Tune gives a stopped trial to end, before it ends its worker
+}
 
 
-class Team:
-    """The workers of one trial, as the first one has them.
+class Ended(Exception):
+    """A rank tells how the trial has ended; Train ends the others. Its text is a TrialResult."""
+
+
+def train_together(
+    config: TrialConfig,
+    folder: TrialFolder,
+    splits: "ray.ObjectRef[Any]",
+    request: Request,
+    on_epoch: Callable[[Epoch], None],
+) -> TrialResult:
+    """Trains and measures a trial in as many processes as it asked for; each has a GPU, or its part of the cores.
 
     Args:
         config: the trial's.
-        folder: the trial's.
+        folder: the trial's, which this process has claimed; the first rank writes.
         splits: the study's data, in Ray's object store.
         request: what the trial asked for.
+        on_epoch: is told each epoch, before the next begins.
+
+    Raises:
+        WorkerLost: a rank has died, or its device has.
+        OSError, UserError: the first rank's, which are not the trial's fault.
     """
+    from equitune.trial.ranks import meeting
 
-    def __init__(
-        self, config: TrialConfig, folder: TrialFolder, splits: "ray.ObjectRef[Any]", request: Request
-    ) -> None:
-        self._config, self._folder, self._splits, self._request = config, folder, splits, request
-        self._runs: list[Any] = []
-        self._over = threading.Event()
-
-    def run(self, first: Callable[[Ranks], TrialResult]) -> TrialResult:
-        """Has the first worker train with the others, who begin when it does.
-
-        Raises:
-            WorkerLost: a worker has died, or its device has. Where this one waits for it in vain, its process ends.
-        """
-        try:
-            return first(Ranks(0, self._request.workers, self._meet))
-        except WorkerLost:
-            if (verdict := self._verdict()) is None:
-                raise
-            return self._recorded(verdict)
-        finally:
-            self._over.set()
-            self._dismiss()
-
-    def _meet(self) -> Any:
-        store = meeting()
-        numbers = range(1, self._request.workers)
-        self._runs = [
-            mate.train.remote(
-                self._config.model_dump_json(),
-                self._splits,
-                number,
-                self._request.workers,
-                store.port,
-                self._request.memory_gib,
-            )
-            for number, mate in zip(numbers, self._gathered(), strict=True)
-        ]
-        threading.Thread(target=self._watch, daemon=True).start()
-        return store
-
-    def _gathered(self) -> list[Any]:
-        """The other actors of this placement group, started where they are not."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group = ray.util.get_current_placement_group()
-        key = group.id.hex()
-        if key not in _mates:
-            _mates.clear()
-            share = self._request.bundle
-            _mates[key] = [
-                ray.remote(Mate)
-                .options(
-                    num_cpus=share["CPU"],
-                    num_gpus=share["GPU"],
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-                )
-                .remote()
-                for index in range(1, self._request.workers)
-            ]
-        return _mates[key]
-
-    def _watch(self) -> None:
-        """Ends this process where another worker has ended the trial and this one waits for it in vain: nccl does."""
-        left = list(self._runs)
-        while left and not self._over.is_set():
-            done, left = ray.wait(left, timeout=1.0)
-            if any(_said(run) is not None for run in done) and not self._over.wait(GRACE_S):
-                if (verdict := self._verdict()) is not None:
-                    self._recorded(verdict)  # whoever goes on with the trial finds that it has ended
-                os._exit(1)
-
-    def _verdict(self) -> TrialResult | None:
-        """How another worker says that the trial has ended."""
-        done, _ = ray.wait(self._runs, num_returns=len(self._runs), timeout=GRACE_S) if self._runs else ([], [])
-        said = [text for run in done if (text := _said(run))]
-        return TrialResult.model_validate_json(said[0]) if said else None
-
-    def _recorded(self, result: TrialResult) -> TrialResult:
-        self._folder.require_held()
-        write_json(self._folder.result, result.model_dump(mode="json"))
-        self._folder.checkpoint.unlink(missing_ok=True)
-        return result
-
-    def _dismiss(self) -> None:
-        """Keeps the others for the next trial if they have ended this one well, else ends them."""
-        done, left = ray.wait(self._runs, num_returns=len(self._runs), timeout=1.0) if self._runs else ([], [])
-        if left or any(_said(run) == "" for run in done):
-            for mates in _mates.values():
-                for mate in mates:
-                    ray.kill(mate)
-            _mates.clear()
+    store = meeting()
+    train = partial(train_rank, config, folder, splits, request, ray.get_gpu_ids(), store.port)
+    folder_of_train = tempfile.TemporaryDirectory(prefix="equitune-", ignore_cleanup_errors=True)
+    with folder_of_train as place, ThreadPoolExecutor(1) as thread:
+        run = thread.submit(trainer_of(train, request.workers, place).fit)
+        _hand_on(store, run, on_epoch)
+    return _outcome(run, folder)
 
 
-def _said(run: Any) -> str | None:
-    """What a worker has ended with: a result; nothing, if the first one is to tell; empty where it was lost."""
+def trainer_of(train: Callable[[], Any], workers: int, place: str) -> Any:
+    """Ray Train, which calls a function in so many processes of this machine, and keeps its files in a folder."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    os.environ.update(ENVIRONMENT)
+    scaling = ScalingConfig(
+        num_workers=workers,
+        resources_per_worker={f"node:{ray.util.get_node_ip_address()}": SLIVER},
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+    )
+    never = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)  # Tune tries again
+    running = RunConfig(name="ranks", storage_path=place, failure_config=never)
+    return DataParallelTrainer(train, scaling_config=scaling, run_config=running)
+
+
+def _hand_on(store: Any, run: "Future[Any]", on_epoch: Callable[[Epoch], None]) -> None:
+    """Hands on the epochs of the first rank, which goes on where `on_epoch` returns, and else ends the run."""
+    heard = 0
     try:
-        text: str | None = ray.get(run)
-    except RayError:
-        return ""
-    return text
+        while not run.done():
+            if not store.check([f"epoch {heard}"]):
+                wait([run], LOOK_S)
+                continue
+            on_epoch(Epoch.model_validate_json(store.get(f"epoch {heard}")))
+            store.set(f"answer {heard}", "on")
+            heard += 1
+    finally:
+        store.set(f"answer {heard}", "end")
 
 
-def meeting() -> Any:
-    """A torch.distributed.Store at a free port of this machine alone: torch's own would listen to all others, too."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+def _outcome(run: "Future[Any]", folder: TrialFolder) -> TrialResult:
+    """The result that the first rank gave back, or that another one knew of; the errors of `train_together`."""
+    from ray.train import TrainingFailedError, WorkerGroupError
 
-    stay_local()
-    listening = socket.create_server((LOCALHOST, 0))
-    port = listening.getsockname()[1]
-    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    try:
+        return TrialResult.model_validate_json(run.result().return_value)
+    except WorkerGroupError as error:
+        failures = error.worker_failures
+        if verdicts := [str(failure) for failure in failures.values() if isinstance(failure, Ended)]:
+            return _recorded(TrialResult.model_validate_json(verdicts[0]), folder)
+        if isinstance(failures.get(0), OSError | UserError):
+            raise failures[0] from None
+        raise WorkerLost(f"another worker of the trial has gone: {next(iter(failures.values()))}") from None
+    except (TrainingFailedError, RayError) as error:
+        raise WorkerLost(f"the workers of the trial have gone: {error}") from None
 
 
-def stay_local() -> None:
-    """Keeps gloo to the loopback, for workers of a trial share a machine; it would listen where its name leads."""
-    for _, name in socket.if_nameindex():
-        if name in ("lo", "lo0"):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
+def _recorded(result: TrialResult, folder: TrialFolder) -> TrialResult:
+    """What another rank than the first tells is written here; by the first, it stands there."""
+    if not folder.result.exists():
+        folder.require_held()
+        write_json(folder.result, result.model_dump(mode="json"))
+        folder.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def train_rank(
+    config: TrialConfig,
+    folder: TrialFolder,
+    splits: "ray.ObjectRef[Any]",
+    request: Request,
+    gpus: list[int],
+    port: int,
+) -> str | None:
+    """What each process of a run does; the first one gives back the result of a trial that is complete.
+
+    Raises:
+        Ended: the trial has ended otherwise.
+        WorkerLost: this rank's device or another rank has gone.
+    """
+    number = own_rank(gpus)
+    from equitune.search.trainable import device_data, run_here
+    from equitune.trial.memory import cap_memory
+    from equitune.trial.ranks import Ranks, met
+    from equitune.trial.run import train_along
+
+    if config.device == "cuda":
+        cap_memory(1.0, request.memory_gib)
+    store, told = met(port), itertools.count()
+
+    def tell(epoch: Epoch) -> None:
+        store.set(f"epoch {(now := next(told))}", epoch.model_dump_json())
+        if store.get(f"answer {now}") != b"on":
+            raise GivenUp(errno.ESTALE, "the trial has been stopped", str(folder.path))
+
+    ranks = Ranks(number, request.workers, lambda: met(port))
+    data, cpus = ray.get(splits), request.cpu / request.workers
+    result: TrialResult | None
+    try:
+        if number == 0:
+            result = run_here(config, data, folder, tell, cpus, ranks)
+            if result.state == "COMPLETE":
+                return result.model_dump_json()
+        else:
+            result = train_along(config, lambda: device_data(data, config, cpus), ranks)
+    except WorkerLost:
+        time.sleep(GRACE_S)
+        raise
+    if result:
+        raise Ended(result.model_dump_json())
+    return None
+
+
+def own_rank(gpus: list[int]) -> int:
+    """The number of this rank, which from now on sees its own of the trial's GPUs; torch must not have looked yet."""
+    from ray.train import get_context
+
+    number = int(get_context().get_world_rank())
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus[number])
+    return number

@@ -6,9 +6,9 @@ import functools
 import gc
 import json
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import tune
 
 from equitune.datasets._files import Files
@@ -22,6 +22,9 @@ from equitune.search.machines import is_leaving
 from equitune.search.resources import Request, request_for
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
+
+if TYPE_CHECKING:
+    from equitune.trial.ranks import Ranks
 
 SINGLE = Request(cpu=1, gpu=0)
 MOST_SIZES = 4  # that are kept on the device beside the data as they are
@@ -52,17 +55,16 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
     folder = TrialFolder(place_of(config["folder"], is_known=True), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
     request = request_for(trial, resources, splits.shape, len(splits.class_names))
-    _cap_memory(trial, request)
     if config.get("test"):
-        tune.report({"test": _test(folder, splits)})
+        _cap_memory(trial, request)
+        tune.report({"test": _test(folder, splits, request.cpu)})
         return
     if folder.result.exists():  # only the telling was lost
         tune.report({"result": folder.result.read_text()})
         return
     try:
         folder.claim()
-        with _logging_to(folder):
-            result = _run(trial, splits, folder, request, shared)
+        result = _run(trial, splits, folder, request, shared)
         tune.report({"result": result.model_dump_json()})
     except GivenUp:
         return  # whoever has the trial now reports it
@@ -80,15 +82,17 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
         tune.report({"halt": f"{folder.path}: {what} and run the same command again; nothing is lost"})
 
 
-def device_data(splits: Splits, config: TrialConfig) -> Any:
-    """The data as a trial sees them, on its device: moved there once a worker, and resized once a size."""
+def device_data(splits: Splits, config: TrialConfig, cpus: float = 1) -> Any:
+    """The data as a trial sees them, on its device: moved there once a process, which has so many cores, and resized
+    once a size.
+    """
     from equitune.trial.build import to_device
     from equitune.trial.resize import at_size
 
     key = (splits.fingerprint, config.device)
     if key not in _on_device:
         _on_device.clear()
-        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes(splits))}
+        _on_device[key] = {splits.shape: to_device(splits, config.device, _processes(splits, cpus))}
     by_shape = _on_device[key]
     shape = config.input.shape_of(splits.shape)
     if shape not in by_shape:
@@ -98,20 +102,18 @@ def device_data(splits: Splits, config: TrialConfig) -> Any:
     return by_shape[shape]
 
 
-def _processes(splits: Splits) -> int:
-    """That decode images which stay in files: one for each CPU of this worker."""
-    if not isinstance(splits.train.pixels, Files):
-        return 0
-    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+def _processes(splits: Splits, cpus: float) -> int:
+    """That decode images which stay in files: one for each core."""
+    return max(1, int(cpus)) if isinstance(splits.train.pixels, Files) else 0
 
 
-def _test(folder: TrialFolder, splits: Splits) -> str:
+def _test(folder: TrialFolder, splits: Splits, cpus: float) -> str:
     """Measures a finished trial on the test split; its metrics as JSON."""
     from equitune.trial.test import measure_on_test
 
     config = TrialConfig.from_json_text(folder.config.read_text())
     with _logging_to(folder):
-        metrics = measure_on_test(config, folder, splits, _processes(splits))
+        metrics = measure_on_test(config, folder, splits, _processes(splits, cpus))
     return json.dumps({name: metric.model_dump(mode="json") for name, metric in metrics.items()})
 
 
@@ -122,31 +124,48 @@ def _run(
     request: Request = SINGLE,
     shared: tuple[Any, ...] = (),
 ) -> TrialResult:
+    def report(epoch: Epoch) -> None:
+        tune.report({"epoch": epoch.epoch, "metrics": json.dumps(epoch.metrics)})
+
+    if request.workers > 1:
+        from equitune.search.team import train_together
+
+        return train_together(config, folder, shared[0], request, report)
+    _cap_memory(config, request)
+    return run_here(config, splits, folder, report, request.cpu)
+
+
+def run_here(
+    config: TrialConfig,
+    splits: Splits,
+    folder: TrialFolder,
+    on_epoch: Callable[[Epoch], None],
+    cpus: float,
+    ranks: "Ranks | None" = None,
+) -> TrialResult:
+    """Trains and measures a trial in this process, which has so many cores, alone or as the first of its ranks.
+
+    Raises:
+        WorkerLost: the device or another rank has gone.
+    """
     from equitune.trial.device import is_out_of_memory, require_sound
+    from equitune.trial.ranks import ALONE
     from equitune.trial.run import run_trial
 
     gc.collect()
     _spare_modules()
-
-    def report(epoch: Epoch) -> None:
-        tune.report({"epoch": epoch.epoch, "metrics": json.dumps(epoch.metrics)})
-
-    try:
-        data = device_data(splits, config)
-    except Exception as error:
-        require_sound(config.device, error)
-        if not is_out_of_memory(error):
-            raise
-        reason = f"out of memory: its share of the GPU does not hold the data: {error}"
-        result = TrialResult(number=config.number, state="INFEASIBLE", reason=reason, cause="out_of_memory")
-        write_json(folder.result, result.model_dump(mode="json"))
-        return result
-    if request.workers == 1:
-        return run_trial(config, data, folder=folder, on_epoch=report)
-    from equitune.search.team import Team
-
-    team = Team(config, folder, shared[0], request)
-    return team.run(lambda ranks: run_trial(config, data, folder=folder, on_epoch=report, ranks=ranks))
+    with _logging_to(folder):
+        try:
+            data = device_data(splits, config, cpus)
+        except Exception as error:
+            require_sound(config.device, error)
+            if not is_out_of_memory(error):
+                raise
+            reason = f"out of memory: its share of the GPU does not hold the data: {error}"
+            result = TrialResult(number=config.number, state="INFEASIBLE", reason=reason, cause="out_of_memory")
+            write_json(folder.result, result.model_dump(mode="json"))
+            return result
+        return run_trial(config, data, folder=folder, on_epoch=on_epoch, ranks=ranks or ALONE)
 
 
 def _cap_memory(config: TrialConfig, request: Request) -> None:

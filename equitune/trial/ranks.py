@@ -2,10 +2,12 @@
 
 All have the same model, order of images and stream of random numbers; each takes its part of every batch. Gradients
 are averaged by torch's DistributedDataParallel; what else sees a batch is in whole_batch.py. The first rank alone
-evaluates, writes and reports. No Ray here: search/team.py starts the others.
+evaluates, writes and reports. No Ray here: search/team.py has Ray Train start them.
 """
 
 import gc
+import os
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from equitune.errors import WorkerLost
 from equitune.trial.weights import first_line
 
+LOCALHOST = "127.0.0.1"
 TIMEOUT = timedelta(days=1)  # the others wait while the first evaluates; who dies is missed at once
 
 
@@ -175,3 +178,22 @@ def is_connection_lost(error: Exception) -> bool:
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+def meeting() -> Any:
+    """A torch.distributed.Store at a free port of this machine alone: torch's own would listen to all others, too."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    listening = socket.create_server((LOCALHOST, 0))
+    port = listening.getsockname()[1]
+    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+
+
+def met(port: int) -> Any:
+    """The store of a `meeting`, for a rank. Gloo keeps to the loopback then: it would listen where its name leads."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+    return TCPStore(LOCALHOST, port, is_master=False, timeout=TIMEOUT)
