@@ -79,7 +79,10 @@ def train_together(
 
 
 def trainer_of(train: Callable[[], Any], workers: int, place: str) -> Any:
-    """Ray Train, which calls a function in so many processes of this machine, and keeps its files in a folder."""
+    """Ray Train, which calls a function in so many processes of this machine, and keeps its files in a folder.
+
+    Not its TorchTrainer, which would make the process group itself: on a store that listens to all machines.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
