@@ -22,7 +22,7 @@ from equitune.search.submit import followed, submit_study, verdict
 
 pytestmark = pytest.mark.slow
 
-EPOCHS, TRIALS = 80, 6
+EPOCHS, TRIALS = 80, 9
 STUDY = (
     SMALL_STUDY.replace("epochs: 2", f"epochs: {EPOCHS}")
     .replace("trials: 4", f"trials: {TRIALS}")
