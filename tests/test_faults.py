@@ -2,14 +2,12 @@
 
 import os
 import platform
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from equitune.background import repeating
 from equitune.errors import GivenUp, TakenOver, UserError
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.results import Epoch
@@ -137,28 +135,11 @@ def test_no_driver_holds_a_trial_whose_study_has_none(folder: StudyFolder) -> No
             TrialFolder(trial.path, token=token).require_held()
 
 
-@contextmanager
-def beating(folder: StudyFolder) -> Iterator[None]:
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(0.1):
-            folder.driver.touch()
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def test_a_driver_on_another_host_is_noticed_by_its_heartbeat(folder: StudyFolder) -> None:
     """Its lock does not reach this host, as on some network file systems: here nobody holds it."""
     write_json(folder.driver, {"pid": 7, "host": "elsewhere", "token": "first"})
     said = r"being searched already \(process 7 on elsewhere, whose file lock does not reach this machine"
-    with beating(folder), pytest.raises(UserError, match=said), driving(folder, another_beat_s=2):
+    with repeating(folder.driver.touch, 0.1), pytest.raises(UserError, match=said), driving(folder, another_beat_s=2):
         raise AssertionError("two drivers")
     with driving(folder, another_beat_s=0.5) as token:  # its heart stopped
         assert token != "first"

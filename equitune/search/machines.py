@@ -71,13 +71,8 @@ def _named(request: Request) -> str:
 
 def fits(request: Request, machines: Iterable[dict[str, float]]) -> bool:
     """Whether a trial has a place on one of some machines, which do nothing else."""
-    asked = _bundle(request).items()
+    asked = request.bundle.items()
     return any(all(has.get(resource, 0) >= amount for resource, amount in asked) for has in machines)
-
-
-def _bundle(request: Request) -> dict[str, float]:
-    """What a trial occupies."""
-    return {resource: amount for resource, amount in request.bundle.items() if amount}
 
 
 def _machines() -> list[dict[str, float]]:
@@ -99,7 +94,7 @@ def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
     """A place for one trial of each kind; given back at the end, for the trials to take."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    groups = {place: placement_group([_bundle(request)]) for place, request in missing.items()}
+    groups = {place: placement_group([request.bundle]) for place, request in missing.items()}
     try:
         yield groups
     finally:

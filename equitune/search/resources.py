@@ -33,7 +33,7 @@ class Request:
     @property
     def bundle(self) -> dict[str, float]:
         """What it occupies, all on one machine: its workers exchange every gradient, and are lost together."""
-        return {"CPU": self.cpu, "GPU": self.gpu}
+        return {name: amount for name, amount in (("CPU", self.cpu), ("GPU", self.gpu)) if amount}
 
 
 def request_of(resources: Resources, parameters: int) -> Request:

@@ -108,6 +108,7 @@ class RungScheduler(_Forgetful, FIFOScheduler):
         """Drops what Tune would keep of the trial as long as the study runs, and nobody asks for."""
         kept = trial.run_metadata
         kept.metric_analysis, kept.metric_n_steps = {}, {}
+        # Emptied, not taken out: of a trial without numbers Tune's reporter prints a line.
         kept.last_result = kept.last_result | {name: "" for name in ("result", "test") if name in kept.last_result}
 
 
