@@ -557,7 +557,8 @@ def test_a_driver_without_a_terminal_prints_a_line_when_nothing_ends(
 
     from equitune.report import terminal
 
-    folder = invent(tmp_path / "small", small_spec, 2, states={1: "RUNNING"})
+    folder = invent(tmp_path / "small", small_spec, 3, states={1: "RUNNING", 2: "RUNNING"})
+    folder.trial(1).claim()
 
     def lines(beat_s: float) -> list[str]:
         monkeypatch.setattr(terminal, "BEAT_S", beat_s)
@@ -570,6 +571,8 @@ def test_a_driver_without_a_terminal_prints_a_line_when_nothing_ends(
     assert terminal.BEAT_S < SILENT_S / 2
     beats = lines(beat_s=0.1)
     assert beats
-    assert beats[0] == "small: 1 of 4 trials ended, 1 at work, 2 epochs so far"
+    assert beats[0] == "small: 1 of 4 trials ended, 1 at work, 2 epochs so far, 1 waiting for a worker"
     assert len(beats) < 5
     assert lines(beat_s=60) == []
+    folder.trial(1).release()
+    assert lines(beat_s=0.1)[0] == "small: 1 of 4 trials ended, 2 waiting for a worker; starting"

@@ -18,6 +18,8 @@ from equitune.datasets._splits import Splits
 from equitune.errors import WorkerLost
 from equitune.records.folder import StudyFolder, write_json
 from equitune.search import trainable
+from equitune.search.attendance import Attendance
+from equitune.search.hung import Watchdog
 from equitune.search.machines import is_leaving
 from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler
 from equitune.spec.resources import Resources
@@ -32,6 +34,12 @@ class Trained:
 
     def reached(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         return True
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> RungScheduler:
+    watched = Attendance(StudyFolder(tmp_path / "small"), Watchdog(None), print, is_shared=False)
+    return RungScheduler(Trained(), watched)  # type: ignore[arg-type]
 
 
 def survives(deaths_after: list[int], scheduler: Any) -> bool:
@@ -61,8 +69,10 @@ def survives(deaths_after: list[int], scheduler: Any) -> bool:
         ([1, 2, 3, 3, 3, 3], False),
     ],
 )
-def test_a_trial_that_gets_on_is_never_given_up(deaths_after: list[int], expected: bool) -> None:
-    assert survives(deaths_after, RungScheduler(Trained())) == expected  # type: ignore[arg-type]
+def test_a_trial_that_gets_on_is_never_given_up(
+    deaths_after: list[int], expected: bool, scheduler: RungScheduler
+) -> None:
+    assert survives(deaths_after, scheduler) == expected
 
 
 def test_without_renewal_ten_machines_are_too_many() -> None:
@@ -92,14 +102,14 @@ def test_where_ray_says_nothing_no_machine_leaves() -> None:
     assert not is_leaving()
 
 
-def test_tune_keeps_little_of_a_trial_that_has_ended() -> None:
+def test_tune_keeps_little_of_a_trial_that_has_ended(scheduler: RungScheduler) -> None:
     """The broken twin: Tune's own scheduler leaves a result and the history of every number where they are."""
-    for scheduler, most in ((RungScheduler(Trained()), 500), (FIFOScheduler(), None)):  # type: ignore[arg-type]
+    for each, most in ((scheduler, 500), (FIFOScheduler(), None)):
         no_files: Any = SimpleNamespace(trial_driver_staging_path=None)
         trial = Trial("trainable", stub=True, config={"number": 0}, storage=no_files)
         for epoch in range(1, 11):
             trial.update_last_result({"epoch": epoch, "time_this_iter_s": 1.0, "result": "x" * 10_000})
-        scheduler.on_trial_complete(None, trial, trial.last_result)  # type: ignore[arg-type]
+        each.on_trial_complete(None, trial, trial.last_result)  # type: ignore[arg-type]
         kept = trial.run_metadata
         size = len(repr((kept.last_result, kept.metric_analysis, kept.metric_n_steps)))
         assert size < most if most else size > 10_000

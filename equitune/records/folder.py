@@ -59,6 +59,10 @@ class TrialFolder:
         self._claim = uuid.uuid4().hex
         write_json(self.worker, {"pid": os.getpid(), "host": platform.node(), "claim": self._claim})
 
+    def release(self) -> None:
+        """Takes the trial from whoever had it: until somebody claims it, it has no worker. Raises OSError."""
+        self.worker.unlink(missing_ok=True)
+
     def require_held(self) -> None:
         """Raises TakenOver where another driver holds the study, or none; GivenUp where somebody else has the trial."""
         if self._token is not None and _said(self.path.parent.parent / "driver.json").get("token") != self._token:

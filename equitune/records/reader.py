@@ -30,6 +30,7 @@ class TrialRecord:
     result: TrialResult | None  # None: it has not ended
     started: float  # Unix time, in seconds
     test: dict[str, Measurement] = field(default_factory=dict)
+    has_worker: bool = True  # whether a worker has claimed it, and not been lost since
 
     @property
     def number(self) -> int:
@@ -202,6 +203,7 @@ def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bo
         result=result,
         started=folder.config.stat().st_mtime,
         test={name: Measurement.model_validate(value) for name, value in test.items()},
+        has_worker=result is not None or folder.worker.exists(),
     )
 
 

@@ -105,10 +105,13 @@ class StudyView:
         """A sentence for a time in which nothing ended."""
         if study is None:
             return f"{self._folder.name}: {self._doing}"
-        at_work = [trial for trial in study.trials if trial.result is None]
+        begun = [trial for trial in study.trials if trial.result is None]
+        at_work = [trial for trial in begun if trial.has_worker]
         epochs = sum(len(trial.epochs) for trial in at_work)
         how = f"{study.num_settled()} of {study.num_planned} trials ended"
-        how += f", {len(at_work)} at work, {epochs} epochs so far" if at_work else f"; {self._doing}"
+        how += f", {len(at_work)} at work, {epochs} epochs so far" if at_work else ""
+        how += f", {len(begun) - len(at_work)} waiting for a worker" if len(begun) > len(at_work) else ""
+        how += "" if at_work else f"; {self._doing}"
         left = self._time_left(study)
         return f"{study.name}: {how}, {left}" if left else f"{study.name}: {how}"
 
@@ -241,6 +244,10 @@ def duration(seconds: float) -> str:
 
 def _running(trial: TrialRecord) -> Text:
     epochs, total = len(trial.epochs), trial.config.training.epochs
+    if not trial.has_worker:
+        return Text(
+            f"  trial {trial.number}: waiting for a worker" + (f" after epoch {epochs}/{total}" if epochs else "")
+        )
     last = f", accuracy {trial.epochs[-1].validation_accuracy:.3f}" if trial.epochs else ""
     what = "measuring" if epochs == total else f"epoch {epochs}/{total}"
     return Text(f"  trial {trial.number}: {what}{last}")

@@ -86,6 +86,8 @@ class Engine:
         study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
         self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
+        for number in self._orphans:  # their workers went with their driver
+            folder.trial(number).release()
         if spec.search.design:
             self._open_cells()
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from equitune.errors import UserError
 from equitune.search.resources import Request, requests
+from equitune.search.sharing import KINDS, Cluster, Place
 from equitune.spec.resources import Resources
 
 MOST_S = 1800.0  # for a machine to come up: its boot, and the pull of an image of some GB
 LOOK_EVERY_S = 0.5
 ANSWER_S = 2.0  # that a worker waits for the head before it begins a trial
+JOB_DIGITS = 8  # of a placement group's id, at its end: the program that asked for it
 ASK = "ask for less, or give the cluster such machines"
 
 log = logging.getLogger(__name__)
@@ -126,3 +128,22 @@ def is_leaving() -> bool:
         log.warning("Ray does not say which machines are being drained", exc_info=True)
         return False
     return ray.get_runtime_context().get_node_id() in leaving
+
+
+def look_at_cluster() -> Cluster:
+    """Return who holds which part of the cluster, and who waits: a request to Ray's head, of some milliseconds."""
+    import ray
+    from ray.util import placement_group_table
+
+    places = []
+    for name, group in placement_group_table().items():
+        if group["state"] == "REMOVED":
+            continue
+        amounts: dict[str, float] = {}
+        for bundle in group["bundles"].values():
+            for kind in KINDS:
+                if bundle.get(kind):
+                    amounts[kind] = amounts.get(kind, 0.0) + bundle[kind]
+        places.append(Place(name, name[-JOB_DIGITS:], amounts, is_held=group["state"] == "CREATED"))
+    own = ray.get_runtime_context().get_job_id()
+    return Cluster(own, tuple(places), ray.cluster_resources(), ray.available_resources())

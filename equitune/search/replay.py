@@ -18,6 +18,7 @@ from equitune.errors import Infeasible
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.results import Epoch, Measurement, TrialResult
 from equitune.search.engine import Engine, Task
+from equitune.search.hung import Watchdog
 from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
 from equitune.spec.study import StudySpec
@@ -25,8 +26,11 @@ from equitune.spec.trial import TrialConfig
 
 START_S = 1.7e9  # Unix time at which replays begin
 TEST_S = 1.0  # that testing a trial lasts
+LOOK_S = 60.0  # between two looks at workers that hang, where nothing else happens
+MOST_LOOKS = 10_000  # at workers of which none is ever given up
 
-# Of each epoch its seconds and the metrics after it. A curve may raise Infeasible or WorkerLost, at once or later.
+# Of each epoch its seconds and the metrics after it; a worker hangs for math.inf of them. A curve may raise Infeasible
+# or WorkerLost, at once or later.
 Curve = Iterable[tuple[float, Mapping[str, float]]]
 Curves = Callable[[TrialConfig], Curve]
 
@@ -57,6 +61,7 @@ class Tally:
     epochs: int = 0  # trained
     events: int = 0  # at which a driver could die
     drivers: int = 0
+    given_up: int = 0  # workers that hung
 
 
 def replay(
@@ -79,7 +84,7 @@ def replay(
         clock: read by whatever asks for the time.
 
     Raises:
-        RuntimeError: the engine waits although nothing runs.
+        RuntimeError: the engine waits although nothing runs, or for a worker that hangs for ever.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.study.exists():
@@ -128,27 +133,59 @@ class _Driver:
     ) -> None:
         self._curves, self._dies, self._clock, self._tally = curves, dies, clock, tally
         self._engine = Engine(spec, folder, open_storage(folder, spec), now=clock)
+        self._watchdog = Watchdog(spec.resources.hung_after, now=clock, most_tick_s=math.inf)
+        self._events: list[tuple[float, int, Task, Iterator[float]]] = []  # when, in which order of equal times, whose
+        self._order = itertools.count()
+        self._hung: dict[int, tuple[Task, Iterator[float]]] = {}  # by trial, the workers that hang
 
     def run(self, workers: int) -> None:
-        engine, order = self._engine, itertools.count()
-        events: list[tuple[float, int, Iterator[float]]] = []  # when, in which order of equal times, whose
-
-        def go_on(worker: Iterator[float]) -> None:
-            seconds = next(worker, None)
-            if seconds is not None:
-                heapq.heappush(events, (self._clock() + seconds, next(order), worker))
-
+        engine, events = self._engine, self._events
         while not (engine.stopping or engine.halted):
             task: object = None
-            while len(events) < workers and isinstance(task := engine.next_task(), Task):
+            while len(events) + len(self._hung) < workers and isinstance(task := engine.next_task(), Task):
                 self._event()
-                go_on(self._trial(task, task.config) if task.config else self._test(task.folder))
-            if not events:
-                if task == "wait":
-                    raise RuntimeError("the engine waits although nothing runs")
+                self._begin(task)
+            if events:
+                self._clock.now_s, _, whose, worker = heapq.heappop(events)
+                self._go_on(whose, worker)
+                self._give_up()
+            elif self._hung:
+                self._wait_for_hung()
+            elif task == "wait":
+                raise RuntimeError("the engine waits although nothing runs")
+            else:
                 return
-            self._clock.now_s, _, worker = heapq.heappop(events)
-            go_on(worker)
+
+    def _begin(self, task: Task) -> None:
+        config = task.config or TrialConfig.from_json_text(task.folder.config.read_text())
+        self._watchdog.begin(task.number, config, len(task.folder.read_epochs()), is_test=task.config is None)
+        self._go_on(task, self._trial(task, task.config) if task.config else self._test(task.folder))
+
+    def _go_on(self, task: Task, worker: Iterator[float]) -> None:
+        seconds = next(worker, None)
+        if seconds is None:
+            self._watchdog.end(task.number, is_complete=True)
+        elif seconds == math.inf:
+            self._hung[task.number] = task, worker
+        else:
+            heapq.heappush(self._events, (self._clock() + seconds, next(self._order), task, worker))
+
+    def _wait_for_hung(self) -> None:
+        """Lets time pass until a worker that hangs is given up. Raises RuntimeError where none ever is."""
+        for _ in range(MOST_LOOKS):
+            self._clock.now_s += LOOK_S
+            self._engine.tick()
+            if self._give_up():
+                return
+        raise RuntimeError(f"the workers of {len(self._hung)} trials hang for ever")
+
+    def _give_up(self) -> bool:
+        """Begins the trials again, from their last epochs, whose worker hangs; returns whether there was one."""
+        found = [silence.number for silence in self._watchdog.look() if silence.is_over]
+        for number in found:
+            self._tally.given_up += 1
+            self._begin(self._hung.pop(number)[0])
+        return bool(found)
 
     def _trial(self, task: Task, config: TrialConfig) -> Iterator[float]:
         """What a worker does with a trial, after its last recorded epoch."""
@@ -162,6 +199,7 @@ class _Driver:
                 if epoch <= num_known:
                     continue
                 yield seconds
+                self._watchdog.hear(number, epoch)
                 record = _epoch(epoch, self._clock(), seconds, metrics, config)
                 folder.append_epoch(record)
                 self._tally.epochs += 1

@@ -15,6 +15,7 @@ from ray.tune.stopper import Stopper
 
 from equitune.errors import StoreError, UserError
 from equitune.records.results import Measurement, TrialResult
+from equitune.search.attendance import Attendance
 from equitune.search.engine import Engine, Task
 
 MAX_LOST_WORKERS = 3  # that a trial may lose from one epoch to the next: it goes on from its checkpoint each time
@@ -90,13 +91,29 @@ class RungScheduler(_Forgetful, FIFOScheduler):
     own worker does not get on.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, attendance: Attendance) -> None:
         super().__init__()
-        self._engine = engine
+        self._engine, self._attendance = engine, attendance
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._attendance.add(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Tune asks at each of its steps."""
+        self._attendance.look(tune_controller._tune_controller)  # out of a wrapper that warns
+        return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A worker was lost: the trial is added again, unless it has lost too many."""
+        self._attendance.drop(tune_controller, trial, is_lost=True)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._attendance.drop(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "epoch" not in result:
             return str(TrialScheduler.CONTINUE)
+        self._attendance.hear(trial.config["number"], result["epoch"])
         trial.max_failures = trial.num_failures + MAX_LOST_WORKERS
         metrics = json.loads(result.get("metrics", "{}"))
         goes_on = True
@@ -106,6 +123,8 @@ class RungScheduler(_Forgetful, FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Drops what Tune would keep of the trial as long as the study runs, and nobody asks for."""
+        self._attendance.drop(tune_controller, trial)
+        self._attendance.hand_back(tune_controller, trial)
         kept = trial.run_metadata
         kept.metric_analysis, kept.metric_n_steps = {}, {}
         # Emptied, not taken out: of a trial without numbers Tune's reporter prints a line.

@@ -33,6 +33,7 @@ from equitune.spec.study import StudySpec
 if TYPE_CHECKING:
     import optuna
 
+    from equitune.search.attendance import Attendance
     from equitune.search.engine import Engine
     from equitune.search.postgres import HeldStorage
 
@@ -132,6 +133,7 @@ def _search(
     say: Callable[[str], None],
 ) -> Outcome:
     prepare(address)
+    from equitune.search.attendance import attend  # imports ray
     from equitune.search.engine import Engine
     from equitune.search.storage import open_storage
 
@@ -144,7 +146,8 @@ def _search(
     say("starting Ray")
     with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, engine, token)
+        attendance = attend(spec, folder, splits, say, is_shared=address is not None)
+        _run_trials(spec, folder, splits, slots, engine, token, attendance)
     if engine.halted:
         return Outcome("halted", engine.halted)
     if engine.draining:
@@ -233,7 +236,13 @@ def provenance() -> dict[str, str]:
 
 
 def _run_trials(
-    spec: StudySpec, folder: StudyFolder, splits: Splits, slots: Slots, engine: "Engine", token: str
+    spec: StudySpec,
+    folder: StudyFolder,
+    splits: Splits,
+    slots: Slots,
+    engine: "Engine",
+    token: str,
+    attendance: "Attendance",
 ) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
@@ -252,7 +261,7 @@ def _run_trials(
         tune.with_resources(tune.with_parameters(trainable, **given), placement),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(engine),
-            scheduler=RungScheduler(engine),
+            scheduler=RungScheduler(engine, attendance),
             num_samples=-1,
             max_concurrent_trials=slots.concurrent,
             reuse_actors=True,

@@ -43,7 +43,8 @@ class Resources(Strict):
 
     Several GPUs train one trial together, a worker on each; without a GPU `workers` do, which share its cores.
     `gpu: auto` gives each trial the share of a GPU that its memory is predicted to need. `gpu_memory_gib` is the most
-    that a trial may allocate; None: its share of the GPU's memory.
+    that a trial may allocate; None: its share of the GPU's memory. A worker that is silent for 10 minutes, and for
+    `hung_after` times as long as is usual in the study, is given up as lost; None: never.
     """
 
     cpu: Annotated[float, Field(gt=0)] = 1
@@ -52,6 +53,7 @@ class Resources(Strict):
     workers: Annotated[int, Field(ge=1)] = 1
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_sizes)] = ()  # in the order of their parameters
     concurrent: Annotated[int, Field(ge=1)] | None = None
+    hung_after: Annotated[float, Field(ge=2)] | None = 20
 
     @model_validator(mode="after")
     def _sensible(self) -> "Resources":

@@ -1,0 +1,220 @@
+"""Tune's trials that have not ended: which have a worker, which wait for a place, and whose worker hangs.
+
+Of Tune's controller this reads and sets what no public interface has: which worker serves a trial, whether one is kept
+warm, and how many trials may wait.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from equitune.datasets._splits import Splits
+from equitune.errors import StoreError, UserError
+from equitune.records.folder import StudyFolder, read_json
+from equitune.search.hung import Silence, Watchdog
+from equitune.search.machines import look_at_cluster
+from equitune.search.sharing import NOTHING, Cluster
+from equitune.spec.study import StudySpec
+from equitune.spec.trial import TrialConfig
+
+LOOK_EVERY_S = 0.5  # between two looks at a cluster that others use, too
+PATIENCE_S = 5.0  # that a study has had no worker before it says so; that a place given back is left to others
+REST_S = 0.05  # between two steps of Tune that have nothing to wait for
+
+log = logging.getLogger(__name__)
+
+
+class Attendance:
+    """Watches the workers of a study, and gives its places back where others wait.
+
+    Args:
+        folder: the study's.
+        watchdog: knows which silence is too long.
+        say: is told what there is to know, a sentence at a time.
+        is_shared: whether others may use the cluster; else nobody is asked about them.
+        now: seconds on a clock of which only differences count.
+    """
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        watchdog: Watchdog,
+        say: Callable[[str], None],
+        *,
+        is_shared: bool,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._watchdog, self._say, self._is_shared, self._now = folder, watchdog, say, is_shared, now
+        self._trials: dict[str, Any] = {}  # of Tune, by its ids
+        self._workers: dict[str, Any] = {}  # actors, by the ids of the trials that have one
+        self._idle_since = now()  # when the study had no worker any more
+        self._told_waiting = False
+        self._looked = now()
+        self._served: set[str] | None = None  # to whom a place has been given back; None: nobody is waited for
+        self._served_since = 0.0
+        self._in_vain: set[str] = set()  # who did not take one
+        self._most_pending = 0
+
+    def add(self, trial: Any) -> None:
+        """Note a trial of Tune that is to run: a new one, or one that has lost its worker."""
+        self._trials[trial.trial_id] = trial
+
+    def hear(self, number: int, epoch: int) -> None:
+        """Note that a trial has reported an epoch."""
+        self._watchdog.hear(number, epoch)
+
+    def drop(self, controller: Any, trial: Any, is_lost: bool = False) -> None:
+        """Note that a trial has ended, or `is_lost`: that its worker has gone."""
+        self._trials.pop(trial.trial_id, None)
+        self._watchdog.end(trial.config["number"], is_complete=not is_lost)
+        if self._workers.pop(trial.trial_id, None) is not None and not self._workers:
+            self._idle_since = self._now()
+        if is_lost:
+            controller._resetting_trials.discard(trial)  # Tune would wait for the reset of a worker that is gone
+            self._release(trial)
+
+    def look(self, controller: Any) -> None:
+        """Look at everything once: to be called at each step of Tune."""
+        for name, trial in list(self._trials.items()):
+            if name not in self._workers and (worker := _worker_of(controller, trial)) is not None:
+                self._workers[name] = worker
+                self._begin(trial)
+        for silence in self._watchdog.look():
+            self._act(silence)
+        if self._served is not None and not self._workers:
+            time.sleep(REST_S)  # Tune does not rest where it waits for nothing
+        if not self._is_shared or self._now() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = self._now()
+        if self._served is not None:
+            self._go_on_giving(controller, look_at_cluster(), self._served)
+        self._tell_waiting()
+
+    def hand_back(self, controller: Any, trial: Any) -> None:
+        """Decide whether the worker of a trial that has ended is kept warm for another, or its place given back."""
+        if not self._is_shared:
+            return
+        cluster = look_at_cluster()
+        needy = cluster.in_need(_amounts(trial.placement_group_factory), _leaving(controller)) - self._in_vain
+        controller._reuse_actors = not needy
+        if needy and self._served is None:
+            self._most_pending, controller._max_pending_trials = controller._max_pending_trials, 0
+            log.info("a place is given back: others wait for %d", len(needy))
+        if needy:
+            self._served, self._served_since = (self._served or set()) | needy, self._now()
+
+    def _go_on_giving(self, controller: Any, cluster: Cluster, served: set[str]) -> None:
+        """Ask for places again where the others have theirs, or do not take what is free."""
+        if cluster.in_need(NOTHING, _leaving(controller)) & served:
+            self._served_since = self._now()  # more is needed: the next trial that ends gives its place back
+        is_late = self._now() - self._served_since > PATIENCE_S
+        left = cluster.behind(_leaving(controller)) & served
+        if left and not is_late:
+            return
+        self._in_vain |= left
+        self._served, controller._max_pending_trials = None, self._most_pending
+
+    def _tell_waiting(self) -> None:
+        if self._workers or not self._trials:
+            if self._told_waiting and self._workers:
+                self._told_waiting = False
+                self._say("a place is free: going on")
+            return
+        if self._told_waiting or self._now() - self._idle_since < PATIENCE_S:
+            return
+        if taken := look_at_cluster().taken_by_others():
+            self._told_waiting = True
+            log.warning("waiting for a place: others have %s", taken)
+            self._say(f"waiting for a place: {taken} are taken by others")
+
+    def _begin(self, trial: Any) -> None:
+        number, is_test = trial.config["number"], bool(trial.config.get("test"))
+        folder = self._folder.trial(number)
+        try:
+            config = TrialConfig.from_json_text(trial.config.get("trial") or folder.config.read_text())
+            num_epochs = 0 if is_test else len(folder.read_epochs())
+        except (OSError, StoreError, ValueError):
+            log.warning("trial %d is not watched", number, exc_info=True)
+            return
+        self._watchdog.begin(number, config, num_epochs, is_test)
+
+    def _act(self, silence: Silence) -> None:
+        """Say that a worker is silent; give it up where it has been for too long, as if it had died."""
+        sentence = describe(silence, self._worker_named(silence.number))
+        log.warning("%s", sentence)
+        self._say(sentence)
+        if silence.is_over:
+            for name, trial in self._trials.items():
+                if trial.config["number"] == silence.number and name in self._workers:
+                    self._release(trial)  # first: what cannot be killed must not write
+                    ray.kill(self._workers[name])
+
+    def _release(self, trial: Any) -> None:
+        if trial.config.get("test"):
+            return
+        try:
+            self._folder.trial(trial.config["number"]).release()
+        except (OSError, StoreError):  # the next worker claims the trial, or says why it cannot
+            log.warning("trial %d is not released", trial.config["number"], exc_info=True)
+
+    def _worker_named(self, number: int) -> str:
+        try:
+            worker = read_json(self._folder.trial(number).worker)
+            return f"its worker (process {worker['pid']} on {worker['host']})"
+        except (UserError, StoreError, KeyError, TypeError):
+            return "its worker"
+
+
+def attend(
+    spec: StudySpec, folder: StudyFolder, splits: Splits, say: Callable[[str], None], *, is_shared: bool
+) -> Attendance:
+    """Return the attendance of a study, which knows a hung worker by what its networks compute."""
+
+    def work_of(config: TrialConfig) -> float:
+        from equitune.trial.cost import network_cost
+
+        return network_cost(config, splits.shape, len(splits.class_names)).multiply_adds
+
+    return Attendance(folder, Watchdog(spec.resources.hung_after, work_of), say, is_shared=is_shared)
+
+
+def describe(silence: Silence, worker: str) -> str:
+    """Return what is to be said of a silence, in a sentence."""
+    said = f"trial {silence.number} {silence.what} for {_duration(silence.silent_s)}"
+    if silence.usual_s is None or silence.limit_s is None:
+        return f"{said}, and none before it says how long that takes: if {worker} hangs, end that process"
+    said += f", the slowest before it for {_duration(silence.usual_s)}"
+    if silence.is_over:
+        return f"{said}: {worker} is given up, and the trial goes on in another"
+    return f"{said}: {worker} may hang, and is given up after {_duration(silence.limit_s)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _worker_of(controller: Any, trial: Any) -> Any:
+    """The Ray actor that serves a trial, from its creation on, before Tune calls the trial running; None: it waits."""
+    tracked = controller._trial_to_actor.get(trial)
+    live = controller._actor_manager._live_actors_to_ray_actors_resources
+    return live[tracked][0] if tracked in live else None
+
+
+def _leaving(controller: Any) -> dict[str, float]:
+    """What the workers hold that are being ended."""
+    found: dict[str, float] = {}
+    for tracked in controller._stopping_actors:
+        held = controller._actor_manager.get_actor_resources(tracked)
+        for kind, amount in _amounts(held.resource_request).items() if held else ():
+            found[kind] = found.get(kind, 0.0) + amount
+    return found
+
+
+def _amounts(request: Any) -> dict[str, float]:
+    """The CPUs and GPUs of a request, which has one bundle."""
+    return {kind: amount for kind, amount in request.bundles[0].items() if kind in ("CPU", "GPU")}

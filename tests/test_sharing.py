@@ -1,0 +1,224 @@
+"""Studies that share a cluster: who gives way to whom, and what one that waits says."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scene import Scene
+
+from equitune.search import attendance
+from equitune.search.attendance import PATIENCE_S
+from equitune.search.sharing import Cluster, Place
+from equitune.spec.study import StudySpec
+
+OURS = "ours"
+
+
+def cluster(held: dict[str, list[Any]], waiting: dict[str, list[Any]], total: Any = 2, own: str = OURS) -> Cluster:
+    """A cluster whose programs hold and wait for places of so many CPUs, or of such amounts."""
+
+    def amounts(each: Any) -> dict[str, float]:
+        return {"CPU": float(each)} if isinstance(each, int | float) else each
+
+    places = [
+        Place(f"{kind}-{program}-{index}", program, amounts(each), is_held=kind == "held")
+        for kind, programs in (("held", held), ("waiting", waiting))
+        for program, several in programs.items()
+        for index, each in enumerate(several)
+    ]
+    all_of_it = amounts(total)
+    free = Counter(all_of_it)
+    for place in places:
+        if place.is_held:
+            free.subtract(place.amounts)
+    return Cluster(own, tuple(places), all_of_it, free)
+
+
+@pytest.mark.parametrize(
+    ("held", "waiting", "total", "expected"),
+    [
+        ({OURS: [1, 1]}, {}, 2, 0),  # nobody else is there
+        ({OURS: [1, 1]}, {OURS: [1]}, 2, 0),  # only we wait
+        ({OURS: [1, 1]}, {"b": [1, 1]}, 2, 2),
+        ({OURS: [1], "b": [1]}, {"b": [1]}, 2, 0),  # it is even
+        ({OURS: [1], "b": [1]}, {"c": [1]}, 2, 1),  # more programs than places: by turns
+        ({OURS: [1, 1, 1], "b": [1]}, {"b": [1]}, 4, 1),
+        ({OURS: [1, 1], "b": [1]}, {"b": [1]}, 3, 0),  # nobody would have gained
+        ({OURS: [1] * 4}, {"b": [4]}, 4, 1),  # a large place becomes free one trial after another
+        ({OURS: [1] * 4}, {"b": [5]}, 4, 0),  # which can never be
+        ({OURS: [1]}, {"b": [1]}, 2, 0),  # there is room for it: it is about to begin
+        ({OURS: [1, 1]}, {"b": [{"CPU": 1.0, "GPU": 1.0}]}, {"CPU": 2.0, "GPU": 0.0}, 0),  # what we do not have
+        ({OURS: [1, 1]}, {"b": [{}]}, 2, 0),  # Ray Train's own, which asks for a sliver of a machine
+        (
+            {OURS: [{"CPU": 1.0, "GPU": 0.5}] * 2},
+            {"b": [{"CPU": 1.0, "GPU": 1.0}]},
+            {"CPU": 16.0, "GPU": 1.0},
+            1,
+        ),
+    ],
+)
+def test_who_gives_way(held: Any, waiting: Any, total: Any, expected: int) -> None:
+    now = cluster(held, waiting, total)
+    ended = next(place.amounts for place in now.places if place.program == OURS)
+    assert len(now.in_need(ended)) == expected
+
+
+def test_what_is_being_given_back_counts_as_given() -> None:
+    """Two trials that end at once do not both give way to one who has nothing."""
+    now = cluster({OURS: [1, 1]}, {"b": [1]})
+    assert now.in_need({"CPU": 1.0})
+    assert not now.in_need({"CPU": 1.0}, leaving={"CPU": 1.0})
+
+
+def test_what_others_have_is_said() -> None:
+    assert cluster({OURS: [1, 1]}, {"b": [1]}).taken_by_others() == ""
+    assert cluster({OURS: [1], "b": [1]}, {}).taken_by_others() == "1 of 2 CPUs"
+    assert cluster({"b": [{"CPU": 1.0, "GPU": 1.0}]}, {}, {"CPU": 4.0, "GPU": 1.0}).taken_by_others() == (
+        "1 of 4 CPUs and 1 of 1 GPU"
+    )
+    not_of_groups = Cluster(OURS, (), {"CPU": 4.0}, {"CPU": 1.0})  # tasks and actors of other programs
+    assert not_of_groups.taken_by_others() == "3 of 4 CPUs"
+
+
+def turns(num_places: int, programs: dict[str, int], seed: int, gives_way: bool = True, most: int = 3000) -> list[str]:
+    """The order in which programs train so many trials each, of one place; who asks first, gets what is free.
+
+    A trial that ends keeps its place for the next of its program, unless others are in need.
+    """
+    dice, left, order = random.Random(seed), dict(programs), []
+    held: dict[str, int] = dict.fromkeys(programs, 0)
+    for _ in range(most):
+        wanting = [each for each in programs if min(num_places, left[each]) > held[each]]
+        while wanting and sum(held.values()) < num_places:
+            held[wanting[0] if not order else dice.choice(wanting)] += 1
+            wanting = [each for each in programs if min(num_places, left[each]) > held[each]]
+        running = [each for each in programs for _ in range(held[each])]
+        if not running:
+            return order
+        ended = dice.choice(running)
+        order.append(ended)
+        left[ended] -= 1
+        now = cluster(
+            {each: [1] * count for each, count in held.items() if count},
+            {each: [1] * (min(num_places, left[each]) - held[each]) for each in programs},
+            num_places,
+            ended,
+        )
+        if left[ended] < held[ended]:
+            held[ended] -= 1
+        elif gives_way and (needy := now.in_need({"CPU": 1.0})):
+            held[ended] -= 1  # and it asks again when one of them has got it
+            held[dice.choice(sorted(needy)).split("-")[1]] += 1
+    return order
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("num_places", "num_programs"), [(2, 2), (2, 3), (4, 3), (1, 3), (3, 7)])
+def test_nobody_waits_for_the_end_of_another(num_places: int, num_programs: int, seed: int) -> None:
+    programs = {chr(97 + index): 30 for index in range(num_programs)}
+    order = turns(num_places, programs, seed)
+    assert Counter(order) == programs
+    for name in programs:
+        others_last = max(place for place, each in enumerate(order) if each != name)
+        assert order.index(name) < others_last / 3, "it waited"
+
+
+def test_without_giving_way_they_wait_for_each_other() -> None:
+    """The broken twin: who has a place hands it on to its own next trial."""
+    order = turns(2, {"a": 30, "b": 30, "c": 30}, 0, gives_way=False)
+    assert order.index("c") > 28 or order.index("b") > 28
+
+
+@pytest.fixture
+def scene(small_spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scene]:
+    def make(now: Cluster | None, is_shared: bool = True) -> Scene:
+        made = Scene(tmp_path, small_spec, monkeypatch, is_shared=is_shared)
+
+        def look() -> Cluster:
+            assert now is not None, "nobody was to be asked"
+            return made.cluster or now
+
+        monkeypatch.setattr(attendance, "look_at_cluster", look)
+        return made
+
+    return make
+
+
+def test_alone_on_its_own_ray_nothing_is_asked_and_workers_stay_warm(scene: Callable[..., Scene]) -> None:
+    alone = scene(None, is_shared=False)
+    trial = alone.trial(0)
+    alone.controller.start(trial)
+    alone.pass_s(100)
+    alone.attendance.hand_back(alone.controller, trial)
+    assert alone.controller._reuse_actors
+    assert alone.controller._max_pending_trials == 2
+
+
+def test_where_nobody_waits_workers_stay_warm(scene: Callable[..., Scene]) -> None:
+    quiet = scene(cluster({OURS: [1, 1]}, {}))
+    quiet.attendance.hand_back(quiet.controller, quiet.trial(0))
+    assert quiet.controller._reuse_actors
+    assert quiet.controller._max_pending_trials == 2
+
+
+def test_a_place_that_was_given_back_is_not_asked_for_until_the_other_has_it(scene: Callable[..., Scene]) -> None:
+    busy = scene(cluster({OURS: [1, 1]}, {"b": [1, 1]}))
+    busy.attendance.hand_back(busy.controller, busy.trial(0))
+    assert not busy.controller._reuse_actors
+    assert busy.controller._max_pending_trials == 0
+    busy.cluster = cluster({OURS: [1]}, {"b": [1, 1]})  # Ray has yet to give it
+    busy.pass_s(2)
+    assert busy.controller._max_pending_trials == 0
+    busy.cluster = cluster({OURS: [1], "b": [1]}, {"b": [1]})
+    busy.pass_s(1)
+    assert busy.controller._max_pending_trials == 2
+    busy.attendance.hand_back(busy.controller, busy.trial(1))
+    assert busy.controller._reuse_actors, "it is even"
+
+
+def test_who_does_not_take_what_is_free_is_waited_for_once(scene: Callable[..., Scene]) -> None:
+    """Or a place that no machine can hold, although the cluster could, would stop a study for ever."""
+    busy = scene(cluster({OURS: [1, 1]}, {"b": [1]}))
+    trial = busy.trial(0)
+    busy.attendance.hand_back(busy.controller, trial)
+    busy.cluster = cluster({OURS: [1]}, {"b": [1]})
+    busy.pass_s(PATIENCE_S + 2)
+    assert busy.controller._max_pending_trials == 2
+    busy.cluster = None
+    busy.attendance.hand_back(busy.controller, trial)
+    assert busy.controller._reuse_actors
+
+
+def test_a_large_place_is_gathered_trial_by_trial(scene: Callable[..., Scene]) -> None:
+    busy = scene(cluster({OURS: [1] * 4}, {"b": [4]}, 4))
+    for left in (3, 2, 1, 0):
+        busy.attendance.hand_back(busy.controller, busy.trial(left))
+        assert not busy.controller._reuse_actors
+        busy.cluster = cluster({OURS: [1] * left}, {"b": [4]}, 4)
+        busy.pass_s(3 * PATIENCE_S if left else 1)  # the next trial takes its time
+        assert busy.controller._max_pending_trials == 0
+    busy.cluster = cluster({"b": [4]}, {}, 4)
+    busy.pass_s(1)
+    assert busy.controller._max_pending_trials == 2
+
+
+def test_a_study_without_a_place_says_so_and_why(scene: Callable[..., Scene]) -> None:
+    waits = scene(cluster({"a": [1, 1]}, {OURS: [1, 1]}))
+    trials = [waits.trial(number) for number in range(2)]
+    waits.pass_s(PATIENCE_S - 1)
+    assert waits.said == []
+    waits.pass_s(100)
+    assert waits.said == ["waiting for a place: 2 of 2 CPUs are taken by others"]
+    waits.controller.start(trials[0])
+    waits.pass_s(2)
+    assert waits.said[1:] == ["a place is free: going on"]
+
+
+def test_a_worker_that_is_starting_is_no_waiting(scene: Callable[..., Scene]) -> None:
+    starting = scene(cluster({OURS: [1]}, {}))
+    starting.trial(0)
+    starting.pass_s(100)
+    assert starting.said == []
