@@ -41,6 +41,8 @@ class Controller:
         )
         self._max_pending_trials, self._reuse_actors = 2, True
         self._tune_controller = self
+        self.stopped: list[Any] = []
+        self.stop_trial = self.stopped.append
 
     def start(self, trial: Any) -> None:
         """Give a trial a worker."""
@@ -66,10 +68,18 @@ class Scene:
     def __init__(self, path: Path, spec: StudySpec, monkeypatch: pytest.MonkeyPatch, is_shared: bool = False) -> None:
         self.said: list[str] = []
         self.killed: list[Any] = []
+        self.is_draining = False
         self.clock = Clock()
         self.folder = StudyFolder(path / "small")
         self.watchdog = Watchdog(MULTIPLE, now=self.clock, floor_s=10.0, most_tick_s=math.inf)
-        self.attendance = Attendance(self.folder, self.watchdog, self.said.append, is_shared=is_shared, now=self.clock)
+        self.attendance = Attendance(
+            self.folder,
+            self.watchdog,
+            self.said.append,
+            is_shared=is_shared,
+            is_draining=lambda: self.is_draining,
+            now=self.clock,
+        )
         self.scheduler = RungScheduler(SimpleNamespace(reached=lambda *_: True), self.attendance)  # type: ignore[arg-type]
         self.controller = Controller()
         monkeypatch.setattr(attendance.ray, "kill", self.killed.append)

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scene import Scene
+from scene import Clock, Scene
 
+from equitune.records.folder import StudyFolder
 from equitune.search import attendance
 from equitune.search.attendance import PATIENCE_S
+from equitune.search.engine import Engine, Task
 from equitune.search.sharing import Cluster, Place
+from equitune.search.storage import open_storage
+from equitune.search.study import begin
 from equitune.spec.study import StudySpec
 
 OURS = "ours"
@@ -211,7 +215,7 @@ def test_a_study_without_a_place_says_so_and_why(scene: Callable[..., Scene]) ->
     waits.pass_s(PATIENCE_S - 1)
     assert waits.said == []
     waits.pass_s(100)
-    assert waits.said == ["waiting for a place: 2 of 2 CPUs are taken by others"]
+    assert waits.said == ["waiting for a place: others have 2 of 2 CPUs"]
     waits.controller.start(trials[0])
     waits.pass_s(2)
     assert waits.said[1:] == ["a place is free: going on"]
@@ -222,3 +226,45 @@ def test_a_worker_that_is_starting_is_no_waiting(scene: Callable[..., Scene]) ->
     starting.trial(0)
     starting.pass_s(100)
     assert starting.said == []
+
+
+def test_after_ctrl_c_a_trial_that_waits_for_a_place_is_left_to_the_next_driver(scene: Callable[..., Scene]) -> None:
+    """One that has a worker is finished. The broken twin would train what begins days after the interruption."""
+    waits = scene(cluster({"a": [1], OURS: [1]}, {OURS: [1]}))
+    trials = [waits.trial(number) for number in range(2)]
+    waits.controller.start(trials[0])
+    waits.pass_s(10 * PATIENCE_S)
+    assert waits.controller.stopped == []
+    waits.is_draining = True
+    waits.pass_s(1)
+    assert waits.controller.stopped == [trials[1]]
+
+
+def test_a_trial_that_waits_uses_no_gpu_hours(small_spec: StudySpec, tmp_path: Path) -> None:
+    resources = small_spec.resources.model_copy(update={"gpu": 1.0})
+    spec = small_spec.model_copy(update={"resources": resources})
+    folder, clock = StudyFolder(tmp_path / "small"), Clock()
+    begin(folder, spec, None, ())
+    engine = Engine(spec, folder, open_storage(folder, spec), now=clock)
+    at_work: set[int] = set()
+    engine.is_at_work = at_work.__contains__
+    task = engine.next_task()
+    assert isinstance(task, Task)
+    clock.now_s += 3600
+    engine.tick()
+    at_work.add(task.number)
+    clock.now_s += 1800
+    engine.tick()
+    assert engine._usage.gpu_s == 1800
+    assert engine._usage.wall_s == 5400
+
+
+def test_where_the_head_is_away_nobody_waits(scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = scene(cluster({OURS: [1, 1]}, {"b": [1]}))
+
+    def away() -> Cluster:
+        raise RuntimeError("the head does not answer")
+
+    monkeypatch.setattr(attendance, "look_at_cluster", away)
+    alone.attendance.hand_back(alone.controller, alone.trial(0))
+    assert alone.controller._reuse_actors

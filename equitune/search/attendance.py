@@ -14,6 +14,7 @@ import ray
 from equitune.datasets._splits import Splits
 from equitune.errors import StoreError, UserError
 from equitune.records.folder import StudyFolder, read_json
+from equitune.search.engine import Engine
 from equitune.search.hung import Silence, Watchdog
 from equitune.search.machines import look_at_cluster
 from equitune.search.sharing import NOTHING, Cluster
@@ -35,6 +36,7 @@ class Attendance:
         watchdog: knows which silence is too long.
         say: is told what there is to know, a sentence at a time.
         is_shared: whether others may use the cluster; else nobody is asked about them.
+        is_draining: whether no trial is to begin any more, also none that waits for a place.
         now: seconds on a clock of which only differences count.
     """
 
@@ -45,10 +47,13 @@ class Attendance:
         say: Callable[[str], None],
         *,
         is_shared: bool,
+        is_draining: Callable[[], bool] = lambda: False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._watchdog, self._say, self._is_shared, self._now = folder, watchdog, say, is_shared, now
+        self._is_draining = is_draining
         self._trials: dict[str, Any] = {}  # of Tune, by its ids
+        self._added: dict[str, float] = {}  # when; of each of them
         self._workers: dict[str, Any] = {}  # actors, by the ids of the trials that have one
         self._idle_since = now()  # when the study had no worker any more
         self._told_waiting = False
@@ -60,7 +65,11 @@ class Attendance:
 
     def add(self, trial: Any) -> None:
         """Note a trial of Tune that is to run: a new one, or one that has lost its worker."""
-        self._trials[trial.trial_id] = trial
+        self._trials[trial.trial_id], self._added[trial.trial_id] = trial, self._now()
+
+    def is_at_work(self, number: int) -> bool:
+        """Return whether a trial has a worker."""
+        return any(self._trials[name].config["number"] == number for name in self._workers)
 
     def hear(self, number: int, epoch: int) -> None:
         """Note that a trial has reported an epoch."""
@@ -82,6 +91,8 @@ class Attendance:
             if name not in self._workers and (worker := _worker_of(controller, trial)) is not None:
                 self._workers[name] = worker
                 self._begin(trial)
+            elif name not in self._workers and self._is_draining() and self._now() - self._added[name] > PATIENCE_S:
+                controller.stop_trial(trial)  # it goes on with the next driver
         for silence in self._watchdog.look():
             self._act(silence)
         if self._served is not None and not self._workers:
@@ -90,14 +101,14 @@ class Attendance:
             return
         self._looked = self._now()
         if self._served is not None:
-            self._go_on_giving(controller, look_at_cluster(), self._served)
+            self._go_on_giving(controller, _look(), self._served)
         self._tell_waiting()
 
     def hand_back(self, controller: Any, trial: Any) -> None:
         """Decide whether the worker of a trial that has ended is kept warm for another, or its place given back."""
         if not self._is_shared:
             return
-        cluster = look_at_cluster()
+        cluster = _look()
         needy = cluster.in_need(_amounts(trial.placement_group_factory), _leaving(controller)) - self._in_vain
         controller._reuse_actors = not needy
         if needy and self._served is None:
@@ -125,10 +136,10 @@ class Attendance:
             return
         if self._told_waiting or self._now() - self._idle_since < PATIENCE_S:
             return
-        if taken := look_at_cluster().taken_by_others():
+        if taken := _look().taken_by_others():
             self._told_waiting = True
             log.warning("waiting for a place: others have %s", taken)
-            self._say(f"waiting for a place: {taken} are taken by others")
+            self._say(f"waiting for a place: others have {taken}")
 
     def _begin(self, trial: Any) -> None:
         number, is_test = trial.config["number"], bool(trial.config.get("test"))
@@ -169,7 +180,13 @@ class Attendance:
 
 
 def attend(
-    spec: StudySpec, folder: StudyFolder, splits: Splits, say: Callable[[str], None], *, is_shared: bool
+    spec: StudySpec,
+    folder: StudyFolder,
+    splits: Splits,
+    engine: Engine,
+    say: Callable[[str], None],
+    *,
+    is_shared: bool,
 ) -> Attendance:
     """Return the attendance of a study, which knows a hung worker by what its networks compute."""
 
@@ -178,7 +195,10 @@ def attend(
 
         return network_cost(config, splits.shape, len(splits.class_names)).multiply_adds
 
-    return Attendance(folder, Watchdog(spec.resources.hung_after, work_of), say, is_shared=is_shared)
+    watchdog = Watchdog(spec.resources.hung_after, work_of)
+    found = Attendance(folder, watchdog, say, is_shared=is_shared, is_draining=lambda: engine.draining)
+    engine.is_at_work = found.is_at_work
+    return found
 
 
 def describe(silence: Silence, worker: str) -> str:
@@ -196,6 +216,15 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _look() -> Cluster:
+    """The cluster; nothing of it where Ray's head does not say: it may be away, and trials go on without it."""
+    try:
+        return look_at_cluster()
+    except Exception:
+        log.warning("Ray does not say who waits for a place", exc_info=True)
+        return Cluster("", (), {}, {})
 
 
 def _worker_of(controller: Any, trial: Any) -> Any:

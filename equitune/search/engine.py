@@ -72,7 +72,8 @@ class Engine:
         self._cells: OpenCells | None = None
         self._live: dict[int, optuna.Trial] = {}  # the trials that run, by number
         self.gpus_of: Callable[[TrialConfig], float] = lambda config: gpu_of(spec.resources)  # what a trial occupies
-        self._gpus: dict[int, float] = {}  # the same, by number
+        self.is_at_work: Callable[[int], bool] = lambda number: True  # whether a trial has a place, or waits for one
+        self._gpus: dict[int, float] = {}  # what the trials occupy, by number
         self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
@@ -93,7 +94,7 @@ class Engine:
 
     def tick(self) -> None:
         """Time passes: to be called every few seconds at least."""
-        self._usage.count(sum(self._gpus[number] for number in self._live))
+        self._usage.count(sum(self._gpus[number] for number in self._live if self.is_at_work(number)))
 
     def ended_by(self) -> str:
         """The budget that is used up."""

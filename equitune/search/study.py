@@ -146,7 +146,7 @@ def _search(
     say("starting Ray")
     with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        attendance = attend(spec, folder, splits, say, is_shared=address is not None)
+        attendance = attend(spec, folder, splits, engine, say, is_shared=address is not None)
         _run_trials(spec, folder, splits, slots, engine, token, attendance)
     if engine.halted:
         return Outcome("halted", engine.halted)
