@@ -276,3 +276,14 @@ def test_a_lost_worker_loses_its_claim_and_tune_does_not_wait_for_its_reset(
     scene.scheduler.on_trial_error(scene.controller, trial)
     assert not claim.is_held()
     assert scene.controller._resetting_trials == set()
+
+
+def test_the_setting_is_no_part_of_the_search(study_file: Callable[..., Path]) -> None:
+    plain = load_study(study_file())
+    assert plain.resources.hung_after == 20
+    for given, expected in (("50", 50), ("null", None)):
+        other = load_study(study_file(), (f"resources.hung_after={given}",))
+        assert other.resources.hung_after == expected
+        assert other.fingerprint() == plain.fingerprint()
+    with pytest.raises(UserError, match=r"resources.hung_after: must be >= 2, but got 1"):
+        load_study(study_file(), ("resources.hung_after=1",))

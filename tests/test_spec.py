@@ -168,7 +168,8 @@ speed: high
         "13:10 search.sampler: must be one of 'tpe', 'random', 'qmc', 'grid', 'nsga2', 'nsga3', 'gp' or 'cmaes', but got 'tpee'",
         "13:25 search.trials: must be >= 1, but got 0",
         "14:13 resources.cpu: must be a number, but got 'none'",
-        "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, gpu_memory_gib, workers, sizes, concurrent",
+        "14:24 resources.gup: unknown name 'gup': did you mean 'gpu'? known: cpu, gpu, gpu_memory_gib, workers, sizes, "
+        "concurrent, hung_after",
         "15:1 speed: unknown name 'speed': known: study, data, input, model, prior, downsampler, stem, augmentation, "
         "averaging, training, measures, objectives, constraints, search, resources",
     ]
