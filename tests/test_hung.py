@@ -285,5 +285,5 @@ def test_the_setting_is_no_part_of_the_search(study_file: Callable[..., Path]) -
         other = load_study(study_file(), (f"resources.hung_after={given}",))
         assert other.resources.hung_after == expected
         assert other.fingerprint() == plain.fingerprint()
-    with pytest.raises(UserError, match=r"resources.hung_after: must be >= 2, but got 1"):
+    with pytest.raises(UserError, match=r"resources.hung_after=1: must be >= 2.0, but got 1"):
         load_study(study_file(), ("resources.hung_after=1",))

@@ -4,13 +4,14 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from scene import Clock, Scene
 
 from equitune.records.folder import StudyFolder
-from equitune.search import attendance
+from equitune.search import attendance, machines
 from equitune.search.attendance import PATIENCE_S
 from equitune.search.engine import Engine, Task
 from equitune.search.sharing import Cluster, Place
@@ -268,3 +269,30 @@ def test_where_the_head_is_away_nobody_waits(scene: Callable[..., Scene], monkey
     monkeypatch.setattr(attendance, "look_at_cluster", away)
     alone.attendance.hand_back(alone.controller, alone.trial(0))
     assert alone.controller._reuse_actors
+
+
+@pytest.mark.parametrize(("looks", "over_after"), [(0, 9), (3, 9), (9, 3)])
+def test_the_first_look_at_a_gpu_waits_for_one_and_can_be_ended(
+    looks: int, over_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are had by others. It was asked for without a sign, and Ctrl-C was not heard."""
+    groups, removed, asked = [], [], []
+
+    def wait(timeout_seconds: float) -> bool:
+        asked.append(timeout_seconds)
+        return len(asked) > looks
+
+    def placement_group(bundles: list[dict[str, float]]) -> Any:
+        groups.append(SimpleNamespace(bundles=bundles, wait=wait))
+        return groups[-1]
+
+    monkeypatch.setattr("ray.util.placement_group.placement_group", placement_group)
+    monkeypatch.setattr("ray.util.placement_group.remove_placement_group", removed.append)
+    taken = cluster({"b": [{"CPU": 1.0, "GPU": 1.0}]}, {}, {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(machines, "look_at_cluster", lambda: taken)
+    told: list[str] = []
+    with machines.waited_for({"GPU": 0.01}, told.append, lambda: len(asked) > over_after) as group:
+        assert removed == []
+        assert (group is None) == (over_after < looks)
+    assert removed == groups
+    assert told == ["waiting for a place: others have 1 of 4 CPUs and 1 of 1 GPU"] * (looks > 0)

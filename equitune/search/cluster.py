@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equitune.errors import UserError
-from equitune.search.machines import require_machines
+from equitune.search.machines import require_machines, waited_for
 from equitune.search.resources import Request, requests
 from equitune.spec.resources import Resources
 
@@ -94,13 +94,22 @@ def slots(resources: Resources, available: dict[str, float], may_grow: bool = Fa
     return Slots(concurrent if may_grow else min(most, concurrent), cpus, gpus)
 
 
-def gpu_memory_gib() -> float:
-    """The memory of a GPU of the cluster, in GiB, as a worker that has one sees it; 0 where torch sees none."""
+def gpu_memory_gib(say: Callable[[str], None], is_over: Callable[[], bool]) -> float | None:
+    """The memory of a GPU of the cluster, in GiB, as a worker that has one sees it; 0 where torch sees none.
+
+    It asks by a placement group, as trials do: other studies see that somebody waits. None: `is_over` before it has one.
+    """
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from equitune.trial.memory import device_gib
 
-    return float(ray.get(ray.remote(num_cpus=0, num_gpus=0.01)(device_gib).remote()))
+    with waited_for({"GPU": 0.01}, say, is_over) as group:
+        if group is None:
+            return None
+        there = PlacementGroupSchedulingStrategy(placement_group=group)
+        task = ray.remote(num_cpus=0, num_gpus=0.01, scheduling_strategy=there)(device_gib)
+        return float(ray.get(task.remote()))
 
 
 def _fitting(request: Request, cpus: float, gpus: float) -> int:

@@ -13,6 +13,7 @@ from equitune.spec.resources import Resources
 
 MOST_S = 1800.0  # for a machine to come up: its boot, and the pull of an image of some GB
 LOOK_EVERY_S = 0.5
+TOLD_AFTER_S = 5.0  # a place that is had by then was not waited for
 ANSWER_S = 2.0  # that a worker waits for the head before it begins a trial
 JOB_DIGITS = 8  # of a placement group's id, at its end: the program that asked for it
 ASK = "ask for less, or give the cluster such machines"
@@ -102,6 +103,26 @@ def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
     finally:
         for group in groups.values():
             remove_placement_group(group)
+
+
+@contextmanager
+def waited_for(bundle: dict[str, float], say: Callable[[str], None], is_over: Callable[[], bool]) -> Iterator[Any]:
+    """A place of this size for as long as the block runs, waited for as long as it takes; None where `is_over` before.
+
+    `say` is told that it is waited for, and who has what.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([bundle])
+    try:
+        has_place = group.wait(TOLD_AFTER_S)
+        if not has_place:
+            say(f"waiting for a place: others have {look_at_cluster().taken_by_others() or 'what is needed'}")
+        while not (has_place or is_over()):
+            has_place = group.wait(LOOK_EVERY_S)
+        yield group if has_place else None
+    finally:
+        remove_placement_group(group)
 
 
 def _infeasible() -> set[str]:

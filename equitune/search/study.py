@@ -147,7 +147,9 @@ def _search(
     with connected(spec.resources, address, say) as slots, _signals(engine, say):
         say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
         attendance = attend(spec, folder, splits, engine, say, is_shared=address is not None)
-        _run_trials(spec, folder, splits, slots, engine, token, attendance)
+        device_gib = _memory_of_a_gpu(spec, engine, say)
+        if not engine.draining:
+            _run_trials(spec, folder, splits, slots, engine, token, attendance, device_gib)
     if engine.halted:
         return Outcome("halted", engine.halted)
     if engine.draining:
@@ -243,6 +245,7 @@ def _run_trials(
     engine: "Engine",
     token: str,
     attendance: "Attendance",
+    device_gib: float,
 ) -> None:
     """Lets Ray Tune run trials until the engine has none left, or the user wants an end."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
@@ -252,7 +255,7 @@ def _run_trials(
     from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler, StopAll, StudySearcher
     from equitune.search.trainable import trainable
 
-    placement = Placement(spec.resources, folder, splits, _memory_of_a_gpu(spec))
+    placement = Placement(spec.resources, folder, splits, device_gib)
     engine.gpus_of = lambda config: placement.request(config).gpu
     attempts = _attempts(folder)
     shared = (ray.put(splits),) if spec.resources.most_workers() > 1 else ()  # for each trial's other workers
@@ -284,11 +287,13 @@ def _attempts(folder: StudyFolder) -> Path:
     return folder.attempts if isinstance(folder.attempts, Path) else Path(tempfile.mkdtemp(prefix="equitune-attempts-"))
 
 
-def _memory_of_a_gpu(spec: StudySpec) -> float:
-    """In GiB, held against what the study asks for; 0 on the CPU."""
+def _memory_of_a_gpu(spec: StudySpec, engine: "Engine", say: Callable[[str], None]) -> float:
+    """In GiB, held against what the study asks for; 0 on the CPU, or where the user wants an end before it is known."""
     if not spec.resources.gpu:
         return 0.0
-    device_gib = gpu_memory_gib()
+    device_gib = gpu_memory_gib(say, lambda: engine.draining)
+    if device_gib is None:
+        return 0.0
     require_memory(spec.resources, device_gib)
     return device_gib
 
