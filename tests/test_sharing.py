@@ -1,5 +1,6 @@
 """Studies that share a cluster: who gives way to whom, and what one that waits says."""
 
+import importlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -286,8 +287,9 @@ def test_the_first_look_at_a_gpu_waits_for_one_and_can_be_ended(
         groups.append(SimpleNamespace(bundles=bundles, wait=wait))
         return groups[-1]
 
-    monkeypatch.setattr("ray.util.placement_group.placement_group", placement_group)
-    monkeypatch.setattr("ray.util.placement_group.remove_placement_group", removed.append)
+    module = importlib.import_module("ray.util.placement_group")  # a function of the package hides it
+    monkeypatch.setattr(module, "placement_group", placement_group)
+    monkeypatch.setattr(module, "remove_placement_group", removed.append)
     taken = cluster({"b": [{"CPU": 1.0, "GPU": 1.0}]}, {}, {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(machines, "look_at_cluster", lambda: taken)
     told: list[str] = []

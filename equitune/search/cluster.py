@@ -97,7 +97,7 @@ def slots(resources: Resources, available: dict[str, float], may_grow: bool = Fa
 def gpu_memory_gib(say: Callable[[str], None], is_over: Callable[[], bool]) -> float | None:
     """The memory of a GPU of the cluster, in GiB, as a worker that has one sees it; 0 where torch sees none.
 
-    It asks by a placement group, as trials do: other studies see that somebody waits. None: `is_over` before it has one.
+    It asks by a placement group, as trials do: other studies see that it waits. None: `is_over` before it has one.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
