@@ -9,7 +9,7 @@ import pytest
 
 from equitune.records.folder import StudyFolder, write_json
 from equitune.search import attendance
-from equitune.search.attendance import Attendance
+from equitune.search.attendance import SLICE_S, Attendance
 from equitune.search.hung import Watchdog
 from equitune.search.searcher import RungScheduler
 from equitune.search.sharing import Cluster
@@ -29,12 +29,16 @@ class Clock:
         return self.now_s
 
 
+class Tracked:
+    """What Tune knows of an actor."""
+
+
 class Controller:
     """Of Tune's controller what is read and set."""
 
     def __init__(self) -> None:
         self._resetting_trials: set[Any] = set()
-        self._trial_to_actor: dict[Any, str] = {}
+        self._trial_to_actor: dict[Any, Tracked] = {}
         self._stopping_actors: dict[str, float] = {}
         self._actor_manager = SimpleNamespace(
             _live_actors_to_ray_actors_resources={}, get_actor_resources=lambda tracked: None
@@ -46,8 +50,8 @@ class Controller:
 
     def start(self, trial: Any) -> None:
         """Give a trial a worker."""
-        self._trial_to_actor[trial] = trial.trial_id
-        self._actor_manager._live_actors_to_ray_actors_resources[trial.trial_id] = (f"actor of {trial.trial_id}", None)
+        self._trial_to_actor[trial] = tracked = Tracked()
+        self._actor_manager._live_actors_to_ray_actors_resources[tracked] = (f"actor of {trial.trial_id}", None)
 
     def end(self, trial: Any) -> None:
         del self._trial_to_actor[trial]
@@ -93,6 +97,15 @@ class Scene:
         trial = Trial(self.folder, config)
         self.scheduler.on_trial_add(self.controller, trial)
         return trial
+
+    def end_trial(self, number: int, had_s: float = SLICE_S + 1) -> None:
+        """A trial whose worker had its place for so many seconds."""
+        trial = self.trial(number)
+        self.controller.start(trial)
+        self.pass_s(had_s)
+        self.attendance.drop(self.controller, trial)
+        self.attendance.hand_back(self.controller, trial)
+        self.controller.end(trial)
 
     def pass_s(self, seconds: float) -> None:
         for _ in range(math.ceil(seconds)):

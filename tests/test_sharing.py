@@ -13,7 +13,7 @@ from scene import Clock, Scene
 
 from equitune.records.folder import StudyFolder
 from equitune.search import attendance, machines
-from equitune.search.attendance import PATIENCE_S
+from equitune.search.attendance import PATIENCE_S, SLICE_S
 from equitune.search.engine import Engine, Task
 from equitune.search.sharing import Cluster, Place
 from equitune.search.storage import open_storage
@@ -155,24 +155,21 @@ def scene(small_spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_alone_on_its_own_ray_nothing_is_asked_and_workers_stay_warm(scene: Callable[..., Scene]) -> None:
     alone = scene(None, is_shared=False)
-    trial = alone.trial(0)
-    alone.controller.start(trial)
-    alone.pass_s(100)
-    alone.attendance.hand_back(alone.controller, trial)
+    alone.end_trial(0, 100)
     assert alone.controller._reuse_actors
     assert alone.controller._max_pending_trials == 2
 
 
 def test_where_nobody_waits_workers_stay_warm(scene: Callable[..., Scene]) -> None:
     quiet = scene(cluster({OURS: [1, 1]}, {}))
-    quiet.attendance.hand_back(quiet.controller, quiet.trial(0))
+    quiet.end_trial(0)
     assert quiet.controller._reuse_actors
     assert quiet.controller._max_pending_trials == 2
 
 
 def test_a_place_that_was_given_back_is_not_asked_for_until_the_other_has_it(scene: Callable[..., Scene]) -> None:
     busy = scene(cluster({OURS: [1, 1]}, {"b": [1, 1]}))
-    busy.attendance.hand_back(busy.controller, busy.trial(0))
+    busy.end_trial(0)
     assert not busy.controller._reuse_actors
     assert busy.controller._max_pending_trials == 0
     busy.cluster = cluster({OURS: [1]}, {"b": [1, 1]})  # Ray has yet to give it
@@ -181,27 +178,35 @@ def test_a_place_that_was_given_back_is_not_asked_for_until_the_other_has_it(sce
     busy.cluster = cluster({OURS: [1], "b": [1]}, {"b": [1]})
     busy.pass_s(1)
     assert busy.controller._max_pending_trials == 2
-    busy.attendance.hand_back(busy.controller, busy.trial(1))
+    busy.end_trial(1)
     assert busy.controller._reuse_actors, "it is even"
+
+
+def test_a_worker_keeps_its_place_for_a_while(scene: Callable[..., Scene]) -> None:
+    """Or studies that take turns would do nothing but start workers."""
+    busy = scene(cluster({OURS: [1, 1]}, {"b": [1, 1]}))
+    busy.end_trial(0, SLICE_S - 2)
+    assert busy.controller._reuse_actors
+    busy.end_trial(1)
+    assert not busy.controller._reuse_actors
 
 
 def test_who_does_not_take_what_is_free_is_waited_for_once(scene: Callable[..., Scene]) -> None:
     """Or a place that no machine can hold, although the cluster could, would stop a study for ever."""
     busy = scene(cluster({OURS: [1, 1]}, {"b": [1]}))
-    trial = busy.trial(0)
-    busy.attendance.hand_back(busy.controller, trial)
+    busy.end_trial(0)
     busy.cluster = cluster({OURS: [1]}, {"b": [1]})
     busy.pass_s(PATIENCE_S + 2)
     assert busy.controller._max_pending_trials == 2
     busy.cluster = None
-    busy.attendance.hand_back(busy.controller, trial)
+    busy.end_trial(1)
     assert busy.controller._reuse_actors
 
 
 def test_a_large_place_is_gathered_trial_by_trial(scene: Callable[..., Scene]) -> None:
     busy = scene(cluster({OURS: [1] * 4}, {"b": [4]}, 4))
     for left in (3, 2, 1, 0):
-        busy.attendance.hand_back(busy.controller, busy.trial(left))
+        busy.end_trial(left, SLICE_S + 1 if left == 3 else 1)
         assert not busy.controller._reuse_actors
         busy.cluster = cluster({OURS: [1] * left}, {"b": [4]}, 4)
         busy.pass_s(3 * PATIENCE_S if left else 1)  # the next trial takes its time
@@ -268,7 +273,7 @@ def test_where_the_head_is_away_nobody_waits(scene: Callable[..., Scene], monkey
         raise RuntimeError("the head does not answer")
 
     monkeypatch.setattr(attendance, "look_at_cluster", away)
-    alone.attendance.hand_back(alone.controller, alone.trial(0))
+    alone.end_trial(0)
     assert alone.controller._reuse_actors
 
 

@@ -21,13 +21,18 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     from equitune.records.folder import open_study, studies_root
     from equitune.records.reader import StudyReader
     from equitune.report import analysis
-    from equitune.report.terminal import summary
+    from equitune.report.terminal import busy, summary
 
     found = StudyReader(open_study(studies_root(root), study)).read()
+    doing = f"analysing {len(found.trials):,} trials"
     if as_json:
-        click.echo(json.dumps(analysis.as_json(found, against), indent=1, allow_nan=False))
+        with busy(doing):
+            said = analysis.as_json(found, against)
+        click.echo(json.dumps(said, indent=1, allow_nan=False))
         return
     console = Console()
     console.print(summary(found)[0], markup=False, soft_wrap=True)
-    for line in analysis.lines(found, against):
+    with busy(doing):
+        lines = list(analysis.lines(found, against))
+    for line in lines:
         console.print(line)

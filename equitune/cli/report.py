@@ -30,14 +30,16 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
     from equitune.report import files, page
     from equitune.report.comparison import comparison
     from equitune.report.sections import chapter_of
+    from equitune.report.terminal import busy
 
     folders = [open_study(studies_root(root), study) for study in dict.fromkeys(studies)]
     read = [(StudyReader(folder).read(), folder) for folder in folders]
-    chapters = [comparison([study for study, _ in read])] if len(read) > 1 else []
-    chapters += [chapter_of(study, folder) for study, folder in read]
+    with busy(f"analysing {sum(len(study.trials) for study, _ in read):,} trials"):
+        chapters = [comparison([study for study, _ in read])] if len(read) > 1 else []
+        chapters += [chapter_of(study, folder) for study, folder in read]
     target = output or folders[0].path / ("report.html" if kind == "html" else "report")
     try:
-        with written(target) as local:
+        with busy(f"drawing {target}"), written(target) as local:
             if kind == "html":
                 page.write_page(chapters, local)
                 paths = [local]

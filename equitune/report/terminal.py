@@ -235,6 +235,17 @@ def summary(study: StudyRecord) -> list[str]:
     return lines + [f"  trial {trial.number} {trial.state}: {reason}" for trial, reason in reasons if reason]
 
 
+@contextmanager
+def busy(sentence: str, console: Console | None = None) -> Iterator[None]:
+    """Say what takes its time while the block runs: on a terminal, beside what is printed for good; else nowhere."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(f"{sentence} ...")):
+        yield
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 90:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ray
 
@@ -23,6 +24,7 @@ from equitune.spec.trial import TrialConfig
 
 LOOK_EVERY_S = 0.5  # between two looks at a cluster that others use, too
 PATIENCE_S = 5.0  # that a study has had no worker before it says so; that a place given back is left to others
+SLICE_S = 20.0  # that a worker keeps its place at least: to start another takes some seconds
 REST_S = 0.05  # between two steps of Tune that have nothing to wait for
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Attendance:
         self._trials: dict[str, Any] = {}  # of Tune, by its ids
         self._added: dict[str, float] = {}  # when; of each of them
         self._workers: dict[str, Any] = {}  # actors, by the ids of the trials that have one
+        self._started: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # when; of Tune's actors
         self._idle_since = now()  # when the study had no worker any more
         self._told_waiting = False
         self._looked = now()
@@ -78,6 +81,7 @@ class Attendance:
     def drop(self, controller: Any, trial: Any, is_lost: bool = False) -> None:
         """Note that a trial has ended, or `is_lost`: that its worker has gone."""
         self._trials.pop(trial.trial_id, None)
+        self._added.pop(trial.trial_id, None)
         self._watchdog.end(trial.config["number"], is_complete=not is_lost)
         if self._workers.pop(trial.trial_id, None) is not None and not self._workers:
             self._idle_since = self._now()
@@ -90,6 +94,7 @@ class Attendance:
         for name, trial in list(self._trials.items()):
             if name not in self._workers and (worker := _worker_of(controller, trial)) is not None:
                 self._workers[name] = worker
+                self._started.setdefault(controller._trial_to_actor[trial], self._now())
                 self._begin(trial)
             elif name not in self._workers and self._is_draining() and self._now() - self._added[name] > PATIENCE_S:
                 controller.stop_trial(trial)  # it goes on with the next driver
@@ -107,6 +112,10 @@ class Attendance:
     def hand_back(self, controller: Any, trial: Any) -> None:
         """Decide whether the worker of a trial that has ended is kept warm for another, or its place given back."""
         if not self._is_shared:
+            return
+        started = self._started.get(controller._trial_to_actor.get(trial), self._now())
+        if self._served is None and self._now() - started < SLICE_S:
+            controller._reuse_actors = True
             return
         cluster = _look()
         needy = cluster.in_need(_amounts(trial.placement_group_factory), _leaving(controller)) - self._in_vain
@@ -134,7 +143,8 @@ class Attendance:
                 self._told_waiting = False
                 self._say("a place is free: going on")
             return
-        if self._told_waiting or self._now() - self._idle_since < PATIENCE_S:
+        since = max(self._idle_since, min(self._added[name] for name in self._trials))
+        if self._told_waiting or self._now() - since < PATIENCE_S:
             return
         if taken := _look().taken_by_others():
             self._told_waiting = True
