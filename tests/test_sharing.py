@@ -203,6 +203,18 @@ def test_who_does_not_take_what_is_free_is_waited_for_once(scene: Callable[..., 
     assert busy.controller._reuse_actors
 
 
+def test_who_was_too_late_is_given_another_place(scene: Callable[..., Scene]) -> None:
+    """A third program was quicker. The broken twin, which takes that for no interest, would let it wait for ever."""
+    busy = scene(cluster({OURS: [1, 1]}, {"b": [1]}))
+    busy.end_trial(0)
+    busy.cluster = cluster({OURS: [], "c": [1, 1]}, {"b": [1]})
+    busy.pass_s(PATIENCE_S + 2)
+    assert busy.controller._max_pending_trials == 2
+    busy.cluster = None
+    busy.end_trial(1)
+    assert not busy.controller._reuse_actors
+
+
 def test_a_large_place_is_gathered_trial_by_trial(scene: Callable[..., Scene]) -> None:
     busy = scene(cluster({OURS: [1] * 4}, {"b": [4]}, 4))
     for left in (3, 2, 1, 0):

@@ -134,7 +134,7 @@ class Attendance:
         left = cluster.behind(_leaving(controller)) & served
         if left and not is_late:
             return
-        self._in_vain |= left
+        self._in_vain |= left & cluster.with_room()
         self._served, controller._max_pending_trials = None, self._most_pending
 
     def _tell_waiting(self) -> None:

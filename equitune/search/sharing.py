@@ -84,6 +84,10 @@ class Cluster:
             if each.id in found and not _fits(each.amounts, free) and _fits(each.amounts, reach)
         }
 
+    def with_room(self) -> set[str]:
+        """Return the ids of the places that are waited for although so much is free: no one machine may have it."""
+        return {place.id for place in self.places if not place.is_held and _fits(place.amounts, self.available)}
+
     def taken_by_others(self) -> str:
         """Return what is neither free nor its own, such as `2 of 2 CPUs`; nothing where that is none."""
         own, said = _sum(self._own()), []
