@@ -1,6 +1,7 @@
 """Studies that share a cluster: who gives way to whom, and what one that waits says."""
 
 import importlib
+import io
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -9,9 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from invented import invent
+from rich.console import Console
 from scene import Clock, Scene
 
 from equitune.records.folder import StudyFolder
+from equitune.records.reader import StudyReader
+from equitune.report.terminal import StudyView
 from equitune.search import attendance, machines
 from equitune.search.attendance import PATIENCE_S, SLICE_S
 from equitune.search.engine import Engine, Task
@@ -315,3 +320,32 @@ def test_the_first_look_at_a_gpu_waits_for_one_and_can_be_ended(
         assert (group is None) == (over_after < looks)
     assert removed == groups
     assert told == ["waiting for a place: others have 1 of 4 CPUs and 1 of 1 GPU"] * (looks > 0)
+
+
+def test_the_live_view_says_who_waits_for_a_worker(small_spec: StudySpec, tmp_path: Path) -> None:
+    """Also one that had a worker before."""
+    folder = invent(tmp_path / "small", small_spec, 3, states={1: "RUNNING", 2: "RUNNING"})
+    folder.driver.touch()
+    folder.trial(1).claim()
+
+    def shown() -> str:
+        console = Console(file=io.StringIO(), width=100)
+        console.print(StudyView(folder, console)._live())
+        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    assert "trial 1: measuring, accuracy 0.570" in shown()
+    assert "trial 2: waiting for a worker after epoch 2/2" in shown()
+    folder.trial(1).release()
+    assert "trial 1: waiting for a worker after epoch 2/2" in shown()
+
+
+def test_a_trial_of_a_dead_driver_has_no_worker_until_one_claims_it(small_spec: StudySpec, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "small")
+    begin(folder, small_spec, None, ())
+    task = Engine(small_spec, folder, open_storage(folder, small_spec)).next_task()
+    assert isinstance(task, Task)
+    task.folder.claim()
+    assert [trial.has_worker for trial in StudyReader(folder).read().trials] == [True]
+    Engine(small_spec, folder, open_storage(folder, small_spec))  # the next driver
+    assert [trial.has_worker for trial in StudyReader(folder).read().trials] == [False]
+    assert not task.folder.is_held()
