@@ -184,6 +184,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, small_spec: Stud
 
 def test_the_live_view_shows_what_runs(tmp_path: Path, small_spec: StudySpec) -> None:
     folder = invent(tmp_path / "small", small_spec, 3, states={2: "RUNNING"})
+    folder.trial(2).claim()
     write_json(folder.driver, {"pid": os.getpid(), "host": "here"})
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     view = StudyView(folder, console)
