@@ -19,6 +19,7 @@ from equitune.records.folder import StudyFolder
 pytestmark = pytest.mark.slow
 
 SHORT, LONG = 2, 1000  # trials
+WAITS = "waiting for a place: others have 2 of 2 CPUs"
 STUDY = """\
 study: {name}
 data: {{name: digits, limit: 200}}
@@ -124,8 +125,48 @@ def test_short_searches_end_while_a_long_one_goes_on(tmp_path: Path, address: st
     finally:
         for study in running:
             study.kill()
-    for study in running[1:]:
-        assert study.num_ended() == SHORT
-        assert "waiting for a place: others have 2 of 2 CPUs" in study.output
-        assert "waiting for a place: others have 2 of 2 CPUs" in study.folder.log.read_text()
-        assert "a place is free: going on" in study.output
+    assert [study.num_ended() for study in running[1:]] == [SHORT, SHORT]
+
+
+HOLD = """\
+import sys
+import ray
+from ray.util.placement_group import placement_group
+ray.init(address=sys.argv[1], log_to_driver=False)
+ray.get(placement_group([{"CPU": 2}]).ready())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_search_without_a_place_says_so_and_can_be_interrupted(
+    tmp_path: Path, address: str, environment: dict[str, str]
+) -> None:
+    """All CPUs are another program's, which gives nothing back."""
+    command = [sys.executable, "-c", HOLD, address]
+    other = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    begun: list[Running] = []
+    try:
+        assert other.stdout
+        assert other.stdin
+        assert other.stdout.readline() == b"held\n"
+        for is_interrupted in (True, False):
+            study = Running("short", SHORT, tmp_path, address, environment)
+            begun.append(study)
+            until(lambda study=study: WAITS in study.output, "it says that it waits", study.process)  # type: ignore[misc]
+            assert WAITS in study.folder.log.read_text()
+            assert not list(study.folder.path.glob("trials/*/worker.json")), "it is not at work"
+            if is_interrupted:
+                study.process.send_signal(signal.SIGINT)
+                assert study.process.wait(120) == 130, study.output
+            else:
+                other.stdin.close()
+                assert study.process.wait(300) == 0, study.output
+                assert "a place is free: going on" in study.output
+    finally:
+        for study in begun:
+            study.kill()
+        other.kill()
+        other.wait()
