@@ -8,6 +8,7 @@ import click
 
 from equitune.cli.cluster import connect, driver_option, program_option
 from equitune.cli.options import cluster_option, root_option, token_option
+from equitune.cli.output import echo
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def fetch(
         connection = connect(cluster, token_file)
         files, source = _from_cluster(connection, study, weights, shlex.split(program), driver_on)
     done = keep(folder, files, source, force)
-    click.echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
-    click.echo(f"Folder:  {folder.path}")
-    click.echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
+    echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
+    echo(f"Folder:  {folder.path}")
+    echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
 
 
 def _from_cluster(
@@ -75,9 +76,9 @@ def _from_cluster(
         try:
             return dict(study_files(open_study(studies_root(place), study), weights)), place
         except (StoreError, UserError) as error:
-            click.echo(f"{error}: fetching through the cluster", err=True)
+            echo(f"{error}: fetching through the cluster", err=True)
     command = [*program, "pack", study, *(["--root", place] if place else []), *["--weights"] * weights]
-    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: click.echo(line, err=True))
+    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: echo(line, err=True))
     return unpacked(data), connection.url
 
 
@@ -92,4 +93,4 @@ def pack(study: str, root: str | None, weights: bool) -> None:
 
     data = packed(study_files(open_study(studies_root(root), study), weights))
     for line in as_text(study, data):
-        click.echo(line)
+        echo(line)

@@ -8,7 +8,6 @@ import errno
 import functools
 import io
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from equitune import catalog
 from equitune.errors import StoreError, UserError
 from equitune.records.patience import cleaned, no_bucket, patiently, trust
+from equitune.spec.address import FOLDERS, store_address
 
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 # Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
 S3: dict[str, Any] = {
     "connect_timeout": 5,
@@ -31,7 +29,12 @@ S3: dict[str, Any] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": S3, "max_concurrency": 1}}
 MTIMES = ("LastModified", "mtime", "modified", "last_modified", "updated", "created")  # what file systems call it
-EXTRAS = {"s3": "pip install 'equitune[s3]'", "gs": "pip install gcsfs", "gcs": "pip install gcsfs"}
+EXTRAS = {
+    "abfs": "pip install adlfs",
+    "s3": "pip install 'equitune[s3]'",
+    "gs": "pip install gcsfs",
+    "gcs": "pip install gcsfs",
+}
 
 Answer = TypeVar("Answer")
 
@@ -222,20 +225,12 @@ def place_of(text: str, *, is_known: bool = False) -> Place:
     Raises:
         UserError: it is no such URL, it holds a secret, or a package is missing.
     """
-    found = SCHEME.fullmatch(text)
+    found = store_address(text, "--root")
     if not found:
-        _require_no_url(text)
-        return Path(text)
-    scheme, rest = found[1].lower(), found[2]
-    if scheme in ("file", "local"):
+        return _expandable(Path(text))
+    scheme, rest = found
+    if scheme in FOLDERS:
         return Path(rest)
-    if scheme not in _schemes():
-        raise UserError(f"--root: {catalog.unknown('kind of address', scheme, ('s3', 'gs', 'abfs', 'file'))}")
-    if "@" in rest.partition("/")[0] or re.search(r"[?#]|::", rest):
-        raise UserError(
-            f"--root: an address is {scheme}://BUCKET/FOLDER alone, without keys or settings, which the environment "
-            "holds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL): leave them out"
-        )
     at = PurePosixPath(rest.strip("/"))
     if not at.parts or rest.startswith("/"):
         raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, but {text} names no bucket")
@@ -278,13 +273,10 @@ def _files(scheme: str) -> Any:
         raise UserError(f"--root: {scheme}:// cannot be opened: {cleaned(error)}") from None
 
 
-def _require_no_url(text: str) -> None:
-    scheme, mark, _ = text.partition(":")
-    if mark and scheme.lower() in _schemes():
-        raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, with two slashes after the colon")
-
-
-def _schemes() -> list[str]:
-    import fsspec
-
-    return list(fsspec.available_protocols())
+def _expandable(path: Path) -> Path:
+    """Refuse `~somebody/...` where there is no such user, or no home."""
+    try:
+        path.expanduser()
+    except RuntimeError:
+        raise UserError(f"--root: {path} begins with the home of a user who is not known here: write it out") from None
+    return path

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
+from equitune.errors import UserError
+from equitune.spec.address import store_address
 from equitune.spec.budget import check_budgets
 from equitune.spec.cell import Cell
 from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
@@ -44,7 +46,10 @@ from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
 from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
-_STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
+# A folder's name on every file system, and an experiment's name. Windows drops a dot at the end, and opens a device by
+# the names below, whatever follows a dot.
+_STUDY_NAME = re.compile(r"\w(?:[\w.-]{0,62}[\w-])?")
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
 
 
 def _data_config(data: Any) -> DataConfig:
@@ -57,9 +62,21 @@ def _data_config(data: Any) -> DataConfig:
         mistakes.raise_any()
         raise AssertionError
     call = constant_call("dataset", {"name": config.name, **rest})
+    for name, place in (("root", config.root), *call.args.items()):
+        if name in ("root", "path", "test_path") and isinstance(place, str):
+            mistakes.under((name,), partial(_address, place))
+    mistakes.raise_any()
     if call.args.get("stream") and config.task != "class":
         raise rule(f"task: {config.task} is made of images in memory: leave stream out, or the task")
     return config.model_copy(update={"args": call.args})
+
+
+def _address(place: str) -> None:
+    """Refuse an address that a study may not send a driver to."""
+    try:
+        store_address(place, "where data lie")
+    except UserError as error:
+        raise rule(str(error)) from None
 
 
 def _measures(data: Any) -> tuple[Call, ...]:
@@ -155,8 +172,12 @@ class StudySpec(Strict):
     def _nameable(cls, name: str) -> str:
         if not _STUDY_NAME.fullmatch(name):
             raise rule(
-                f"a study's name has 1 to 64 letters, digits, '_', '-' or '.' and begins with none of '-' and '.', "
-                f"but got {shown(name)}"
+                f"a study's name has 1 to 64 letters, digits, '_', '-' or '.', begins with none of '-' and '.' and "
+                f"does not end with '.', but got {shown(name)}"
+            )
+        if _DEVICE.fullmatch(name):
+            raise rule(
+                f"a study's name is a folder's on every machine, and Windows has a device of the name {shown(name)}"
             )
         return name
 
