@@ -1,10 +1,10 @@
 """Where a study, a command or the environment may send the program: folders, and a few kinds of store."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Write
 
 from equitune.datasets._cache import Source, on_node
 from equitune.datasets._splits import load_splits
@@ -14,11 +14,12 @@ from equitune.spec.address import store_address
 from equitune.spec.load import load_study
 from equitune.spec.trial import DataConfig
 
+Write = Callable[[str], Path]
 FOREIGN = [
     ("http://169.254.169.254/latest", "unknown kind of address 'http'"),
     ("https://example.com/data", "unknown kind of address 'https'"),
     ("ftp://a/b", "unknown kind of address 'ftp'"),
-    ("github://a:b@c/d", "unknown kind of address 'github'"),
+    ("github://c/d", "unknown kind of address 'github'"),
     ("simplecache::s3://bucket/x", "two slashes"),
     ("zip://a.zip::http://169.254.169.254/x", "unknown kind of address 'zip'"),
     ("s3://bucket/x::http://169.254.169.254", "without keys or settings"),

@@ -96,12 +96,15 @@ def test_json_stays_json_with_every_letter(evil: StudyFolder, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out) == {"key": EVIL}
 
 
-def test_a_console_keeps_its_own_colours_and_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_console_keeps_its_own_colours_and_reads_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     console = open_console()
-    console._color_system, console._force_terminal = 1, True  # type: ignore[assignment]
     console.print(Text("bold", style="bold"))
     table = Table("[link=http://evil.example]name", Text(EVIL))
     table.add_row("[red]x", EVIL)

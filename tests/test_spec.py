@@ -224,7 +224,7 @@ def test_each_mistake_has_its_sentence(line: str, sentence: str, study_file: Wri
 def test_a_device_of_windows_is_no_study(name: str, study_file: Write) -> None:
     text = "study: {}\nmodel: resnet\nobjectives: {{accuracy: maximize}}"
     assert any("Windows has a device of the name" in found for found in mistakes(study_file, text.format(repr(name))))
-    assert mistakes(study_file, text.format(f"{name[0]}_{name}")) == []
+    assert load_study(study_file(text.format(f"{name[0]}_{name}"))).study == f"{name[0]}_{name}"
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "-x", "x" * 65, "a b", "a..", "a."])

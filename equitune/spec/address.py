@@ -4,6 +4,7 @@ import re
 
 from equitune import catalog
 from equitune.errors import UserError
+from equitune.spec.strict import rule
 
 STORES = ("s3", "gs", "gcs", "abfs")
 FOLDERS = ("file", "local")
@@ -40,3 +41,11 @@ def store_address(text: str, where: str) -> tuple[str, str] | None:
             "holds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL): leave them out"
         )
     return scheme, rest
+
+
+def data_address(place: str) -> None:
+    """Refuse an address that a study's file may not send a driver to. Raises the rule that it breaks."""
+    try:
+        store_address(place, "where data lie")
+    except UserError as error:
+        raise rule(str(error)) from None

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import product
@@ -11,11 +10,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
-from equitune.errors import UserError
-from equitune.spec.address import store_address
+from equitune.spec.address import data_address
 from equitune.spec.budget import check_budgets
 from equitune.spec.cell import Cell
 from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
+from equitune.spec.name import study_name
 from equitune.spec.objectives import (
     BEFORE_TRAINING,
     Bound,
@@ -46,11 +45,6 @@ from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
 from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
-# A folder's name on every file system, and an experiment's name. Windows drops a dot at the end, and opens a device by
-# the names below, whatever follows a dot.
-_STUDY_NAME = re.compile(r"\w(?:[\w.-]{0,62}[\w-])?")
-_DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
-
 
 def _data_config(data: Any) -> DataConfig:
     data = {"name": data} if isinstance(data, str) else mapping_with_text_keys(data, "data")
@@ -64,19 +58,11 @@ def _data_config(data: Any) -> DataConfig:
     call = constant_call("dataset", {"name": config.name, **rest})
     for name, place in (("root", config.root), *call.args.items()):
         if name in ("root", "path", "test_path") and isinstance(place, str):
-            mistakes.under((name,), partial(_address, place))
+            mistakes.under((name,), partial(data_address, place))
     mistakes.raise_any()
     if call.args.get("stream") and config.task != "class":
         raise rule(f"task: {config.task} is made of images in memory: leave stream out, or the task")
     return config.model_copy(update={"args": call.args})
-
-
-def _address(place: str) -> None:
-    """Refuse an address that a study may not send a driver to."""
-    try:
-        store_address(place, "where data lie")
-    except UserError as error:
-        raise rule(str(error)) from None
 
 
 def _measures(data: Any) -> tuple[Call, ...]:
@@ -170,16 +156,7 @@ class StudySpec(Strict):
     @field_validator("study")
     @classmethod
     def _nameable(cls, name: str) -> str:
-        if not _STUDY_NAME.fullmatch(name):
-            raise rule(
-                f"a study's name has 1 to 64 letters, digits, '_', '-' or '.', begins with none of '-' and '.' and "
-                f"does not end with '.', but got {shown(name)}"
-            )
-        if _DEVICE.fullmatch(name):
-            raise rule(
-                f"a study's name is a folder's on every machine, and Windows has a device of the name {shown(name)}"
-            )
-        return name
+        return study_name(name)
 
     @model_validator(mode="after")
     def _designed(self) -> "StudySpec":
