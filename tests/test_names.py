@@ -161,7 +161,8 @@ def test_nothing_is_written_behind_a_link_within_a_study(tmp_path: Path, small_s
     with written(folder.path) as local:
         local.mkdir(exist_ok=True)
         write_answer(StudyReader(folder).read(), local)
-    assert (folder.path / "front.png").is_file() and not (folder.path / "front.png").is_symlink()
+    assert (folder.path / "front.png").is_file()
+    assert not (folder.path / "front.png").is_symlink()
     arrived = dict(study_files(folder))
     (tmp_path / "home/small").mkdir(parents=True)
     (tmp_path / "home/small/trials").symlink_to(victim)
