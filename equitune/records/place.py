@@ -8,7 +8,7 @@ import errno
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from equitune.errors import StoreError, UserError
 from equitune.records.patience import cleaned, no_bucket, patiently, trust
+from equitune.records.regular import is_regular, read_regular
 from equitune.spec.address import FOLDERS, store_address
 
 # Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
@@ -124,11 +125,12 @@ class RemotePath:
                 if inner != self.at:
                     yield self._at(inner)
 
-    def files_below(self) -> list["RemotePath"]:
-        """The places of all files, also within folders, in the order of their names: one listing."""
+    def files_below(self) -> list[tuple["RemotePath", int]]:
+        """Return all files, also within folders, and their sizes in bytes, in the order of their names: one listing."""
         with suppress(FileNotFoundError):
-            names = self._ask("listing", partial(self.files.find, self.key))
-            return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+            found = self._ask("listing", partial(self.files.find, self.key, detail=True))
+            named = sorted((name.strip("/"), int(info.get("size") or 0)) for name, info in found.items())
+            return [(self._at(PurePosixPath(name)), size) for name, size in named]
         return []
 
     def read_bytes(self) -> bytes:
@@ -192,14 +194,25 @@ class RemotePath:
 Place = Path | RemotePath
 
 
-def files_below(folder: Place) -> Iterator[tuple[str, Place]]:
-    """Every file of a folder and of those within it: its name from there, and its place, in the order of names."""
+def files_below(folder: Place) -> Iterator[tuple[str, Place, int]]:
+    """Yield every file of a folder and of those within it: its name from there, its place, its size in bytes.
+
+    In the order of names. On a disk no link is followed, and only regular files count. In a store whoever can write
+    there chooses the names: they may lead anywhere.
+    """
+    files: list[tuple[Place, int]]
     if isinstance(folder, Path):
-        files: Sequence[Place] = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = [Path(inner) / name for inner, _, names in os.walk(folder) for name in names]
+        files = [(path, path.lstat().st_size) for path in sorted(found) if is_regular(path)]
     else:
-        files = folder.files_below()
+        files = list(folder.files_below())
     base = len(str(folder)) + 1
-    yield from ((str(file)[base:], file) for file in files)
+    yield from ((str(file)[base:], file, size) for file, size in files)
+
+
+def read_file(path: Place, most_bytes: int) -> bytes:
+    """Return the content of a file that others can replace: regular, and of a bounded size. Raises OSError."""
+    return read_regular(path, most_bytes) if isinstance(path, Path) else path.read_bytes()
 
 
 def modified(info: dict[str, Any]) -> float:

@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 
+DEPTH = 3  # trials/00017/result.json: how far below its folder a study's files lie
 MOST_BYTES = 256 * 2**20  # of one record: the largest that a study of 50,000 images has written is a hundredth of it
 
 
@@ -40,3 +41,25 @@ def is_regular(path: Path) -> bool:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
         return False
+
+
+def require_unlinked(path: Path, study: Path | None = None) -> None:
+    """Refuse a place of a study that lies behind a link. The study's folder itself may lie behind one.
+
+    Args:
+        path: what is to be written or read.
+        study: the study's folder; None: the one that `path` lies in. What lies in no study is not looked at.
+
+    Raises:
+        OSError: ELOOP, with the name of the link.
+    """
+    study = study or find_study_above(path)
+    while study is not None and path != study:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link, which a study does not follow: remove it", str(path))
+        path = path.parent
+
+
+def find_study_above(path: Path) -> Path | None:
+    """Return the study's folder that a place is or lies in; None where it lies in none."""
+    return next((folder for folder in (path, *path.parents[:DEPTH]) if os.path.lexists(folder / "study.json")), None)
