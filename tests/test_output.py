@@ -106,7 +106,7 @@ def test_a_console_keeps_its_own_colours_and_reads_no_markup(
     monkeypatch.setenv("TERM", "xterm")
     console = open_console()
     console.print(Text("bold", style="bold"))
-    table = Table("[link=http://evil.example]name", Text(EVIL))
+    table = Table("[link=http://evil.example]name", EVIL)
     table.add_row("[red]x", EVIL)
     console.print(table)
     console.print(EVIL)

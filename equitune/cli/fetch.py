@@ -67,7 +67,7 @@ def fetch(
 def _from_cluster(
     connection: "Cluster", folder: "StudyFolder", weights: bool, program: list[str], driver_on: str
 ) -> tuple[dict[str, bytes], str]:
-    """Return a study's files, and where they came from: its object store, where this machine reads it, else a job's log.
+    """Return a study's files, and where they came from: its object store, where this machine reads it, or a job's log.
 
     Raises:
         UserError: a job says that it lies in a store that the user has not named: anybody with the cluster's token can

@@ -11,7 +11,7 @@ FOLDERS = ("file", "local")
 IN_PROCESS = "memory"  # fsspec's, gone with the process: no machine is asked
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _SHORT = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$|.*::)", re.DOTALL
+    r"([A-Za-z][A-Za-z0-9+.-]+):(?=[:/]|$|.*::)", re.DOTALL
 )  # s3:/bucket; of a drive C: one letter stands there
 _SECRET = re.compile(r"[?#]|::")  # settings, and one address chained to another
 
