@@ -14,6 +14,7 @@ from equitune.cli.analyze import analyze
 from equitune.cli.fetch import fetch, pack
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, ENDED, INTERRUPTED, TYPED, USERS_MISTAKE
+from equitune.cli.output import echo
 from equitune.cli.report import report
 from equitune.cli.watch import watch
 from equitune.errors import StoreError, UserError
@@ -53,7 +54,7 @@ def main() -> NoReturn:
     """The program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
     code = _exit_code()
     if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
-        click.echo(ENDED.format(code=code))
+        echo(ENDED.format(code=code))
     if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -68,7 +69,7 @@ def _exit_code() -> int:
     except SystemExit as end:
         return int(end.code or DONE)
     except (UserError, StoreError) as error:
-        click.echo(str(error), err=True)
+        echo(str(error), err=True)
         return USERS_MISTAKE
     except click.ClickException as error:
         error.show()
@@ -76,9 +77,9 @@ def _exit_code() -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        click.echo(f"{error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
+        echo(f"{error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
         return USERS_MISTAKE
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         return INTERRUPTED
     return DONE
