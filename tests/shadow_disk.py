@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class ShadowDisk:
         self._reported: tuple[Any, ...]
         self._nodes: dict[int, _Node]
         self._known: set[int]
+        self._one_at_a_time = threading.RLock()
         monkeypatch.setattr(os, "fsync", self._step(self._fsync))
         for name in ("replace", "rename"):
             monkeypatch.setattr(os, name, self._step(self._forgetting(getattr(os, name), -1)))
@@ -105,9 +107,10 @@ class ShadowDisk:
 
     def _step(self, call: Callable[..., None]) -> Callable[..., None]:
         def wrapped(*args: Any, **settings: Any) -> None:
-            self._cut()
-            call(*args, **settings)
-            self._cut()
+            with self._one_at_a_time:
+                self._cut()
+                call(*args, **settings)
+                self._cut()
 
         return wrapped
 

@@ -25,6 +25,7 @@ from equitune.records.place import RemotePath
 from equitune.records.reader import StudyReader
 from equitune.records.results import Epoch
 from equitune.search.engine import Engine
+from equitune.search.storage import open_storage
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -45,6 +46,9 @@ def spec(study_file: Callable[..., Path]) -> StudySpec:
     return load_study(study_file(), ("search.sampler=random", "search.trials=3"))
 
 
+JOURNAL = "study.journal"
+
+
 def searched(root: Path, spec: StudySpec, ignores: Callable[[Path], bool] = lambda path: False) -> ShadowDisk:
     """A whole study on invented curves, and what a power cut would leave at each of its steps."""
     root.mkdir()
@@ -59,6 +63,7 @@ def searched(root: Path, spec: StudySpec, ignores: Callable[[Path], bool] = lamb
         def end(engine: Engine, trial: Any, result: Any) -> None:
             disk.report((number := trial.number, f"trials/{number:05d}/result.json"))
             tell(engine, trial, result)
+            disk.report((number, JOURNAL))
 
         patch.setattr(Engine, "reached", hear)
         patch.setattr(Engine, "_tell", end)
@@ -70,7 +75,9 @@ def missing(tree: Tree, reported: tuple[Any, ...]) -> list[Any]:
     """What was reported, and is not in the study's folder that a power cut has left."""
     lost = []
     for number, what in reported:
-        if isinstance(what, str):
+        if what == JOURNAL:
+            data = b"{}" if tree.get("small/study.journal") else None
+        elif isinstance(what, str):
             data = tree.get(f"small/{what}")
         else:
             lines = (tree.get(f"small/trials/{number:05d}/epochs.jsonl") or b"").split(b"\n")
@@ -93,7 +100,7 @@ def test_a_power_cut_at_any_step_ends_with_the_undisturbed_answer(tmp_path: Path
     whole = StudyFolder(tmp_path / "root" / "small")
     expected = told(whole, spec), said(StudyReader(whole).read())
     assert len(disk.cuts) > 150, "nothing was tried"
-    assert sum(isinstance(what, str) for _, what in disk.cuts[-1][2]) == 3
+    assert sum(what == JOURNAL for _, what in disk.cuts[-1][2]) == 3
     trees: dict[int, Tree] = {}
     for survives, tree, reported in disk.cuts:
         assert missing(tree, reported) == [], survives
@@ -350,3 +357,35 @@ def test_a_store_is_durable_by_its_contract() -> None:
 
     with pytest.raises(StoreError):
         write_json(RemotePath(Refusing(), "s3", PurePosixPath("bucket/a")), {})
+
+
+@pytest.mark.parametrize("rewrites", [True, False])  # the second one is the broken twin
+def test_a_result_whose_worker_died_is_flushed_before_it_is_told(
+    rewrites: bool, tmp_path: Path, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was killed after the file had its name, and before it was flushed."""
+
+    class Died(Exception):
+        pass
+
+    def die(engine: Engine, number: int, result: Any) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "ended", die)
+        with pytest.raises(Died):
+            run(tmp_path, spec, learns)
+    disk, tell = ShadowDisk(tmp_path, monkeypatch), Engine._tell  # nothing of what stands there was flushed
+
+    def end(engine: Engine, trial: Any, result: Any) -> None:
+        disk.report((trial.number, f"trials/{trial.number:05d}/result.json"))
+        tell(engine, trial, result)
+
+    monkeypatch.setattr(Engine, "_tell", end)
+    if not rewrites:
+        monkeypatch.setattr("equitune.search.engine.rewrite", lambda path: None)
+    folder = StudyFolder(tmp_path / "small")
+    Engine(spec, folder, open_storage(folder, spec))
+    cuts = [(tree, reported) for survives, tree, reported in disk.cuts if survives == "names" and reported]
+    assert cuts
+    assert any(missing(tree, reported) for tree, reported in cuts) != rewrites
