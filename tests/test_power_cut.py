@@ -130,7 +130,7 @@ def test_ten_power_cuts_end_with_the_undisturbed_answer(file: Path, search: Sear
         assert search.until(lambda is_there=is_there: is_there(search)), search.output  # type: ignore[misc]
         before = search.num_epochs()
         lost = cut(search, disk)
-        print(f"| {moment} | {before} | {search.num_epochs()} | {', '.join(lost) or 'none'} |")
+        print(f"| {moment} | {before} | {search.num_epochs()} | {', '.join(lost) or 'none'} |", flush=True)
         assert not lost
     search.start()
     assert search.wait(300) == 0, search.output
