@@ -40,13 +40,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What starts Ray or servers comes first: of `pytest -n 2` one process has all of that, and the other begins with
     the rest.
 
-    Hosts of network namespaces are made where `-m` asks for them by name, never by `slow or not slow`.
+    Hosts of network namespaces and disks in files are made where `-m` asks for them by name, never by `slow or not
+    slow`.
     """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    if "netns" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("netns")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    for name in ("netns", "power"):
+        if name not in config.option.markexpr:
+            left_out = [item for item in items if item.get_closest_marker(name)]
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import loop_disk
 import pytest
 
 CRDS = Path(
@@ -82,6 +83,7 @@ KNOWN: dict[str, tuple[Callable[[], str], str]] = {
         lambda: "" if renderer() else "no kustomize 5 and no kubectl that has it",
         "what deploy/ renders to",
     ),
+    "loop": (functools.cache(loop_disk.why_not), "that a study survives a power cut"),
     "netns": (_namespaces, "what happens to a study when a whole host is lost"),
     "redis": (_program("redis-server"), "that Redis takes the manifest's file and refuses who has no password"),
 }

@@ -14,9 +14,10 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from shadow_disk import ShadowDisk
 from test_datasets import write_images, write_mnist
 
-from equitune.datasets import _cache
+from equitune.datasets import _cache, _files
 from equitune.datasets._cache import Source, on_node
 from equitune.datasets._splits import load_splits
 from equitune.errors import UserError
@@ -158,7 +159,7 @@ def test_an_interrupted_copy_goes_on(volume: Path, monkeypatch: pytest.MonkeyPat
 COPY = """
 import contextlib, os, pathlib, sys, time
 from fsspec.implementations.local import LocalFileSystem
-from equitune.datasets import _cache
+from equitune.datasets import _cache, _files
 volume, how = pathlib.Path(sys.argv[1]), sys.argv[2]
 get = LocalFileSystem.get_file
 def say(sentence):
@@ -335,3 +336,48 @@ def test_a_bucket_of_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert load_splits(config).fingerprint != here.fingerprint
     finally:
         server.stop()
+
+
+def test_a_copy_is_on_the_disk_before_it_is_called_whole(
+    volume: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        disk = ShadowDisk(tmp_path, patch)
+        target, _ = on_node(Source(str(volume), "set"))
+    base = str(target.relative_to(tmp_path))
+    wanted = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert wanted
+    called_whole = [(how, tree) for how, tree, _ in disk.cuts if tree.get(f"{base}.whole")]
+    assert called_whole
+    for how, tree in called_whole:
+        if how != "flushed":  # the folders above the cache are not its own
+            assert {name: tree.get(f"{base}/{name}") for name in wanted} == wanted
+
+
+def test_a_twin_that_does_not_flush_calls_empty_files_whole(
+    volume: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_cache, "_flush", lambda target, listing: None)
+        disk = ShadowDisk(tmp_path, patch)
+        target, _ = on_node(Source(str(volume), "set"))
+    base = str(target.relative_to(tmp_path))
+    names = [f"{base}/{path.relative_to(target)}" for path in target.rglob("*") if path.is_file()]
+    assert any(
+        not tree[name] for how, tree, _ in disk.cuts if how == "names" and tree.get(f"{base}.whole") for name in names
+    )
+
+
+def test_a_hole_that_a_power_cut_has_left_is_decoded_again(tmp_path: Path) -> None:
+    with (tmp_path / "pixels.part").open("wb") as file:
+        file.write(b"x" * 65536)
+        file.seek(2 * 65536)
+        file.write(b"x" * 65536)
+    with (tmp_path / "pixels.part").open("ab") as file:
+        assert _files._without_holes(file) == 65536
+    (tmp_path / "pixels.part").write_bytes(b"x" * 65536)
+    with (tmp_path / "pixels.part").open("ab") as file:
+        assert _files._without_holes(file) == 65536
+    (tmp_path / "empty.part").touch()
+    with (tmp_path / "empty.part").open("ab") as file:
+        assert _files._without_holes(file) == 0

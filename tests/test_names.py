@@ -251,3 +251,12 @@ def test_a_number_that_no_job_has_is_no_jobs_number(monkeypatch: pytest.MonkeyPa
     submit.submit_study(Cluster(), "capacity", ["x"], driver_on="any", ship=[], environment={})  # type: ignore[arg-type]
     assert sent == ["capacity@1"]
     assert json.dumps(sent)
+
+
+def test_a_link_with_the_name_of_an_unfinished_file_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    (tmp_path / f".result.json.{os.getpid()}").symlink_to(victim)
+    with pytest.raises(OSError, match=r"result\.json"):
+        write_json(tmp_path / "result.json", {})
+    assert victim.read_text() == "as it was"

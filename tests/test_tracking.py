@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from equitune.records.results import Measurement
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.report.terminal import StudyView
+from equitune.search.study import begin
 from equitune.spec.objectives import Bound
 from equitune.spec.study import StudySpec
 from equitune.tracking import live
@@ -359,6 +361,69 @@ def test_two_studies_of_one_name_do_not_mix(tmp_path: Path, small_spec: StudySpe
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("small")
     assert len(client.search_runs([experiment.experiment_id])) == 4  # type: ignore[union-attr]
+
+
+def begun_anew(folder: StudyFolder, spec: StudySpec, how: str) -> None:
+    """A study whose folder, or study.json alone, is lost while two of its three trials had ended; then begun anew."""
+    if how == "folder":
+        shutil.rmtree(folder.path)
+        invent(folder.path, spec, 3)
+    else:
+        folder.study.unlink()
+        begin(folder, spec, None, ())
+
+
+@pytest.mark.parametrize("how", ["folder", "study.json"])
+@pytest.mark.parametrize("has_tag", [True, False])
+def test_the_runs_of_a_study_that_is_gone_are_ended_and_marked(
+    how: str, has_tag: bool, tmp_path: Path, small_spec: StudySpec, store: str
+) -> None:
+    from mlflow import MlflowClient
+
+    folder, client = invent(tmp_path / "small", small_spec, 3, states={2: "RUNNING"}), MlflowClient(store)
+    project(folder, store)
+    old_id, before = _study_id(folder), runs(store)
+    if not has_tag:  # of a version that did not know it
+        client.delete_tag(before["small"].info.run_id, "equitune.folder")
+    begun_anew(folder, small_spec, how)
+    for _ in range(2):  # the second time there is nothing left to end
+        sync(folder, store, write_front, write_profile)
+        found = runs(store)
+        assert len(found) == 8
+        for name, run in before.items():
+            gone = found[f"{name} (superseded)"]
+            assert gone.info.run_id == run.info.run_id
+            assert gone.data.tags["equitune.study_id"] == old_id
+            assert gone.data.tags["equitune.superseded_by"] == _study_id(folder) != old_id
+            was_running = run.info.status == "RUNNING"
+            assert gone.info.status == ("KILLED" if was_running else run.info.status)
+            assert ("has begun anew" in gone.data.tags.get("equitune.reason", "")) == was_running
+    assert _shown(client, "tags.equitune.superseded_by IS NULL") == ["small", "trial 0", "trial 1", "trial 2"]
+    marked = _shown(client, "tags.equitune.front = 'true'")
+    assert marked
+    assert not [name for name in marked if "superseded" in name]
+
+
+def test_the_runs_of_a_study_elsewhere_are_left_alone(tmp_path: Path, small_spec: StudySpec, store: str) -> None:
+    """Of the same name, in a store that both share: it may be alive. One of a version without the tag, too."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    project(invent(tmp_path / "a" / "small", small_spec, 1, states={0: "RUNNING"}), store)
+    client.delete_tag(runs(store)["small"].info.run_id, "equitune.folder")
+    project(invent(tmp_path / "b" / "small", small_spec, 1, states={0: "RUNNING"}), store)
+    project(invent(tmp_path / "c" / "small", small_spec, 1), store)
+    assert len(_shown(client, "tags.equitune.superseded_by IS NULL")) == 6
+    assert len(_shown(client, "attributes.status = 'RUNNING' and tags.equitune.kind = 'trial'")) == 2
+
+
+def _study_id(folder: StudyFolder) -> str:
+    return str(json.loads(folder.study.read_text())["id"])
+
+
+def _shown(client: Any, condition: str) -> list[str]:
+    experiment = client.get_experiment_by_name("small")
+    return sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id], condition))
 
 
 def test_more_values_than_a_batch_holds(tmp_path: Path, small_spec: StudySpec, store: str) -> None:

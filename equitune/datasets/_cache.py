@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from equitune.errors import UserError
-from equitune.records.folder import write_whole
+from equitune.records.durable import make_folder, sync_file, sync_folder, write_whole
 from equitune.spec.address import FOLDERS, store_address
 
 Say = Callable[[str], None]
@@ -96,7 +96,7 @@ def on_node(source: Source, say: Say = lambda sentence: None) -> tuple[Path, str
     if source.stamp and _stamp(target) == source.stamp:
         return target, source.stamp
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with locked(target, f"waiting for another process of this node that copies {source.place}", say):
             if source.stamp and _stamp(target) == source.stamp:
                 return target, source.stamp
@@ -164,6 +164,7 @@ def _copied(source: Source, target: Path, say: Say) -> str:
                 amount = f"{done:,} of {len(missing):,} files, {sent / 1e9:.2f} of {need / 1e9:.2f} GB"
                 say(f"copying {source.place}: {amount}")
     lines = (json.dumps([name, *entry]) + "\n" for name, entry in listing.items())
+    _flush(target, listing)
     write_whole(_copied_so_far(target), "".join(lines).encode())
     write_whole(_whole(target), stamp.encode())
     return stamp
@@ -175,6 +176,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _flush(target: Path, listing: Listing) -> None:
+    """Bring a whole copy onto the disk: in one go, since most of it has been written there meanwhile."""
+    folders = {target.parent}
+    for name in listing:
+        sync_file(target / name)
+        folders |= set((target / name).parents[: len(PurePosixPath(name).parts)])
+    for folder in folders:
+        sync_folder(folder)
 
 
 def _listed(place: str) -> tuple[Any, str, Listing]:
@@ -262,7 +273,7 @@ def _fetched(system: Any, base: str, target: Path, names: list[str], listing: Li
                 f"{place}/{name} has {listing[name][0]} bytes, but {part.stat().st_size} came: "
                 "run the same command again; what is whole is kept"
             )
-        part.replace(path)
+        part.replace(path)  # flushed with the others, before `.whole` says that they are there
         return name
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from equitune.datasets._cache import Say, Source, cache_root, locked, on_node, require_room, unwritable
 from equitune.datasets._decoders import Decoders
 from equitune.errors import UserError
+from equitune.records.durable import replace
 
 SAMPLE = 4096  # training images that mean and deviation are taken over; all, where there are no more
 READ = 64  # images that are read at a time, in order
@@ -160,15 +161,21 @@ def kept(
             if not path.exists() or path.stat().st_size != n * each:
                 part = path.with_suffix(".part")
                 with part.open("ab") as file:
-                    done = file.tell() // each
+                    done = _without_holes(file) // each
                     file.truncate(done * each)
                     require_room((n - done) * each, f"{folder}, decoded,")
                     for pixels in read(done):
                         file.write(pixels.tobytes())
-                part.replace(path)
+                replace(part, path)
     except OSError as error:
         raise unwritable(error) from None
     return np.memmap(path, np.uint8, "r", shape=(n, channels, side, side))
+
+
+def _without_holes(file: BinaryIO) -> int:
+    """Return up to which byte a file was written: a power cut may leave a hole of zeros before the last ones."""
+    size = file.seek(0, os.SEEK_END)
+    return min(size, os.lseek(file.fileno(), 0, os.SEEK_HOLE)) if size else 0
 
 
 def _key(files: Files, folder: str) -> str:

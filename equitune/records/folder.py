@@ -19,14 +19,15 @@ import platform
 import re
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from equitune import catalog
 from equitune.errors import GivenUp, TakenOver, UserError
+from equitune.records.durable import append as append
+from equitune.records.durable import write_json as write_json
+from equitune.records.durable import write_whole as write_whole
 from equitune.records.place import Place, RemotePath, place_of, require_answer
-from equitune.records.regular import require_unlinked
 from equitune.records.results import Epoch
 from equitune.records.seen import Seen
 
@@ -236,41 +237,6 @@ def open_trial(root: Place, study: str, number: int) -> TrialFolder:
         known = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "it has none"
         raise UserError(f"{study}/{number}: study {study} has no trial {number}: {known}")
     return trial
-
-
-def append(path: Place, text: str) -> None:
-    """Adds to the end of a file. Raises OSError where it cannot."""
-    if isinstance(path, Path):
-        require_unlinked(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-        return
-    before = ""
-    with suppress(FileNotFoundError):
-        before = path.read_text()
-    path.write_text(before + text)  # nothing is appended to in an object store
-
-
-def write_json(path: Place, data: Any) -> None:
-    """Writes a file as JSON, whole or not at all, and makes its folder. Raises OSError where it cannot."""
-    write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode())
-
-
-def write_whole(path: Place, data: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, and makes its folder. Raises OSError where it cannot."""
-    if not isinstance(path, Path):
-        path.write_bytes(data)
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    require_unlinked(path.parent)  # a link in place of the file itself is replaced
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        error.filename = str(path)  # what failed to be written says no name
-        raise
 
 
 def read_json(path: Place) -> Any:

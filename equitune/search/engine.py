@@ -17,6 +17,7 @@ import optuna
 
 from equitune.analysis.arms import to_test
 from equitune.analysis.pareto import losses
+from equitune.records.durable import remove, rewrite
 from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement, TrialResult
@@ -223,7 +224,8 @@ class Engine:
         for frozen in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             folder = self._folder.trial(frozen.number)
             if folder.result.exists():
-                folder.checkpoint.unlink(missing_ok=True)
+                rewrite(folder.result)  # its worker may have died before it was flushed
+                remove(folder.checkpoint)
                 self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(folder.result.read_bytes()))
             elif (last := last_rung(folder, self._early)) and (
                 reason := self._why_stop(frozen.number, last.epoch, last.metrics)
@@ -249,7 +251,7 @@ class Engine:
         result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
         folder.claim()  # its worker is told a moment later, and writes nothing more
         write_json(folder.result, result.model_dump(mode="json"))
-        folder.checkpoint.unlink(missing_ok=True)
+        remove(folder.checkpoint)
         self._tell(trial, result)
 
     def _open_cells(self) -> None:

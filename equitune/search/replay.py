@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from equitune.errors import Infeasible
+from equitune.records.durable import make_folder
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.results import Epoch, Measurement, TrialResult
 from equitune.search.engine import Engine, Task
@@ -86,7 +87,7 @@ def replay(
     Raises:
         RuntimeError: the engine waits although nothing runs, or for a worker that hangs for ever.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path)
     if folder.study.exists():
         require_same_search(folder, spec)
     begin(folder, spec, None, ())

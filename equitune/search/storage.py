@@ -13,6 +13,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from equitune.errors import UserError
+from equitune.records.durable import replace, sync_folder, truncate
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.search.engine import suggested
 from equitune.search.samplers import CellSampler
@@ -113,7 +114,7 @@ def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Stud
         raise
     except Exception as error:  # Optuna reads what it finds, and fails in as many ways as a file can be broken
         broken = _unused(journal.with_name(journal.name + ".broken"))
-        os.replace(journal, broken)
+        replace(journal, broken)
         say(f"{journal} is damaged ({error}): kept as {broken.name}")
         return _open(_journal(journal), folder, spec)
 
@@ -129,7 +130,9 @@ def _journal(path: Path) -> optuna.storages.JournalStorage:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
         lock = JournalFileOpenLock(str(path))
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    backend = JournalFileBackend(str(path), lock_obj=lock)  # flushes each line
+    sync_folder(path.parent)  # it has made the file
+    return optuna.storages.JournalStorage(backend)
 
 
 def _mend_end(journal: Path, say: Say) -> None:
@@ -138,8 +141,7 @@ def _mend_end(journal: Path, say: Say) -> None:
         data = journal.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            with journal.open("r+b") as file:
-                file.truncate(len(whole))
+            truncate(journal, len(whole))
             say(f"{journal} ended within a line, as a kill may leave it: that line is gone, and all before it is kept")
 
 

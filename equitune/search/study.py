@@ -18,6 +18,7 @@ from equitune import __version__
 from equitune.analysis.arms import to_test
 from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import StoreError, UserError
+from equitune.records.durable import make_folder
 from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
 from equitune.records.patience import hurry
 from equitune.records.reader import StudyReader
@@ -78,7 +79,7 @@ def run_study(
     """
     hurry.clear()
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         with _held_first(storage, folder, spec) as held, driving(folder) as token, logging_to(folder.log):
             if folder.study.exists():
                 require_same_start(folder, warm_start)

@@ -24,6 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from equitune.errors import GivenUp, UserError, WorkerLost
+from equitune.records.durable import remove
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.results import Epoch, TrialResult
 from equitune.search.resources import Request
@@ -134,7 +135,7 @@ def _recorded(result: TrialResult, folder: TrialFolder) -> TrialResult:
     if not folder.result.exists():
         folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
-        folder.checkpoint.unlink(missing_ok=True)
+        remove(folder.checkpoint)
     return result
 
 

@@ -14,6 +14,7 @@ from ray import tune
 from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import GivenUp, StoreError, TakenOver, UserError, WorkerLost
+from equitune.records.durable import rewrite
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.on_disk import kept
 from equitune.records.place import place_of
@@ -60,6 +61,7 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
         tune.report({"test": _test(folder, splits, request.cpu)})
         return
     if folder.result.exists():  # only the telling was lost
+        rewrite(folder.result)
         tune.report({"result": folder.result.read_text()})
         return
     try:

@@ -15,7 +15,8 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json, write_json, write_whole
+from equitune.records.durable import replace, write_json, write_whole
+from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json
 from equitune.records.names import is_study_file
 from equitune.records.place import Place, files_below, read_file
 from equitune.records.reader import StudyReader, TrialRecord, read_trial
@@ -126,7 +127,7 @@ def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> N
     if not (isinstance(own.path, Path) and isinstance(other.path, Path)):
         for name, file, _ in files_below(other.path):
             if name not in left_out and is_study_file(f"trials/{other.path.name}/{name}"):
-                (own.path / name).write_bytes(file.read_bytes())
+                write_whole(own.path / name, file.read_bytes())
         write_json(own.result, result.model_dump(mode="json"))
         write_json(own.config, config)
         return
@@ -138,4 +139,4 @@ def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> N
     write_json(partial / own.config.name, config)
     os.utime(partial / own.config.name, (recorded.started, recorded.started))
     write_json(partial / own.result.name, result.model_dump(mode="json"))
-    os.replace(partial, own.path)
+    replace(partial, own.path)

@@ -17,8 +17,9 @@ from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
+from equitune.tracking.orphans import FRONT
 from equitune.tracking.progress import Progress
-from equitune.tracking.store import FILES, FRONT, Point, Store, metric_points, sentence
+from equitune.tracking.store import FILES, Point, Store, metric_points, sentence
 
 WriteFront = Callable[[StudyRecord, Path], list[Path]]
 WriteProfile = Callable[[TrialRecord, Path], bool]

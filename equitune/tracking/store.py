@@ -16,9 +16,10 @@ from equitune.records.place import Place
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 from equitune.tracking.dataset import dataset_input
+from equitune.tracking.orphans import FOLDER, FRONT, orphans, place_of_study, supersede
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # a batch, as MLflow's REST API allows
-FRONT, FILES = "equitune.front", "equitune.files"  # tags of a trial's run: on the front? are its files there?
+FILES = "equitune.files"  # tag of a trial's run: are its files there? FRONT: is it on the front?
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 NAMED = ("params", "number", "seed", "study")  # what a trial's run says elsewhere
 OF_THE_STUDY = ("bounds", "rungs", "rung_images", "rung_metrics")  # what is the same in every trial of it
@@ -69,7 +70,10 @@ class Store:
         return self._experiment
 
     def open(self, study: StudyRecord) -> None:
-        """Finds the study's runs and how far they are, or makes its experiment and its parent run."""
+        """Finds the study's runs and how far they are, or makes its experiment and its parent run.
+
+        Ends the runs of a study that lay in this folder before.
+        """
         if self._parent:
             return
         self._experiment = experiment(self.client, study.name, self._folder.path.parent)
@@ -77,6 +81,7 @@ class Store:
         tags = {
             "equitune.kind": "study",
             "equitune.study_id": study.info["id"],
+            FOLDER: place_of_study(self._folder),
             "mlflow.runName": study.name,
             "mlflow.source.name": f"equitune search {study.info.get('source') or ''}".strip(),
             "mlflow.source.type": "LOCAL",
@@ -90,6 +95,12 @@ class Store:
             self._runs[number], self._status[run.info.run_id] = run.info.run_id, run.info.status
             self.fronts[number] = run.data.tags.get(FRONT, "")
             self.with_files |= {number} if FILES in run.data.tags else set()
+        if parents and parents[0].data.tags.get(FOLDER) != tags[FOLDER]:
+            self.client.set_tag(parent, FOLDER, tags[FOLDER])
+        is_own_store = self.tracking_uri == default_tracking_uri(self._folder.path.parent)
+        others = self._search(f"tags.`equitune.study_id` != '{study.info['id']}'")
+        for run in orphans(others, study.info["id"], tags[FOLDER], is_own_store):
+            supersede(self.client, run, study.info["id"])
         self._parent = parent
 
     def places(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from equitune.datasets._splits import Split, Splits
 from equitune.errors import UserError
 from equitune.measures._evaluation import as_float
 from equitune.models._exported import load_exported
-from equitune.records.folder import TrialFolder, write_whole
+from equitune.records.durable import sync_file, sync_folder, write_whole
+from equitune.records.folder import TrialFolder
 from equitune.records.reader import TrialRecord
 from equitune.trial.build import initial_model
 from equitune.trial.split import move, split_at_size
@@ -63,7 +64,7 @@ def export_trial(record: TrialRecord, source: TrialFolder, splits: Splits, folde
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
         path.unlink(missing_ok=True)
-    paths[0].write_bytes(source.config.read_bytes())
+    write_whole(paths[0], source.config.read_bytes())
     write_whole(paths[1], save(read_tensors(source.weights), metadata))
     try:
         notices = write_program(model, images, paths[2])
@@ -121,6 +122,8 @@ def write_program(model: nn.Module, images: Tensor, path: Path) -> list[str]:
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             torch.export.save(program, path)
+            sync_file(path)
+            sync_folder(path.parent)
     except Exception as error:  # whatever torch's tracing raises, of control flow that depends on the images above all
         raise NoProgram(f"torch.export cannot take the network: {type(error).__name__}: {first_line(error)}") from None
     _require_same_scores(model, program.module(), images)

@@ -9,6 +9,7 @@ from safetensors.torch import save
 
 from equitune.errors import Infeasible, WorkerLost
 from equitune.measures._evaluation import EvaluationSet
+from equitune.records.durable import remove
 from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import Measurement, TrialResult, Verdict
 from equitune.spec.trial import TrialConfig
@@ -109,7 +110,7 @@ def run_trial(
     if folder:
         folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
-        folder.checkpoint.unlink(missing_ok=True)
+        remove(folder.checkpoint)
     return result
 
 
