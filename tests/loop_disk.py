@@ -35,8 +35,11 @@ class LoopDisk:
         self.mount()
 
     def close(self) -> None:
-        with contextlib.suppress(AssertionError):
-            _call("umount", str(self.root))
+        for _ in range(50):  # a killed process lets go a moment later
+            with contextlib.suppress(AssertionError):
+                _call("umount", str(self.root))
+                return
+            time.sleep(0.2)
 
 
 def torn(root: Path) -> list[str]:
