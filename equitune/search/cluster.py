@@ -56,16 +56,19 @@ def connected(
         try:
             ray.init(configure_logging=False, log_to_driver=False, **options)
         except Exception as error:  # Ray has no kind of its own for what hinders its start
-            raise UserError(
-                f"Ray cannot be reached at {address}: {error}"
-                if address
-                else f"Ray cannot be started on this machine: {error}: run the same command again; nothing is lost"
-            ) from None
+            where = f"reached at {address}" if address else "started on this machine"
+            raise UserError(watch.lost() or f"Ray cannot be {where}: {error}") from None
         try:
             watch.connected()
             if address is not None:
                 require_machines(resources, say)
             yield slots(resources, ray.cluster_resources(), may_grow=address is not None)
+        except UserError:
+            raise
+        except Exception as error:
+            if sentence := watch.lost():  # Ray's library has seen it first
+                raise UserError(sentence) from error
+            raise
         finally:
             watch.is_ending = True
             ray.shutdown()

@@ -7,6 +7,7 @@ looks at them sees it at once, and ends in order.
 import atexit
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -96,17 +97,9 @@ class RayWatch:
             time.sleep(KNOCK_S)
 
     def _lost_child(self) -> str | None:
-        import psutil  # Ray brings it along
-
         if len(self._children) < len(DAEMONS):
             self._children = _daemons() | self._children
-        for name, process in self._children.items():
-            try:
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    return name
-            except psutil.NoSuchProcess:
-                return name
-        return None
+        return next((name for name, process in self._children.items() if _has_ended(process)), None)
 
 
 def run_with_ray(work: Callable[[], None], engine: "Engine", watch: RayWatch) -> None:
@@ -123,7 +116,7 @@ def run_with_ray(work: Callable[[], None], engine: "Engine", watch: RayWatch) ->
         if sentence := watch.lost():
             engine.halted = engine.halted or sentence
             return True
-        if engine.stopping or engine.halted or watch.is_ending:
+        if not asked and (engine.stopping or engine.halted or watch.is_ending):
             asked.append(time.monotonic())
         is_stuck = bool(asked) and time.monotonic() - asked[0] > STOP_S
         return is_stuck or (engine.draining and not watch.is_running)
@@ -162,12 +155,11 @@ def run_leavable(work: Callable[[], None], why_leave: Callable[[], bool]) -> boo
 
 
 def leave_ray() -> None:
-    """End the daemons that this process has started. Ray's library says and does nothing more at the end."""
-    import psutil
-
-    for process in _daemons().values():
-        with suppress(psutil.Error):
-            process.kill()
+    """End the daemons that this process has started, with their workers. Ray's library does nothing more at the end."""
+    for daemon in _daemons().values():
+        for process in _family(daemon):
+            with suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
     logger = logging.getLogger("ray")
     logger.handlers, logger.propagate = [logging.NullHandler()], False
     if "ray" in sys.modules:
@@ -178,14 +170,35 @@ def leave_ray() -> None:
 
 def _daemons() -> dict[str, Any]:
     """Return Ray's daemons that are children of this process, by their names."""
-    import psutil
-
+    try:
+        import psutil  # Ray brings it along, and shows where it lies as soon as it is imported
+    except ImportError:
+        return {}
     found = {}
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if child.name() in DAEMONS:
                 found[DAEMONS[child.name()]] = child
     return found
+
+
+def _family(process: Any) -> list[Any]:
+    """Return a process and all that it has started."""
+    import psutil
+
+    try:
+        return [*process.children(recursive=True), process]
+    except psutil.Error:
+        return [process]
+
+
+def _has_ended(process: Any) -> bool:
+    import psutil
+
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _ports() -> list[Port]:
