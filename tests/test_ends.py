@@ -403,6 +403,7 @@ def test_ray_s_folder_goes_with_the_search(where: Path) -> None:
         assert folder.parent == where
         assert folder.stat().st_mode & 0o777 == 0o700
         (folder / "session_1" / "sockets").mkdir(parents=True)
+        sweep()
         with own_folder() as other:
             assert folder.exists(), "another search leaves it"
             assert other != folder
@@ -436,13 +437,13 @@ def test_what_a_killed_search_has_left_goes_with_the_next_and_nothing_else(where
     (where / "session_3").mkdir()  # of the user's own Ray
     lock = os.open(living, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    sweep(where)
+    sweep()
     os.close(lock)
     assert not dead.exists()
     assert all(folder.exists() for folder in kept)
     assert (tmp_path / "elsewhere" / MARK).exists()
     assert (where / "session_3").exists()
-    sweep(where)
+    sweep()
     assert not living.exists(), "nobody holds it any more"
 
 

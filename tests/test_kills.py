@@ -7,15 +7,20 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from chaos import Search, answer, marked, mlflow_states, require_whole, tellings, trial_of
+from chaos import MARK, Search, answer, marked, mlflow_states, require_whole, tellings, trial_of
+from services import free_port, wait_until
 
 from equitune.records.folder import StudyFolder, read_json
+from equitune.search import ray_thread
 from equitune.search.ray_files import base
 
 SEED, ROUNDS = int(os.environ.get("KILLS_SEED", "1")), int(os.environ.get("KILLS_ROUNDS", "1"))
@@ -28,7 +33,6 @@ training: {{epochs: {EPOCHS}, batch_size: 32, lr: {{float: [1e-3, 1e-2], log: tr
 objectives: {{accuracy: maximize, parameters: minimize}}
 search: {{sampler: random, trials: {TRIALS}, seed: 3}}
 """
-FINISHED = 1  # as if all had been trained: what is left is to register and to draw
 
 # Each phase with the longest time that is waited in it before the signal; what may be signalled there.
 PHASES = {
@@ -195,14 +199,46 @@ def left_behind(search: Search, within_s: float = 20) -> dict[int, str]:
 def test_a_search_through_a_signal_in_each_phase(seed: int, begin: Callable[..., Search], undisturbed: Path) -> None:
     drawn = schedule(seed)
     print(f"KILLS_SEED={seed}: {drawn}")
+    others = set(base().glob("equitune-ray-*"))
     search = begin("disturbed")
     kills = Kills(search, seed)
     kills.run(drawn)
     assert len(kills.done) >= len(PHASES) - 2, kills.done
     require_equal(search.folder, undisturbed)
     assert left_behind(search) == {}
-    ours = {folder.name for folder in base().glob("equitune-ray-*")}
-    assert not {name for name in ours if f"{search.mark}" in name}
+    assert set(base().glob("equitune-ray-*")) <= others, "each search has removed what those before it left"
+
+
+@pytest.fixture
+def loopback_ray(begin: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
+    """A search of many epochs that joins a Ray of this machine, which listens on loopback alone."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv(ray_thread.GIVES_UP, "20")
+    port = free_port()
+    search = begin("joined", "--address", f"127.0.0.1:{port}", "--set", "training.epochs=500")
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    ray += ["--num-cpus=2", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
+    environment = os.environ | {MARK: search.mark, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    with tempfile.TemporaryDirectory(prefix="eqk", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray += ["--object-store-memory=80000000", f"--temp-dir={folder}"]
+        head = subprocess.Popen(ray, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+        wait_until(lambda: search.daemon("raylet") is not None, 60)
+        yield search
+        search.kill_all()
+        head.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("daemon", "name"), [("raylet", "raylet"), ("gcs_server", "GCS")])
+def test_a_ray_on_loopback_is_joined_and_its_loss_is_said(daemon: str, name: str, loopback_ray: Search) -> None:
+    loopback_ray.start()
+    assert loopback_ray.until(lambda: loopback_ray.num_epochs() >= 2, 90), loopback_ray.output
+    pid = loopback_ray.daemon(daemon)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert loopback_ray.wait(60) == 2, loopback_ray.output
+    assert f"does not answer any more (its {name} was lost): run the same command again" in loopback_ray.output
+    assert "Traceback" not in loopback_ray.output
 
 
 def lose_result(folder: Path) -> None:

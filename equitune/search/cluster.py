@@ -188,7 +188,8 @@ def _chatter_aside() -> Iterator[None]:
 
 def _is_on_loopback_alone(address: str | None) -> bool:
     """Says whether an address of this machine answers as it is, and not as Ray rewrites it: by the host's own name."""
-    host, _, port = (address or "").rpartition(":")
+    address = (os.environ.get("RAY_ADDRESS") if address == "auto" else address) or ""
+    host, _, port = address.rpartition(":")
     if host.strip("[]") not in LOOPBACK or not port.isdecimal():
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
@@ -198,7 +199,7 @@ def _is_on_loopback_alone(address: str | None) -> bool:
         except OSError:
             return False  # without a network Ray takes loopback itself
     try:
-        _require_open(address or "")
+        _require_open(address)
         _require_open(f"{own}:{port}")
     except UserError as error:
         return own in str(error)

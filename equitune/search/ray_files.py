@@ -25,9 +25,8 @@ def base() -> Path:
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """Make a folder for the time of the block, after those of dead drivers are removed."""
+    """Make a folder for the time of the block."""
     where = base()
-    sweep(where)
     begun = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=where))
     lock = os.open(begun, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -49,9 +48,9 @@ def _remove(folder: Path) -> None:
         (folder / MARK).touch()
 
 
-def sweep(where: Path) -> None:
-    """Remove the folders that searches of this user have left."""
-    for folder in where.glob(f"{PREFIX}*"):
+def sweep() -> None:
+    """Remove the folders that dead searches of this user have left."""
+    for folder in base().glob(f"{PREFIX}*"):
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -27,6 +27,7 @@ from equitune.search.compatible import differences, require_extends, require_sam
 from equitune.search.lock import driving
 from equitune.search.log import logging_to
 from equitune.search.plan import require_feasible
+from equitune.search.ray_files import sweep
 from equitune.search.ray_thread import RayWatch, run_with_ray
 from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
@@ -77,6 +78,7 @@ def run_study(
         UserError: the study cannot begin or go on; says why.
     """
     hurry.clear()
+    sweep()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with _held_first(storage, folder, spec) as held, driving(folder) as token, logging_to(folder.log):
