@@ -139,6 +139,24 @@ def test_an_interrupt_of_the_imports_is_a_sentence(number: int) -> None:
     assert LAST_WORDS in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_data_are_loaded_says_how_to_go_on(
+    number: int, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "equitune", "search", str(study_file()), "--root", str(tmp_path / "studies")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("loading"):
+            process.send_signal(number)
+            break
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-2:] == ["interrupted", f"Go on:   equitune {' '.join(command[3:])}"]
+
+
 def test_an_interrupt_that_an_import_swallows_is_obeyed(ends_with: Callable[..., Any]) -> None:
     """As pybind11 does: the interrupt becomes an ImportError."""
     code = """

@@ -27,7 +27,7 @@ SEED, ROUNDS = int(os.environ.get("KILLS_SEED", "1")), int(os.environ.get("KILLS
 EPOCHS, TRIALS = 4, 4
 STUDY = f"""\
 study: small
-data: {{name: digits, limit: 200, args: {{size: 8}}}}
+data: {{name: digits, size: 8, limit: 200}}
 model: {{name: resnet, depth: 8, width: {{int: [2, 4]}}}}
 training: {{epochs: {EPOCHS}, batch_size: 32, lr: {{float: [1e-3, 1e-2], log: true}}}}
 objectives: {{accuracy: maximize, parameters: minimize}}
@@ -91,9 +91,8 @@ class Kills:
         assert self.search.wait(180) == 0, self.search.output
 
     def _has_begun(self, phase: str) -> bool:
-        output, folder = self.search.output, self.search.folder
-        is_trained = (folder / "study.json").exists() and "ended_by" in str(read_json(folder / "study.json"))
-        is_trained = is_trained and bool(read_json(folder / "study.json").get("ended_by"))
+        output, study = self.search.output, self.search.folder / "study.json"
+        is_trained = study.exists() and bool(read_json(study).get("ended_by"))
         return {
             "loading": "loading digits" in output,
             "starting": "starting Ray" in output,
