@@ -100,7 +100,7 @@ class Kills:
             "middle": self.search.num_epochs() >= EPOCHS * TRIALS / 2,
             "test split": "measuring the" in output,
             "registering": is_trained,
-            "drawing": "registered" in output,
+            "drawing": "small: complete" in output,
         }[phase]
 
     def _signal(self, phase: str, action: str) -> None:
