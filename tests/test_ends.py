@@ -25,6 +25,7 @@ from equitune.search import cluster, ray_files, ray_thread
 from equitune.search.ray_files import MARK, own_folder, sweep
 from equitune.search.ray_thread import Port, RayWatch, run_with_ray
 from equitune.search.searcher import StopAll, StudySearcher
+from equitune.spec.resources import Resources
 
 # -- failures from outside, and bugs
 
@@ -389,6 +390,27 @@ def test_a_port_of_a_cluster_is_lost_after_its_patience() -> None:
     assert not port.is_lost()
     port.answered -= 61
     assert port.is_lost()
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_ray_that_is_lost_is_not_shut_down(is_lost: bool, left: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library sees it before the watch; without a loss the error is a bug, and Ray is shut down."""
+    import ray
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("broken pipe")
+
+    for name, call in (
+        ("init", lambda **_: None),
+        ("cluster_resources", fail),
+        ("shutdown", lambda: left.append("shut")),
+    ):
+        monkeypatch.setattr(ray, name, call)
+    watch = RayWatch(None)
+    monkeypatch.setattr(watch, "lost", lambda: "Ray ended on this machine" if is_lost else None)
+    with pytest.raises(UserError if is_lost else ConnectionError), cluster.connected(Resources(), None, watch=watch):
+        raise AssertionError
+    assert left == ["left" if is_lost else "shut"]
 
 
 # -- an address on loopback

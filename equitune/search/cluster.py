@@ -67,11 +67,13 @@ def connected(
             raise
         except Exception as error:
             if sentence := watch.lost():  # Ray's library has seen it first
+                watch.leave()
                 raise UserError(sentence) from error
             raise
         finally:
             watch.is_ending = True
-            ray.shutdown()
+            if not watch.is_left:  # with a GCS that is dead it would wait for a minute, and then end the process
+                ray.shutdown()
 
 
 @contextmanager

@@ -68,6 +68,7 @@ class RayWatch:
         self.is_connected = False
         self.is_running = False  # trials may run
         self.is_ending = False  # its daemons may end
+        self.is_left = False  # nobody waits for it any more
 
     def connected(self) -> None:
         """Hear that this process is part of a cluster now."""
@@ -75,6 +76,11 @@ class RayWatch:
         if self._address is not None:
             self._ports = [port for port in _ports() if port.knock()]  # what is not for this driver tells nothing
             threading.Thread(target=self._knock, daemon=True).start()  # to look a name up may last
+
+    def leave(self) -> None:
+        """End what this process has started of Ray, whose library then does nothing more."""
+        self.is_left = True
+        leave_ray()
 
     def lost(self) -> str | None:
         """Return what has happened to Ray, as a sentence; None while all is well."""
@@ -123,7 +129,7 @@ def run_with_ray(work: Callable[[], None], engine: "Engine", watch: RayWatch) ->
 
     if run_leavable(work, is_to_be_left):
         engine.hearing.acquire(timeout=HEARING_S)  # never given back: the next driver may begin when this one ends
-        leave_ray()
+        watch.leave()
 
 
 def run_leavable(work: Callable[[], None], why_leave: Callable[[], bool]) -> bool:
