@@ -19,9 +19,21 @@ import pytest
 from chaos import MARK, Search, answer, marked, mlflow_states, require_whole, tellings, trial_of
 from services import free_port, wait_until
 
-from equitune.records.folder import StudyFolder, read_json
+from equitune.datasets._splits import load_splits
+from equitune.records.folder import StudyFolder, read_json, write_json
+from equitune.report.arms import write_answer
+from equitune.report.profile import write_profile
 from equitune.search import ray_thread
+from equitune.search.engine import Engine, Task
 from equitune.search.ray_files import base
+from equitune.search.storage import open_storage
+from equitune.search.study import begin as begin_study
+from equitune.spec.load import load_study
+from equitune.spec.trial import TrialConfig
+from equitune.tracking.projector import sync
+from equitune.trial.build import to_device
+from equitune.trial.run import run_trial
+from equitune.trial.test import measure_on_test
 
 SEED, ROUNDS = int(os.environ.get("KILLS_SEED", "1")), int(os.environ.get("KILLS_ROUNDS", "1"))
 EPOCHS, TRIALS = 4, 4
@@ -240,6 +252,29 @@ def test_a_ray_on_loopback_is_joined_and_its_loss_is_said(daemon: str, name: str
     assert "Traceback" not in loopback_ray.output
 
 
+@pytest.fixture(scope="module")
+def trained_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the study, trained in this process without Ray."""
+    root = tmp_path_factory.mktemp("here") / "studies"
+    file = root.parent / "study.yaml"
+    file.write_text(STUDY)
+    spec, folder = load_study(file), StudyFolder(root / "small")
+    splits = load_splits(spec.data)
+    data = to_device(splits, "cpu")
+    folder.path.mkdir(parents=True)
+    begin_study(folder, spec, file, ())
+    engine = Engine(spec, folder, open_storage(folder, spec))
+    while isinstance(task := engine.next_task(), Task):
+        if task.config:
+            engine.ended(task.number, run_trial(task.config, data, folder=task.folder))
+        else:
+            config = TrialConfig.from_json_text(task.folder.config.read_text())
+            engine.tested(task.number, measure_on_test(config, task.folder, splits, 0))
+    write_json(folder.study, read_json(folder.study) | {"ended_by": engine.ended_by()})
+    sync(folder, f"sqlite:///{root / 'mlflow.db'}", write_answer, write_profile)
+    return folder.path
+
+
 def lose_result(folder: Path) -> None:
     (folder / "trials/00002/result.json").unlink()
 
@@ -274,14 +309,14 @@ def leave_a_checkpoint(folder: Path) -> None:
     "damage", [lose_result, lose_trial, lose_epoch, tell_twice, change_a_number, leave_a_checkpoint, None]
 )
 def test_what_is_lost_doubled_or_changed_is_seen(
-    damage: Callable[[Path], None] | None, undisturbed: Path, tmp_path: Path
+    damage: Callable[[Path], None] | None, trained_here: Path, tmp_path: Path
 ) -> None:
     """The broken twins of a search that goes on; without damage they are equal."""
-    shutil.copytree(undisturbed.parent, tmp_path / "studies")
+    shutil.copytree(trained_here.parent, tmp_path / "studies")
     twin = tmp_path / "studies" / "small"
     if damage is None:
-        require_equal(twin, undisturbed)
+        require_equal(twin, trained_here)
         return
     damage(twin)
     with pytest.raises((AssertionError, KeyError, RuntimeError)):
-        require_equal(twin, undisturbed)
+        require_equal(twin, trained_here)
