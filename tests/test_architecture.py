@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "priors", "downsamplers", "augmentations", "averagings", "datasets", "measures"},
     {"groups", "records"},
     {"spec"},
-    {"background", "catalog", "errors", "printable", "torchvision_mend", ""},  # "" is the package itself: its version
+    {"background", "catalog", "errors", "interrupts", "printable", "torchvision_mend", ""},  # "": the package itself
 ]
 # library -> the rooms that may import it.
 DOORS = {
