@@ -1,6 +1,7 @@
 """What takes its time says so: on a terminal alone, and never in what is printed for good."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from invented import invent
 from rich.console import Console
 
 from equitune.cli import cli
-from equitune.report import terminal
+from equitune.cli.output import open_console
 from equitune.spec.study import StudySpec
 
 
@@ -20,9 +21,12 @@ def test_analysing_says_so_on_a_terminal(
 ) -> None:
     invent(tmp_path / "small", small_spec, 4)
     shown = io.StringIO()
-    monkeypatch.setattr(
-        terminal, "Console", lambda stderr=False: Console(file=shown, force_terminal=is_terminal, width=200)
-    )
+
+    def opened(*, stderr: bool = False) -> Console:
+        return Console(file=shown, force_terminal=is_terminal, width=200) if stderr else open_console()
+
+    for module in ("analyze", "report"):
+        monkeypatch.setattr(sys.modules[f"equitune.cli.{module}"], "open_console", opened)
     name, *options = command
     result = CliRunner().invoke(cli, [name, "small", "--root", str(tmp_path), *options])
     assert result.exit_code == 0, result.output

@@ -23,13 +23,13 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     found = StudyReader(open_study(studies_root(root), study)).read()
     doing = f"analysing {len(found.trials):,} trials"
     if as_json:
-        with busy(doing):
+        with busy(doing, open_console(stderr=True)):
             said = analysis.as_json(found, against)
         echo_json(said, allow_nan=False)
         return
     console = open_console()
     console.print(summary(found)[0], markup=False, soft_wrap=True)
-    with busy(doing):
+    with busy(doing, open_console(stderr=True)):
         lines = list(analysis.lines(found, against))
     for line in lines:
         console.print(line)

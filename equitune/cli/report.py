@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from equitune.cli.options import root_option
-from equitune.cli.output import echo
+from equitune.cli.output import echo, open_console
 from equitune.errors import StoreError, UserError
 
 FORMATS = ("html", "markdown", "png", "svg", "csv")
@@ -35,12 +35,13 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
 
     folders = [open_study(studies_root(root), study) for study in dict.fromkeys(studies)]
     read = [(StudyReader(folder).read(), folder) for folder in folders]
-    with busy(f"analysing {sum(len(study.trials) for study, _ in read):,} trials"):
+    terminal = open_console(stderr=True)
+    with busy(f"analysing {sum(len(study.trials) for study, _ in read):,} trials", terminal):
         chapters = [comparison([study for study, _ in read])] if len(read) > 1 else []
         chapters += [chapter_of(study, folder) for study, folder in read]
     target = output or folders[0].path / ("report.html" if kind == "html" else "report")
     try:
-        with busy(f"drawing {target}"), written(target) as local:
+        with busy(f"drawing {target}", terminal), written(target) as local:
             if kind == "html":
                 page.write_page(chapters, local)
                 paths = [local]

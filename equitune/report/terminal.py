@@ -236,9 +236,8 @@ def summary(study: StudyRecord) -> list[str]:
 
 
 @contextmanager
-def busy(sentence: str, console: Console | None = None) -> Iterator[None]:
+def busy(sentence: str, console: Console) -> Iterator[None]:
     """Say what takes its time while the block runs: on a terminal, beside what is printed for good; else nowhere."""
-    console = console or Console(stderr=True)
     if not console.is_terminal:
         yield
         return
