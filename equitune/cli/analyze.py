@@ -4,7 +4,7 @@ import json
 
 import click
 
-from equitune.cli.options import root_option
+from equitune.cli.options import root_option, say_damaged
 
 
 @click.command()
@@ -24,6 +24,7 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     from equitune.report.terminal import summary
 
     found = StudyReader(open_study(studies_root(root), study)).read()
+    say_damaged(found)
     if as_json:
         click.echo(json.dumps(analysis.as_json(found, against), indent=1, allow_nan=False))
         return

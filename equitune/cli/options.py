@@ -12,6 +12,7 @@ from equitune.errors import PASSWORD, UserError
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
+    from equitune.records.reader import StudyRecord
 
 TYPED = "EQUITUNE_TYPED"  # tells a job what was typed to submit it
 ENDED = "equitune ends with code {code}"  # the last line of a job
@@ -106,3 +107,9 @@ def use_data_root(data_root: str | None) -> None:
 def same_command() -> str:
     """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
     return os.environ.get(TYPED) or shlex.join(["equitune", *sys.argv[1:]])
+
+
+def say_damaged(study: "StudyRecord") -> None:
+    """Name the files that cannot be read, on standard error: the rest of the study is shown."""
+    for sentence in study.damaged:
+        click.echo(sentence, err=True)
