@@ -87,9 +87,7 @@ def search(
     failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
     if study.damaged:
-        raise UserError(
-            "\n".join([*study.damaged, f"study {study.name} is not complete: some of its files are damaged"])
-        )
+        raise UserError("\n".join([*study.damaged, f"study {study.name} is not complete: files of it are damaged"]))
     sys.exit(DONE if completed and not failed else TRIALS_FAILED)
 
 

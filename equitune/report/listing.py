@@ -111,9 +111,8 @@ def list_table(studies: list[ListedStudy]) -> Table:
             f"{name} {ARROW[each.direction]} {shown(each.metric)} (trial {each.trial})"
             for name, each in study.best.items()
         )
-        best += (
-            f"\ndamaged: {len(study.damaged)} files of trials (equitune show {study.study})" if study.damaged else ""
-        )
+        if study.damaged:
+            best += f"\n{len(study.damaged)} damaged: equitune show {study.study} names them"
         trials = f"{study.ended} of {study.planned}"
         table.add_row(study.study, study.state, trials, str(study.front), best or "–", changed)
     return table

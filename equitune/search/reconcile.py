@@ -4,15 +4,12 @@ The storage is flushed with each telling. A record may be gone all the same: rem
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
-from safetensors import SafetensorError, safe_open
 
 from equitune.errors import UserError
 from equitune.records.checked import DamagedError, is_there, read_record, set_aside
 from equitune.records.folder import TrialFolder, write_json
-from equitune.records.place import Place
 from equitune.records.reader import read_config, read_result
 from equitune.records.results import OnTest, TrialResult
 from equitune.search.telling import contradiction
@@ -46,7 +43,7 @@ def must_run_again(spec: StudySpec, folder: TrialFolder, told: FrozenTrial, cell
             folder.read_epochs()
         except DamagedError as error:
             mended.append(f"{error.reason} (epochs.jsonl, kept as {set_aside(folder.epochs)})")
-    why = _why_not(spec, folder, told)
+    why = _why_not(spec, folder, told, mended)
     if why is None:
         _say(say, told, mended, "mended")
         return False
@@ -133,8 +130,11 @@ def _mend_config(spec: StudySpec, folder: TrialFolder, told: FrozenTrial, cell: 
     return [f"{why} (config.json{kept})"]
 
 
-def _why_not(spec: StudySpec, folder: TrialFolder, told: FrozenTrial) -> str | None:
-    """Return why the record of an ended trial cannot stay; None where it says what the search was told."""
+def _why_not(spec: StudySpec, folder: TrialFolder, told: FrozenTrial, mended: list[str]) -> str | None:
+    """Return why the record of an ended trial cannot stay; None where it says what the search was told.
+
+    A damaged test.json is noted in `mended`: the engine has those tested that lack one.
+    """
     try:
         result = read_result(folder)
     except DamagedError as error:
@@ -143,8 +143,8 @@ def _why_not(spec: StudySpec, folder: TrialFolder, told: FrozenTrial) -> str | N
         return why
     if result.state != "COMPLETE":
         return None
-    if is_there(folder.weights) and not _is_whole(folder.weights):
-        return f"its weights are damaged (kept as {set_aside(folder.weights)})"
+    if folder.weights.exists() and folder.weights.stat().st_size == 0:  # as a power cut leaves them
+        return f"its weights are empty (kept as {set_aside(folder.weights)})"
     try:
         if is_there(folder.test):
             read_record(OnTest, folder.test)
@@ -152,6 +152,7 @@ def _why_not(spec: StudySpec, folder: TrialFolder, told: FrozenTrial) -> str | N
         kept = set_aside(folder.test)
         if not is_there(folder.weights):
             return f"test.json is damaged ({error.reason}; kept as {kept}), and there are no weights to measure"
+        mended.append(f"{error.reason} (test.json, kept as {kept})")
     return None
 
 
@@ -167,14 +168,3 @@ def _ending(told: FrozenTrial) -> TrialResult | None:
 def _say(say: Say, told: FrozenTrial, mended: list[str], end: str) -> None:
     if mended:
         say(f"trial {told.number}: {'; '.join(mended)}: {end}")
-
-
-def _is_whole(weights: Place) -> bool:
-    """Return whether a file of weights has all of the bytes that its header promises; of a store, True."""
-    if not isinstance(weights, Path):
-        return True  # which puts files whole
-    try:
-        with safe_open(weights, framework="numpy"):
-            return True
-    except (SafetensorError, OSError):
-        return False
