@@ -19,7 +19,7 @@ from equitune.search.budget import Growth, Usage
 from equitune.search.engine import Engine
 from equitune.search.replay import Clock, replay
 from equitune.search.storage import open_storage
-from equitune.search.study import _record_end, begin
+from equitune.search.study import begin, record_end
 from equitune.spec.budget import Plateau
 from equitune.spec.load import load_study
 from equitune.spec.search import SearchSpec
@@ -58,7 +58,7 @@ def spec_of(study_file: Write) -> Callable[..., StudySpec]:
 def run(path: Path, spec: StudySpec, **settings: Any) -> StudyFolder:
     folder = StudyFolder(path / spec.study)
     replay(spec, folder, steady, **settings)
-    _record_end(folder, engine_of(folder, spec))
+    record_end(folder, engine_of(folder, spec))
     return folder
 
 

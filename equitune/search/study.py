@@ -22,7 +22,7 @@ from equitune.search.beginning import JOURNAL as JOURNAL
 from equitune.search.beginning import asked as asked
 from equitune.search.beginning import begin as begin
 from equitune.search.beginning import is_finished as is_finished
-from equitune.search.beginning import record_end
+from equitune.search.beginning import record_end as record_end
 from equitune.search.beginning import require_same_search as require_same_search
 from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare, require_ray
 from equitune.search.compatible import require_extends, require_same_start
