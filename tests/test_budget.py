@@ -137,12 +137,12 @@ def test_usage_is_written_every_few_seconds(tmp_path: Path) -> None:
         clock.now_s += 2
         usage.count(gpus=0.5)
     assert usage.wall_s == 8
-    assert json.loads(file.read_text()) == {"wall_s": 6, "gpu_s": 3}
+    assert json.loads(file.read_text()) == {"format": 2, "wall_s": 6, "gpu_s": 3}
     clock.now_s += 1000  # dead
     again = Usage(file, clock)
     clock.now_s += 6
     again.count(gpus=2)
-    assert json.loads(file.read_text()) == {"wall_s": 12, "gpu_s": 15}
+    assert json.loads(file.read_text()) == {"format": 2, "wall_s": 12, "gpu_s": 15}
     file.write_text("{")
     assert Usage(file, clock).wall_s == 0
 

@@ -90,7 +90,8 @@ class StudyRecord:
     @property
     def state(self) -> str:
         """`running`, `complete`, or `interrupted`: the same command goes on."""
-        is_at_end = self.num_settled() >= self.num_planned or (self.ended_by and not self.is_driven)
+        by_time = self.ended_by is not None and not self.ended_by.startswith("trials") and not self.is_driven
+        is_at_end = by_time or self.num_settled() >= self.num_planned
         if is_at_end and not self.damaged:
             return "complete"
         return "running" if self.is_driven else "interrupted"
