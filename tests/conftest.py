@@ -99,7 +99,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, small_data: DeviceData) -
     root = tmp_path_factory.mktemp("recorded")
     (root / "small.yaml").write_text(SMALL_STUDY.replace("epochs: 2", "epochs: 1"), encoding="utf-8")
     spec, folder = load_study(root / "small.yaml"), StudyFolder(root / "small")
-    write_json(folder.study, {"study": spec.study})
+    write_json(folder.study, {"study": spec.study, "objectives": {"accuracy": "maximize"}, "trials": 2})
     for number, end in enumerate((0, -1)):
         config = spec.suggest(number, lambda name, distribution, end=end: distribution.bounds[end])  # type: ignore[misc]
         write_json(folder.trial(number).config, config.to_json())

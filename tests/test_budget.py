@@ -19,7 +19,7 @@ from equitune.search.budget import Growth, Usage
 from equitune.search.engine import Engine
 from equitune.search.replay import Clock, replay
 from equitune.search.storage import open_storage
-from equitune.search.study import _record_end, begin
+from equitune.search.study import begin, record_end
 from equitune.spec.budget import Plateau
 from equitune.spec.load import load_study
 from equitune.spec.search import SearchSpec
@@ -58,7 +58,7 @@ def spec_of(study_file: Write) -> Callable[..., StudySpec]:
 def run(path: Path, spec: StudySpec, **settings: Any) -> StudyFolder:
     folder = StudyFolder(path / spec.study)
     replay(spec, folder, steady, **settings)
-    _record_end(folder, engine_of(folder, spec))
+    record_end(folder, engine_of(folder, spec))
     return folder
 
 
@@ -137,12 +137,12 @@ def test_usage_is_written_every_few_seconds(tmp_path: Path) -> None:
         clock.now_s += 2
         usage.count(gpus=0.5)
     assert usage.wall_s == 8
-    assert json.loads(file.read_text()) == {"wall_s": 6, "gpu_s": 3}
+    assert json.loads(file.read_text()) == {"format": 2, "wall_s": 6, "gpu_s": 3}
     clock.now_s += 1000  # dead
     again = Usage(file, clock)
     clock.now_s += 6
     again.count(gpus=2)
-    assert json.loads(file.read_text()) == {"wall_s": 12, "gpu_s": 15}
+    assert json.loads(file.read_text()) == {"format": 2, "wall_s": 12, "gpu_s": 15}
     file.write_text("{")
     assert Usage(file, clock).wall_s == 0
 

@@ -115,7 +115,7 @@ def test_an_unknown_study_is_answered_with_the_nearest(equitune: Run, tmp_path: 
 def test_a_study_whose_files_are_not_whole(equitune: Run, tmp_path: Path, small_spec: StudySpec) -> None:
     folder = invent(tmp_path / "studies" / "small", small_spec, 1)
     folder.study.write_text('{"study": "sm')
-    assert "study.json is not whole" in equitune("show", "small", code=2).stderr
+    assert "study.json is damaged" in equitune("show", "small", code=2).stderr
 
 
 def test_the_catalogue_lists_every_component_with_its_arguments(equitune: Run) -> None:

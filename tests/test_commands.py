@@ -99,16 +99,18 @@ def test_every_study_is_a_line_and_so_is_what_is_none(equitune: Run, root: Path,
     damaged.trial(1).result.write_text('{"number": 1, "sta')
     write_json(foreign.study, ["a list"])
     out, _ = equitune("list")
-    reasons = {study["study"]: study["reason"] for study in json.loads(equitune("list", "--json")[0])}
+    listed = json.loads(equitune("list", "--json")[0])
+    files = {study["study"]: study["damaged"] for study in listed}
     lines = {line.split()[0]: line for line in out.splitlines() if line[:1].strip()}
     assert set(lines) == {"study", "small", "invented", "damaged", "foreign", "notes"}
     assert "interrupted  2 of 4      1  accuracy ↑ 0.5000 ± 0.0200 (trial 0)" in lines["invented"]
     assert "complete" in lines["small"]
     assert "2 of 2" in lines["small"]
     assert "translation_error ↓ 0.1000 ± 0.0100 (trial 0)" in out
-    assert "unreadable" in lines["damaged"]
-    assert "trials/00001/result.json" in reasons["damaged"]  # a line is broken where its column ends
-    assert "study.json is not that of a study" in lines["foreign"]
+    assert "interrupted  1 of 4" in lines["damaged"]
+    assert "trials/00001/result.json is damaged" in files["damaged"][0]
+    assert "unreadable" in lines["foreign"]
+    assert "study.json is damaged" in next(each["reason"] for each in listed if each["study"] == "foreign")
     assert "no study: it has no study.json" in lines["notes"]
 
 

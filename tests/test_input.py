@@ -167,7 +167,7 @@ def sizes(study_file: Callable[..., Path], small_data: DeviceData, tmp_path: Pat
     """A root with a study, `sizes`, of a trial at 13 and one at 16."""
     spec = load_study(study_file(STUDY))
     folder = StudyFolder(tmp_path / "sizes")
-    write_json(folder.study, {"study": spec.study})
+    write_json(folder.study, {"study": spec.study, "objectives": {"accuracy": "maximize"}, "trials": 2})
     for number, end in enumerate((0, 1)):
         config = spec.suggest(number, lambda name, distribution, end=end: distribution.choice[end])  # type: ignore[misc]
         assert config.params == {"input.size": 13 + 3 * end}

@@ -59,7 +59,7 @@ def timm_network() -> nn.Module:
 def study(tmp_path: Path, small_config: TrialConfig, small_data: DeviceData) -> Path:
     """A study with a trial that was trained (0), one that failed (1) and one that runs (2); the root it lies in."""
     folder = StudyFolder(tmp_path / "studies" / "small")
-    write_json(folder.study, {"study": "small"})
+    write_json(folder.study, {"study": "small", "objectives": {"accuracy": "maximize"}, "trials": 2})
     for number in range(3):
         config = small_config.model_copy(update={"number": number, "seed": 5})
         write_json(folder.trial(number).config, config.to_json())

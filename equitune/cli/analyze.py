@@ -2,7 +2,7 @@
 
 import click
 
-from equitune.cli.options import root_option
+from equitune.cli.options import root_option, say_damaged
 from equitune.cli.output import echo_json, open_console
 
 
@@ -22,6 +22,7 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
 
     found = StudyReader(open_study(studies_root(root), study)).read()
     doing = f"analysing {len(found.trials):,} trials"
+    say_damaged(found)
     if as_json:
         with busy(doing, open_console(stderr=True)):
             said = analysis.as_json(found, against)

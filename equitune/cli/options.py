@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from equitune import interrupts
+from equitune.cli.output import echo
 from equitune.errors import PASSWORD, UserError
 from equitune.interrupts import ENDED as ENDED
 from equitune.interrupts import INTERRUPTED as INTERRUPTED
@@ -14,6 +15,7 @@ from equitune.interrupts import TYPED as TYPED
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
+    from equitune.records.reader import StudyRecord
 
 DONE, TRIALS_FAILED, USERS_MISTAKE = 0, 1, 2  # what the program ends with, or INTERRUPTED
 
@@ -106,3 +108,9 @@ def use_data_root(data_root: str | None) -> None:
 def same_command() -> str:
     """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
     return interrupts.go_on()
+
+
+def say_damaged(study: "StudyRecord") -> None:
+    """Name the files that cannot be read, on standard error: the rest of the study is shown."""
+    for sentence in study.damaged:
+        echo(sentence, err=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from equitune.cli.options import root_option
+from equitune.cli.options import root_option, say_damaged
 from equitune.cli.output import echo, open_console
 from equitune.errors import StoreError, UserError
 
@@ -35,6 +35,8 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
 
     folders = [open_study(studies_root(root), study) for study in dict.fromkeys(studies)]
     read = [(StudyReader(folder).read(), folder) for folder in folders]
+    for study, _ in read:
+        say_damaged(study)
     terminal = open_console(stderr=True)
     with busy(f"analysing {sum(len(study.trials) for study, _ in read):,} trials", terminal):
         chapters = [comparison([study for study, _ in read])] if len(read) > 1 else []
