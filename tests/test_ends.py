@@ -492,6 +492,6 @@ def test_no_socket_of_ray_s_gets_too_long_a_path(monkeypatch: pytest.MonkeyPatch
     assert ray_files.base() == Path("/var/tmp")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 40)))
     assert ray_files.base() == Path("/tmp")
-    longest = "/" + "x" * (ray_files.MOST_BASE - 1) + "/equitune-ray-12345678"
+    longest = "/" + "x" * (ray_files.MOST_BASE - 1) + "/equitune-ray-12345678/r"
     longest += "/session_2026-12-01_05-02-33_308692_4194304/sockets/plasma_store"
     assert len(longest) <= 107

@@ -88,7 +88,7 @@ def _options(address: str | None) -> Iterator[dict[str, Any]]:
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
             "object_store_memory": 300_000_000,
-            "_temp_dir": str(folder),
+            "_temp_dir": str(folder / "r"),  # Ray opens this one to everybody
         }
 
 

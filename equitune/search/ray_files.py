@@ -14,7 +14,7 @@ from pathlib import Path
 
 PREFIX = "equitune-ray-"
 MARK = "made-by-equitune"  # a file in the folder
-MOST_BASE = 20  # characters: a socket's path has 107, and Ray takes 87 behind this
+MOST_BASE = 18  # characters: a socket's path has 107, and what follows takes 89
 
 
 def base() -> Path:
