@@ -11,7 +11,7 @@ from pathlib import Path
 
 TRACEBACK = "Traceback (most recent call last)"
 HASHED_BYTES = 2**20  # of a file; of larger ones the size counts
-STARTS_RAY = "ray"  # what a search that would train ends with here: no Ray is started
+CLUSTER = "beyond"  # the code of what would start Ray or a server, which no case does
 
 
 @dataclass

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,8 @@ class Worker:
             time.sleep(0.3)
         stack = self.log.read_text() if self.log.exists() else ""
         with_children = self._process.pid  # which is the group's: it has a session of its own
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(with_children, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.code = self._process.wait()
         return stack
 

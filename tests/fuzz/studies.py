@@ -23,7 +23,15 @@ def make(rng: random.Random, place: Path) -> Case:
     file.write_bytes(rng.choice(_FILES)(rng, text) if rng.random() < 0.3 else _tree(rng, text))
     words = ["check", str(file)]
     if rng.random() < 0.1:  # small enough that the plan itself is no matter of time
-        words = ["search", "--dry-run", str(file), "--set", "search.trials=2", "--set", "data={name: digits, limit: 60}"]
+        words = [
+            "search",
+            "--dry-run",
+            str(file),
+            "--set",
+            "search.trials=2",
+            "--set",
+            "data={name: digits, limit: 60}",
+        ]
     elif rng.random() < 0.3:
         words += ["--set", f"{_path(rng, text)}={_written(values.value(rng)).strip()}"]
     return Case(words, [str(file)])
@@ -33,7 +41,9 @@ def odd_file(rng: random.Random, place: Path) -> Case:
     """What is no regular file of a study's size, or none at all."""
     file = place / "study.yaml"
     rng.choice(_ODD)(file)
-    command = rng.choice([["check"], ["search"], ["search", "--dry-run"], ["submit", "--cluster", "http://127.0.0.1:9"]])
+    command = rng.choice(
+        [["check"], ["search"], ["search", "--dry-run"], ["submit", "--cluster", "http://127.0.0.1:9"]]
+    )
     return Case([*command, str(file)], [str(file)])
 
 
@@ -62,7 +72,9 @@ def argument(rng: random.Random, place: Path) -> Case:
         study["model"] = {"name": "vit"}
     file = place / "study.yaml"
     file.write_bytes(_written(study).encode("utf-8", "surrogatepass"))
-    words = ["search", "--dry-run", str(file), "--set", "search.trials=2"] if rng.random() < 0.2 else ["check", str(file)]
+    words = (
+        ["search", "--dry-run", str(file), "--set", "search.trials=2"] if rng.random() < 0.2 else ["check", str(file)]
+    )
     return Case(words, [str(file)])
 
 
@@ -99,11 +111,11 @@ def _written(data: Any) -> str:
         return f"study: {'9' * 5000}\n"
 
 
-def _nodes(data: Any) -> Iterator[Node]:
+def _nodes(data: Any, depth: int = 0) -> Iterator[Node]:
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, inner in items:
+    for key, inner in items if depth < 20 else ():  # a part may hold itself
         yield data, key
-        yield from _nodes(inner)
+        yield from _nodes(inner, depth + 1)
 
 
 def _replace(rng: random.Random, parent: Any, key: Any) -> None:
@@ -116,7 +128,9 @@ def _remove(rng: random.Random, parent: Any, key: Any) -> None:
 
 def _rename(rng: random.Random, parent: Any, key: Any) -> None:
     if isinstance(parent, dict):
-        parent[rng.choice([values.text(rng), values.scalar(rng), f"{key}s", "choose", "choice", "int", "name"])] = parent.pop(key)
+        parent[rng.choice([values.text(rng), values.scalar(rng), f"{key}s", "choose", "choice", "int", "name"])] = (
+            parent.pop(key)
+        )
 
 
 def _wrap(rng: random.Random, parent: Any, key: Any) -> None:
@@ -133,7 +147,9 @@ def _grow(rng: random.Random, parent: Any, key: Any) -> None:
     if isinstance(inner, list) and inner:
         parent[key] = [*inner, *(index + 1000 for index in range(rng.choice([10, 300, 5000])))]
     elif isinstance(inner, int | float) and not isinstance(inner, bool):
-        parent[key] = rng.choice([inner * 10**k for k in (1, 2, 3, 6, 9, 18)] + [{"int": [1, 10**9]}, {"float": [0.0, 1e9], "step": 1e-3}])
+        parent[key] = rng.choice(
+            [inner * 10**k for k in (1, 2, 3, 6, 9, 18)] + [{"int": [1, 10**9]}, {"float": [0.0, 1e9], "step": 1e-3}]
+        )
     else:
         _replace(rng, parent, key)
 
@@ -141,7 +157,9 @@ def _grow(rng: random.Random, parent: Any, key: Any) -> None:
 def _exchange(rng: random.Random, parent: Any, key: Any) -> None:
     """Another component, or the value of another place."""
     kind = rng.choice(list(catalog.KINDS))
-    parent[key] = rng.choice([rng.choice(catalog.names(kind)), parent, dict.fromkeys(catalog.names(kind), {})][:: rng.choice([1, 2])])
+    parent[key] = rng.choice(
+        [rng.choice(catalog.names(kind)), parent, {name: {} for name in catalog.names(kind)}][:: rng.choice([1, 2])]
+    )
     if parent[key] is parent:
         parent[key] = dict(parent) if isinstance(parent, dict) else list(parent)
 
@@ -158,7 +176,9 @@ def _path(rng: random.Random, text: str) -> str:
         data = data[key]
         if rng.random() < 0.3:
             break
-    return rng.choice([".".join(parts)] * 8 + [values.text(rng), "a..b", ".", "model.width.x.y.z", "measures.99999999999999999999"])
+    return rng.choice(
+        [".".join(parts)] * 8 + [values.text(rng), "a..b", ".", "model.width.x.y.z", "measures.99999999999999999999"]
+    )
 
 
 def _flipped(rng: random.Random, text: str) -> bytes:
@@ -204,7 +224,12 @@ def _inserted(rng: random.Random, text: str) -> bytes:
 def _whole(rng: random.Random, text: str) -> bytes:
     """Files that are hostile as a whole."""
     lines = "\n".join(line for line in text.splitlines() if not line.startswith(("#", "measures", "objectives")))
-    bomb = "\n".join([f"a0: &a0 [{', '.join(['1'] * 10)}]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))])
+    bomb = "\n".join(
+        [
+            f"a0: &a0 [{', '.join(['1'] * 10)}]",
+            *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)),
+        ]
+    )
     choices = [
         b"", b"\0" * 100, b"\xff\xfe" + text.encode("utf-16-le"), b"\xef\xbb\xbf" + text.encode(), text.encode("utf-32"), b"\x80abc", b"--- a\n--- b",
         b"[" * 100_000, b"{a: " * 60_000, b"- " * 50_000, b"a: " + b"9" * 150_000, b"? " * 3000, bomb.encode(), b"a: &a [*a]", b"study: &a {x: *a}",

@@ -21,9 +21,21 @@ def number(rng: random.Random) -> Any:
 
 def sized(rng: random.Random) -> Any:
     """What passes for a size: a power of two or ten, or a range up to one."""
-    size = rng.choice([rng.choice([2, 10]) ** rng.randrange(1, 31), rng.randrange(1, 100), 6 * rng.randrange(1, 2000) + 2])
+    size = rng.choice(
+        [rng.choice([2, 10]) ** rng.randrange(1, 31), rng.randrange(1, 100), 6 * rng.randrange(1, 2000) + 2]
+    )
     low = rng.randrange(1, 10)
-    return rng.choice([size, size, size, size / 100, {"int": [min(low, size), size]}, {"float": [0.01, size * 1.0]}, {"choice": [low, size + low]}])
+    return rng.choice(
+        [
+            size,
+            size,
+            size,
+            size / 100,
+            {"int": [min(low, size), size]},
+            {"float": [0.01, size * 1.0]},
+            {"choice": [low, size + low]},
+        ]
+    )
 
 
 def text(rng: random.Random) -> str:

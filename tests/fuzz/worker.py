@@ -12,15 +12,16 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from fuzz.case import Case, Outcome, complaints, snapshot
+from fuzz.case import CLUSTER, Case, Outcome, complaints, snapshot
 
 MOST_MEMORY = 12 * 2**30  # of addresses, of which torch alone reserves some GiB
 
 
-class _StartsRay(SystemExit):
-    """A search has come so far that it would start Ray."""
+class _Beyond(BaseException):
+    """A command has come so far that it would start Ray, or a server."""
 
 
 def main(place: Path, log: Path) -> None:
@@ -54,16 +55,16 @@ def run(case: Case, folder: Path) -> Outcome:
         os.dup2(out_file.fileno(), 1)
         os.dup2(err_file.fileno(), 2)
     sys.argv = ["equitune", *case.words]
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     os.chdir(folder / "work")
     code: int | str = "none"
     try:
         if case.prepare:
             case.prepare()
         code = equitune.cli._exit_code()
-    except _StartsRay:
-        code = "ray"
+    except _Beyond:
+        code = CLUSTER
     except BaseException:
         traceback.print_exc(file=sys.stderr)
         code = 1
@@ -96,11 +97,12 @@ def _answer(seed: int, area: str, index: int, folder: Path) -> dict[str, Any]:
         wrong = f"the generator fails: {traceback.format_exc()[-1500:]}"
         return {"words": [], "code": None, "wrong": [wrong], "seconds": 0.0, "err": ""}
     os.environ |= case.env
-    before = snapshot(inside) | snapshot(folder / "work") | snapshot(folder / "tmp")
+    places = [folder / name for name in ("case", "work", "tmp", "home")]
+    before = {path: what for place in places for path, what in snapshot(place).items()}
     began = time.monotonic()
     outcome = run(case, folder)
     seconds = time.monotonic() - began
-    after = snapshot(inside) | snapshot(folder / "work") | snapshot(folder / "tmp")
+    after = {path: what for place in places for path, what in snapshot(place).items()}
     return {
         "words": case.words,
         "code": outcome.code,
@@ -123,10 +125,12 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
     make_deterministic("cpu")
 
-    def connected(*_: Any, **__: Any) -> None:
-        raise _StartsRay
+    def beyond(*_: Any, **__: Any) -> None:
+        raise _Beyond
 
-    equitune.search.study.connected = connected  # type: ignore[assignment]
+    equitune.search.study.connected = beyond  # type: ignore[assignment]
+    equitune.search.study.require_ray = beyond  # type: ignore[assignment]
+    equitune.cli.tools.subprocess = SimpleNamespace(Popen=beyond)  # type: ignore[assignment]
 
 
 def _remove(folder: Path) -> None:
