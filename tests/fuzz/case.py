@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 TRACEBACK = "Traceback (most recent call last)"
 HASHED_BYTES = 2**20  # of a file; of larger ones the size counts
@@ -23,8 +24,9 @@ class Case:
     env: dict[str, str] = field(default_factory=dict)
     codes: tuple[int | str, ...] = (0, 2)
     writes: tuple[Path, ...] = ()  # where it may write, whole or not at all
+    logs: tuple[Path, ...] = ()  # where it may write even if it refuses
     canary: Path | None = None  # exists where code of the input was run
-    prepare: Callable[[], None] | None = None  # called just before the command, within its process
+    patches: list[tuple[Any, str, Any]] = field(default_factory=list)  # for the time of the command: owner, name, value
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def complaints(case: Case, outcome: Outcome, before: dict[str, str], after: dict
     elif outcome.code == 2 and len(outcome.err) > 20_000:
         found.append(f"a refusal of {len(outcome.err):,} characters")
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    allowed = [str(path) for path in case.writes] if outcome.code != 2 else []
+    allowed = [str(path) for path in (*case.logs, *(case.writes if outcome.code != 2 else ()))]
     wild = [name for name in changed if not any(name == each or name.startswith(f"{each}/") for each in allowed)]
     if wild:
         found.append(f"written although nothing may be: {', '.join(wild)[:300]}")

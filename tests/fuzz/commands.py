@@ -17,7 +17,24 @@ ADDRESSES = [
     *LOCAL, "http://", "http://[::1", "ftp://x", "http://u:pw@127.0.0.1:9", "http://127.0.0.1:99999", "http://127.0.0.1:-1", "http://127.0.0.1:x",
     "javascript:1", "file:///etc/passwd", "\n", "http://\0", "http://127.0.0.1:9\r\nX: y",
 ]  # fmt: skip
-NUMBERS = ["0", "1", "5", "6", "-1", "00000", "1e3", "٣", "99999999999999999999", "9" * 5000, "0x1", "", " 0", "0 ", "0/0", "²"]
+NUMBERS = [
+    "0",
+    "1",
+    "5",
+    "6",
+    "-1",
+    "00000",
+    "1e3",
+    "٣",
+    "99999999999999999999",
+    "9" * 5000,
+    "0x1",
+    "",
+    " 0",
+    "0 ",
+    "0/0",
+    "²",
+]
 ROOTS = [
     "ftp://a/b", "http://x", "https://127.0.0.1:9/x", "memory://x", "file:", "file:///", "s3:/x", "s3://", "s3:///x", "s3://b?x=1", "s3://k@b/x", "gs://", "zip://a::s3://b/c",
     "simplecache::s3://b/x", "github://a:b@/", "~nouser/x", "~", "/proc/self", "/dev/null", "/dev/full/x", "/sys", "/root/x" * 100, "a" * 300,
@@ -37,10 +54,14 @@ def make(rng: random.Random, place: Path) -> Case:
         if isinstance(parameter, click.Argument):
             count = rng.choice([0, 1, 2]) if is_hostile and rng.random() < 0.1 else 1
             words += [_argument(rng, name, parameter, place, is_hostile) for _ in range(count)]
-        elif isinstance(parameter, click.Option) and (is_hostile or parameter.name in ("root", "cluster", "data", "dry_run")):
+        elif isinstance(parameter, click.Option) and (
+            is_hostile or parameter.name in ("root", "cluster", "data", "dry_run")
+        ):
             words += _option(rng, parameter, place, root, is_hostile)
     if rng.random() < 0.1:
-        words.insert(rng.randrange(len(words) + 1), rng.choice([values.text(rng), "--nope", "-x", "--set", "--json=1", "--root"]))
+        words.insert(
+            rng.randrange(len(words) + 1), rng.choice([values.text(rng), "--nope", "-x", "--set", "--json=1", "--root"])
+        )
     path = name.split()
     if rng.random() < 0.03:
         path = [values.text(rng), *path[1:]]
@@ -109,17 +130,68 @@ def _option(rng: random.Random, option: click.Option, place: Path, root: Path, i
         return [flag, good]
     text = rng.choice([values.text(rng), values.text(rng), str(values.number(rng))[:4000], "0", "-1", "1e9", "nan"])
     if option.name in ("root", "data_root", "source"):
-        text = rng.choice([text, rng.choice(ROOTS), rng.choice(ROOTS), str(place / "studies" / "small" / "study.json"), str(_loop(place)), str(_fifo(place))])
+        text = rng.choice(
+            [
+                text,
+                rng.choice(ROOTS),
+                rng.choice(ROOTS),
+                str(place / "studies" / "small" / "study.json"),
+                str(_loop(place)),
+                str(_fifo(place)),
+            ]
+        )
     elif option.name in ("cluster", "address", "storage", "tracking_uri", "host"):
-        text = rng.choice([text, *ADDRESSES, "postgresql://u:p@127.0.0.1:9/d", "postgresql://127.0.0.1:9/d", "sqlite:///x.db", "sqlite:////dev/full", "mysql://x"])
+        text = rng.choice(
+            [
+                text,
+                *ADDRESSES,
+                "postgresql://u:p@127.0.0.1:9/d",
+                "postgresql://127.0.0.1:9/d",
+                "sqlite:///x.db",
+                "sqlite:////dev/full",
+                "mysql://x",
+            ]
+        )
         if option.name == "host" and "127" not in text:
             text = "256.256.256.256"
     elif option.name == "overrides":
-        text = rng.choice([text, f"{values.text(rng)}={values.text(rng)}", f"search.trials={values.number(rng)!r:.4000}", "=", "a=", "=b", "study=[", "model.depth=1000000"])
+        text = rng.choice(
+            [
+                text,
+                f"{values.text(rng)}={values.text(rng)}",
+                f"search.trials={values.number(rng)!r:.4000}",
+                "=",
+                "a=",
+                "=b",
+                "study=[",
+                "model.depth=1000000",
+            ]
+        )
     elif option.name in ("output", "token_file", "ship"):
-        text = rng.choice([text, str(root), str(place / "studies" / "small" / "study.json"), "/dev/null", "/dev/full", "/proc/x", str(_loop(place)), str(_fifo(place)), "a" * 300])
+        text = rng.choice(
+            [
+                text,
+                str(root),
+                str(place / "studies" / "small" / "study.json"),
+                "/dev/null",
+                "/dev/full",
+                "/proc/x",
+                str(_loop(place)),
+                str(_fifo(place)),
+                "a" * 300,
+            ]
+        )
     elif option.name == "measures":
-        text = rng.choice([text, f"consistency:{values.text(rng)}", "equivariance:group=x", "consistency:num_shifts=1000000000000", "stability:cut_off=1e300", "x:y=z"])
+        text = rng.choice(
+            [
+                text,
+                f"consistency:{values.text(rng)}",
+                "equivariance:group=x",
+                "consistency:num_shifts=1000000000000",
+                "stability:cut_off=1e300",
+                "x:y=z",
+            ]
+        )
     elif option.name in ("mean", "std"):
         text = rng.choice([text, "nan", "1,2", "1,2,3,4,5", "inf,inf,inf", "0", "-1", "1e-320", ","])
     if option.name in ("images", "batch", "size") and rng.random() < 0.5:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fuzz.case import CLUSTER, Case, Outcome, complaints, snapshot
+from fuzz.case import CLUSTER, Case, Make, Outcome, complaints, snapshot
 
 MOST_MEMORY = 12 * 2**30  # of addresses, of which torch alone reserves some GiB
 
@@ -29,7 +29,7 @@ def main(place: Path, log: Path) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     commands = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    faulthandler.register(signal.SIGUSR1, log.open("w"), all_threads=True)
+    faulthandler.register(signal.SIGUSR1, log.open("a"), all_threads=True)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _warm_up()
@@ -38,7 +38,7 @@ def main(place: Path, log: Path) -> None:
     for line in commands:
         seed, area, index = json.loads(line)
         folder = place / f"{area}-{index}"
-        answer = _answer(seed, area, index, folder)
+        answer = _answer(seed, area, index, folder, log)
         os.environ.clear()
         os.environ.update(environment)
         _remove(folder)
@@ -59,9 +59,10 @@ def run(case: Case, folder: Path) -> Outcome:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     os.chdir(folder / "work")
     code: int | str = "none"
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in case.patches]
     try:
-        if case.prepare:
-            case.prepare()
+        for owner, name, value in case.patches:
+            setattr(owner, name, value)
         code = equitune.cli._exit_code()
     except _Beyond:
         code = CLUSTER
@@ -69,6 +70,8 @@ def run(case: Case, folder: Path) -> Outcome:
         traceback.print_exc(file=sys.stderr)
         code = 1
     finally:
+        for owner, name, value in originals:
+            setattr(owner, name, value)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os.dup2(kept[0], 1)
@@ -80,10 +83,8 @@ def run(case: Case, folder: Path) -> Outcome:
     return Outcome(code, *(path.read_text(encoding="utf-8", errors="backslashreplace") for path in (out, err)))
 
 
-def _answer(seed: int, area: str, index: int, folder: Path) -> dict[str, Any]:
+def _answer(seed: int, area: str, index: int, folder: Path, log: Path) -> dict[str, Any]:
     """Make a case, run it, judge it."""
-    from fuzz.areas import AREAS
-
     rng = random.Random(f"{seed}/{area}/{index}")
     inside = folder / "case"  # what must not change
     for name in ("work", "home", "tmp", "case/outside"):
@@ -92,11 +93,14 @@ def _answer(seed: int, area: str, index: int, folder: Path) -> dict[str, Any]:
     os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
     tempfile.tempdir = str(folder / "tmp")
     try:
-        case = AREAS[area](rng, inside)
+        case = _maker(area)(rng, inside)
+        for owner, name, _ in case.patches:
+            getattr(owner, name)
     except Exception:
         wrong = f"the generator fails: {traceback.format_exc()[-1500:]}"
         return {"words": [], "code": None, "wrong": [wrong], "seconds": 0.0, "err": ""}
     os.environ |= case.env
+    log.write_text(f"equitune {case.words!r}\n", encoding="utf-8", errors="backslashreplace")
     places = [folder / name for name in ("case", "work", "tmp", "home")]
     before = {path: what for place in places for path, what in snapshot(place).items()}
     began = time.monotonic()
@@ -111,6 +115,16 @@ def _answer(seed: int, area: str, index: int, folder: Path) -> dict[str, Any]:
         "err": outcome.err[-6000:],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+
+
+def _maker(area: str) -> Make:
+    if area == "broken":
+        from test_fuzz import a_broken_command
+
+        return a_broken_command
+    from fuzz.areas import AREAS
+
+    return AREAS[area]
 
 
 def _warm_up() -> None:
