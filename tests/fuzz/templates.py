@@ -35,10 +35,10 @@ def a_root(place: Path) -> Path:
 
 @functools.cache
 def _invented() -> Path:
-    place = Path(tempfile.mkdtemp(dir=_KEPT))
+    place = Path(tempfile.mkdtemp(dir=_KEPT.name))
     invent(place / "small", load_study(a_study_file(place)), 4, tested=(0, 1, 2, 3))
     (place / "good.yaml").unlink()
     return place
 
 
-_KEPT = tempfile.mkdtemp(prefix="fuzz-templates-")  # for the life of the worker
+_KEPT = tempfile.TemporaryDirectory(prefix="fuzz-templates-")  # for the life of the process

@@ -32,6 +32,7 @@ def main(place: Path, log: Path) -> None:
     faulthandler.register(signal.SIGUSR1, log.open("a"), all_threads=True)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    tempfile.tempdir = str(place)
     _warm_up()
     environment = dict(os.environ)
     print(json.dumps("ready"), file=answers, flush=True)
@@ -134,6 +135,7 @@ def _warm_up() -> None:
 
     import equitune.cli
     import equitune.search.study
+    import fuzz.areas  # noqa: F401
     from equitune.trial.device import make_deterministic
 
     torch.set_num_threads(1)
