@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from equitune.catalog import shortened
 from equitune.errors import PASSWORD, UserError
-from equitune.spec.strict import Location, checked, shortened, why_not_number, why_not_text
+from equitune.spec.strict import Location, checked, why_not_number, why_not_text
 from equitune.spec.study import StudySpec
 
 MAX_BYTES = 200_000
@@ -206,7 +207,7 @@ class _Builder:
 
     def number(self, number: float, location: Location) -> float:
         reason = why_not_number(number)
-        return self.refuse(location, reason) if reason else number  # type: ignore[no-any-return]
+        return self.refuse(location, reason) if reason else number
 
     def refuse(self, location: Location, text: str) -> Any:
         raise UserError(self.document.sentence(location, text))

@@ -167,7 +167,11 @@ def _option(rng: random.Random, option: click.Option, place: Path, root: Path, i
                 "model.depth=1000000",
             ]
         )
-    elif option.name in ("output", "token_file", "ship"):
+    elif option.name in (
+        "output",
+        "token_file",
+        "ship",
+    ):  # no pipe: for one that the user names they wait, as all programs do
         text = rng.choice(
             [
                 text,
@@ -177,7 +181,6 @@ def _option(rng: random.Random, option: click.Option, place: Path, root: Path, i
                 "/dev/full",
                 "/proc/x",
                 str(_loop(place)),
-                str(_fifo(place)),
                 "a" * 300,
             ]
         )
