@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import signal
@@ -10,8 +11,15 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from equitune.records.folder import StudyFolder, read_json
+from equitune.records.reader import StudyReader
+from equitune.search.storage import open_storage, storage_at
+from equitune.spec.load import load_study
 
 MARK = "EQUITUNE_TEST_MARK"  # in the environment of all that a test starts, Ray's daemons and workers too
 
@@ -88,6 +96,11 @@ class Search:
     def workers(self) -> list[int]:
         return [pid for pid, command in marked(self.mark).items() if command.startswith("ray::ImplicitFunc")]
 
+    def daemon(self, name: str) -> int | None:
+        """The process of Ray's `raylet` or `gcs_server`; None where it does not run."""
+        found = [pid for pid, command in marked(self.mark).items() if command.split(" ")[0].endswith(f"/{name}")]
+        return found[0] if found else None
+
     def kill_driver(self) -> None:
         assert self.process
         self.process.kill()
@@ -161,3 +174,53 @@ class Chaos:
         for path in self.search.folder.glob("trials/*/result.json"):
             now = hashlib.sha256(path.read_bytes()).hexdigest()
             assert self._results.setdefault(path, now) == now, f"{path} was written twice"
+
+
+def answer(folder: Path) -> list[dict[str, Any]]:
+    """What a study found: all that `show` prints of each trial, but for what a clock has measured."""
+    command = [sys.executable, "-m", "equitune", "show", "small", "--root", str(folder.parent), "--json"]
+    trials = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["trials"]
+    for trial in trials:
+        trial["metrics"].pop("seconds", None)
+    return trials
+
+
+def require_whole(folder: StudyFolder, trials: int, url: str | None = None, epochs: int = 20) -> None:
+    """Every trial is there once, told as its folder says, its epochs without a gap."""
+    spec = load_study(folder.searchspace, tuple(read_json(folder.study)["overrides"]))
+    records = StudyReader(folder).read().trials
+    assert [record.number for record in records] == list(range(trials))
+    assert {record.state for record in records} == {"COMPLETE"}
+    with storage_at(url, folder, spec) as database:
+        told = open_storage(folder, spec, database).get_trials()
+    assert [trial.number for trial in told] == list(range(trials))
+    assert {trial.state.name for trial in told} == {"COMPLETE"}
+    for trial, record in zip(told, records, strict=True):
+        assert trial.params == record.config.params
+        assert trial.values == [record.metrics[name].value for name in spec.objectives]
+    for each in folder.trials():
+        found = [json.loads(line)["epoch"] for line in each.epochs.read_text().splitlines()]
+        assert sorted(set(found)) == list(range(1, epochs + 1)), each.path
+        assert not each.checkpoint.exists()
+
+
+def tellings(journal: Path) -> Counter[int]:
+    """How often the end of each trial stands in a journal."""
+    from optuna.storages.journal._storage import JournalOperation
+
+    operations = [json.loads(line) for line in journal.read_text().splitlines()]
+    finished = [
+        operation["trial_id"]
+        for operation in operations
+        if operation["op_code"] == JournalOperation.SET_TRIAL_STATE_VALUES and operation["state"] != 0
+    ]
+    return Counter(finished)
+
+
+def mlflow_states(root: Path) -> Counter[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    return Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))

@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "priors", "downsamplers", "augmentations", "averagings", "datasets", "measures"},
     {"groups", "records"},
     {"spec"},
-    {"background", "catalog", "errors", "torchvision_mend", ""},  # "" is the package itself: its version
+    {"background", "catalog", "errors", "interrupts", "torchvision_mend", ""},  # "" is the package itself: its version
 ]
 # library -> the rooms that may import it.
 DOORS = {

@@ -216,7 +216,7 @@ def test_a_full_disk_is_a_sentence_and_the_journal_stays(
     with monkeypatch.context() as patched:
         patched.setattr(records.Path, "write_bytes", full)
         _, err = measure("small/0", "--images", 20, "--output", "out", code=2)
-    assert err == "out/measurement.json cannot be written: No space left on device\n"
+    assert err.startswith("out/measurement.json cannot be written: No space left on device: free some space")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["journal"]
     (tmp_path / "out" / "journal" / "mine.txt").write_text("not the program's")
     measure("small/0", "--images", 20, "--output", "out")

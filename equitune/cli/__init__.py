@@ -1,15 +1,14 @@
 """The shell: parses, calls, prints, exits. Each command imports what it needs, so that help is instant."""
 
 import atexit
-import errno
 import os
 import sys
 from typing import NoReturn
 
 import click
 
-from equitune import __version__
-from equitune.cli import cluster, studies, tools, trials
+from equitune import __version__, interrupts
+from equitune.cli import cluster, failures, studies, tools, trials
 from equitune.cli.analyze import analyze
 from equitune.cli.fetch import fetch, pack
 from equitune.cli.measure import measure
@@ -51,7 +50,9 @@ for command in (
 
 def main() -> NoReturn:
     """The program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
+    interrupts.install()
     code = _exit_code()
+    interrupts.ending(code)
     if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
         click.echo(ENDED.format(code=code))
     if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
@@ -64,21 +65,32 @@ def main() -> NoReturn:
 
 def _exit_code() -> int:
     try:
+        failures.require_text(sys.argv)
         cli.main(standalone_mode=False)
     except SystemExit as end:
         return int(end.code or DONE)
     except (UserError, StoreError) as error:
-        click.echo(str(error), err=True)
-        return USERS_MISTAKE
+        return _refused(str(error))
     except click.ClickException as error:
         error.show()
         return USERS_MISTAKE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        click.echo(f"{error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
-        return USERS_MISTAKE
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return _interrupted()
+    except Exception as error:
+        if interrupts.received():  # libraries turn what interrupts them into errors of their own
+            return _interrupted()
+        sentence = failures.sentence(error)
+        if sentence is None:
+            raise
+        return _refused(sentence)
     return DONE
+
+
+def _refused(sentence: str) -> int:
+    click.echo(sentence, err=True)
+    return USERS_MISTAKE
+
+
+def _interrupted() -> int:
+    click.echo(interrupts.last_words(), err=True)
+    return INTERRUPTED

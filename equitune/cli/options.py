@@ -1,8 +1,6 @@
 """What several commands take, and how they read it."""
 
 import os
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from equitune import interrupts
 from equitune.errors import PASSWORD, UserError
+from equitune.interrupts import ENDED as ENDED
+from equitune.interrupts import INTERRUPTED as INTERRUPTED
+from equitune.interrupts import TYPED as TYPED
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
 
-TYPED = "EQUITUNE_TYPED"  # tells a job what was typed to submit it
-ENDED = "equitune ends with code {code}"  # the last line of a job
-DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
+DONE, TRIALS_FAILED, USERS_MISTAKE = 0, 1, 2  # what the program ends with, or INTERRUPTED
 
 root_option = click.option(
     "--root",
@@ -108,7 +108,7 @@ def use_data_root(data_root: str | None) -> None:
 
 def same_command() -> str:
     """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
-    return os.environ.get(TYPED) or shlex.join(["equitune", *sys.argv[1:]])
+    return interrupts.go_on()
 
 
 @contextmanager

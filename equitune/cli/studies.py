@@ -77,7 +77,7 @@ def search(
     outcome = _run(spec, folder, file, uri, **how)
     if register and outcome.state == "complete":
         _register(folder, uri)
-    study = _print_answer(folder, root)
+    study = _print_answer(folder, root, draw=outcome.state != "halted")
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
     if outcome.state == "interrupted":

@@ -12,10 +12,13 @@ from typing import Any
 
 from equitune.errors import UserError
 from equitune.search.machines import require_machines
+from equitune.search.ray_files import own_folder
+from equitune.search.ray_thread import RayWatch
 from equitune.search.resources import Request, requests
 from equitune.spec.resources import Resources
 
 CONNECT_S = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,14 @@ class Slots:
 
 @contextmanager
 def connected(
-    resources: Resources, address: str | None, say: Callable[[str], None] = lambda sentence: None
+    resources: Resources,
+    address: str | None,
+    say: Callable[[str], None] = lambda sentence: None,
+    watch: RayWatch | None = None,
 ) -> Iterator[Slots]:
     """A Ray cluster while the block runs: the one at `address`, else a local one on loopback, ended afterwards.
 
-    One that starts machines by need is first waited for, which `say` is told.
+    One that starts machines by need is first waited for, which `say` is told. `watch` hears how far Ray is.
 
     Raises:
         UserError: the cluster does not answer, or cannot hold one trial.
@@ -45,24 +51,43 @@ def connected(
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the files that Tune is told not to write
-    options: dict[str, Any] = {"address": address}
-    if address is None:
-        options = {
+    watch = watch or RayWatch(address)
+    with _options(address) as options:
+        try:
+            ray.init(configure_logging=False, log_to_driver=False, **options)
+        except Exception as error:  # Ray has no kind of its own for what hinders its start
+            where = f"reached at {address}" if address else "started on this machine"
+            raise UserError(watch.lost() or f"Ray cannot be {where}: {error}") from None
+        try:
+            watch.connected()
+            if address is not None:
+                require_machines(resources, say)
+            yield slots(resources, ray.cluster_resources(), may_grow=address is not None)
+        except UserError:
+            raise
+        except Exception as error:
+            if sentence := watch.lost():  # Ray's library has seen it first
+                raise UserError(sentence) from error
+            raise
+        finally:
+            watch.is_ending = True
+            ray.shutdown()
+
+
+@contextmanager
+def _options(address: str | None) -> Iterator[dict[str, Any]]:
+    """What `ray.init` is told: of a local Ray all but its object store lies in a folder of its own."""
+    if address is not None:
+        yield {"address": address}
+        return
+    with own_folder() as folder:
+        yield {
             "address": "local",
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
             "object_store_memory": 300_000_000,
+            "_temp_dir": str(folder),
         }
-    try:
-        ray.init(configure_logging=False, log_to_driver=False, **options)
-    except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
-        raise UserError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
-    try:
-        if address is not None:
-            require_machines(resources, say)
-        yield slots(resources, ray.cluster_resources(), may_grow=address is not None)
-    finally:
-        ray.shutdown()
 
 
 def slots(resources: Resources, available: dict[str, float], may_grow: bool = False) -> Slots:
@@ -161,8 +186,30 @@ def _chatter_aside() -> Iterator[None]:
         os.close(terminal)
 
 
+def _is_on_loopback_alone(address: str | None) -> bool:
+    """Says whether an address of this machine answers as it is, and not as Ray rewrites it: by the host's own name."""
+    address = (os.environ.get("RAY_ADDRESS") if address == "auto" else address) or ""
+    host, _, port = address.rpartition(":")
+    if host.strip("[]") not in LOOPBACK or not port.isdecimal():
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("8.8.8.8", 1))  # sends nothing: only asks for the address that would be used
+            own = outward.getsockname()[0]
+        except OSError:
+            return False  # without a network Ray takes loopback itself
+    try:
+        _require_open(address)
+        _require_open(f"{own}:{port}")
+    except UserError as error:
+        return own in str(error)
+    return False
+
+
 def prepare(address: str | None) -> None:
     """Sets the environment that Ray reads when it is first imported."""
+    if "ray" not in sys.modules and _is_on_loopback_alone(address):
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address is None and "ray" not in sys.modules:
         # A token of this process alone: nobody else gets in, and no home folder has to be writable.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -5,6 +5,7 @@ everything. An engine that dies at any call and is made anew goes on as if nothi
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Engine:
         self.draining = False  # no more trials begin
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
+        self.hearing = threading.Lock()  # held while it hears of trials, and for good once Ray was left
         self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
         self._early = recorded_rungs(spec, folder)
         self._usage = Usage(folder.usage, now)

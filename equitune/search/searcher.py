@@ -29,9 +29,13 @@ class _Forgetful:
 
 @contextmanager
 def _halting(engine: Engine) -> Iterator[None]:
-    """A storage or a store that cannot be reached any more ends the attempt, not the study."""
+    """A storage or a store that cannot be reached any more ends the attempt, not the study.
+
+    Waits for ever where Ray was left: the process ends without it.
+    """
     try:
-        yield
+        with engine.hearing:
+            yield
     except UserError as error:
         engine.halted = engine.halted or str(error)
     except StoreError as error:
@@ -74,7 +78,8 @@ class StudySearcher(_Forgetful, Searcher):
         if number is None:
             return
         with _halting(self._engine):
-            (self._engine.lost if error else self._engine.left)(number)
+            # Of a search that halts no worker is to blame: it may be Ray that was lost.
+            (self._engine.lost if error and not self._engine.halted else self._engine.left)(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the state lies in the study's folder."""
@@ -122,5 +127,6 @@ class StopAll(_Forgetful, Stopper):
         return False
 
     def stop_all(self) -> bool:
-        self._engine.tick()
+        with _halting(self._engine):
+            self._engine.tick()
         return self._engine.stopping or self._engine.halted is not None

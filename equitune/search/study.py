@@ -27,6 +27,8 @@ from equitune.search.compatible import differences, require_extends, require_sam
 from equitune.search.lock import driving
 from equitune.search.log import logging_to
 from equitune.search.plan import require_feasible
+from equitune.search.ray_files import sweep
+from equitune.search.ray_thread import RayWatch, run_with_ray
 from equitune.search.resources import Placement, require_memory
 from equitune.spec.study import StudySpec
 
@@ -76,6 +78,7 @@ def run_study(
         UserError: the study cannot begin or go on; says why.
     """
     hurry.clear()
+    sweep()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with _held_first(storage, folder, spec) as held, driving(folder) as token, logging_to(folder.log):
@@ -142,9 +145,16 @@ def _search(
         _record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
-    with connected(spec.resources, address, say) as slots, _signals(engine, say):
-        say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
-        _run_trials(spec, folder, splits, slots, engine, token)
+    watch = RayWatch(address)
+
+    def with_ray() -> None:
+        with connected(spec.resources, address, say, watch) as slots:
+            say(f"{slots.concurrent} {'trials' if slots.concurrent > 1 else 'trial'} at a time")
+            watch.is_running = True
+            _run_trials(spec, folder, splits, slots, engine, token)
+
+    with _signals(engine, watch, say):
+        run_with_ray(with_ray, engine, watch)
     if engine.halted:
         return Outcome("halted", engine.halted)
     if engine.draining:
@@ -285,7 +295,7 @@ def _memory_of_a_gpu(spec: StudySpec) -> float:
 
 
 @contextlib.contextmanager
-def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
+def _signals(engine: "Engine", watch: RayWatch, say: Callable[[str], None]) -> Iterator[None]:
     """First Ctrl-C: begin no more trials. Second, or SIGTERM: stop now; running trials go on from their last epoch."""
 
     def interrupt(signum: int, frame: Any) -> None:
@@ -293,6 +303,8 @@ def _signals(engine: "Engine", say: Callable[[str], None]) -> Iterator[None]:
             engine.stopping = True
             hurry.set()
             say("stopping")
+        elif not watch.is_running:
+            say("interrupted")
         else:
             say("interrupted: finishing the running trials; press Ctrl-C again to stop them as well")
         engine.draining = True
