@@ -66,7 +66,9 @@ def complaints(case: Case, outcome: Outcome, before: dict[str, str], after: dict
 def names_a_place(sentence: str, case: Case) -> bool:
     """Tell whether a refusal names a file, a key or an option of its case."""
     options = [word.partition("=")[0] for word in case.words if word.startswith("-") and len(word) > 1]
-    return any(place in sentence for place in (*case.places, *options, "command line")) or bool(re.search(r"--[a-z]", sentence))
+    return any(place in sentence for place in (*case.places, *options, "command line")) or bool(
+        re.search(r"--[a-z]", sentence)
+    )
 
 
 def snapshot(folder: Path) -> dict[str, str]:
