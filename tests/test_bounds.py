@@ -18,6 +18,7 @@ from equitune.spec.search import SearchSpec
 from equitune.spec.stopping import SchedulerSpec
 from equitune.spec.strict import MOST_FLOAT, MOST_INT, why_not_number, why_not_text
 from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig
+from equitune.trial import cost
 
 Write = Callable[..., Path]
 
@@ -128,3 +129,16 @@ def test_the_bounds_let_through_what_is_used() -> None:
     for number in (0, -0.0, MOST_INT, -MOST_INT, 1e-100, MOST_FLOAT, 2.5e-8, float("inf")):
         assert why_not_number(number) is None
     assert why_not_text("ünï — code, 漢字, \t and \n") is None
+
+
+def test_a_dry_run_takes_no_memory_for_a_huge_batch(small_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million images a step are 1.2 GB of pixels, whose maps would take hundreds."""
+    monkeypatch.setattr(cost, "MOST_VALUES", 64 * 256)
+    sizes: list[int] = []
+    train = cost.train_epoch
+    monkeypatch.setattr(
+        cost, "train_epoch", lambda model, split, *args: sizes.append(len(split.labels)) or train(model, split, *args)
+    )
+    huge = small_config.model_copy(update={"training": TrainingConfig(batch_size=1_000_000)})
+    assert cost.train_seconds_per_image(huge, (1, 16, 16), 10, steps=1) > 0
+    assert sizes[0] == 64
