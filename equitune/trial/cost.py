@@ -18,7 +18,6 @@ from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
 from equitune.trial.split import DeviceSplit
 
-
 MOST_VALUES = 2**25  # of the images of a step that is timed: 223 of 3 x 224 x 224
 SLOW_S = 2.0  # a pass so long is not timed again
 
