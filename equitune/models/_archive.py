@@ -5,47 +5,25 @@ guards as Python, names Python functions to call, and turns the names of its nod
 is its JSON graph and the bytes of its tensors: every node is one of the aten operators below, called with plain values.
 """
 
+import errno
 import json
 import math
-import operator
+import os
 import re
+import stat
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from equitune.errors import UserError
+from equitune.models._operators import operator_of
 
 SCHEMA = 8  # the major version of torch's export schema that is read here
-
-
-def names(text: str) -> frozenset[str]:
-    """Words that are written apart by blanks."""
-    return frozenset(text.split())
-
-
-# What image networks are made of, beside torch's own `core` and `pointwise` operators.
-OPERATORS = names(
-    "_assert_scalar _assert_tensor_metadata _unsafe_view adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d baddbmm"
-    " batch_norm broadcast_to channel_shuffle chunk concat contiguous conv1d conv2d conv3d conv_transpose2d detach"
-    " detach_ dropout dropout_ einsum expand_as eye fft_fft2 fft_ifft2 fft_irfft2 fft_rfft2 fill_ flatten glu"
-    " grid_sampler group_norm hardswish hardswish_ im2col instance_norm layer_norm lift_fresh lift_fresh_copy"
-    " linalg_vector_norm linear linspace log_softmax matmul max_pool2d max_pool3d mean meshgrid movedim narrow"
-    " new_full new_ones new_zeros norm numpy_T ones ones_like pad pixel_shuffle pixel_unshuffle prelu"
-    " repeat_interleave reshape reshape_as rms_norm roll rot90 scaled_dot_product_attention softmax split stack std"
-    " sum_to_size swapaxes sym_constrain_range_for_size t tensor_split tile to transpose tril triu type_as unbind"
-    " unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_nearest2d var_mean view_as zero_ zeros"
-    " zeros_like"
-)
-# The arithmetic of sizes that are known only when the program runs.
-SIZES: dict[str, Callable[..., Any]] = {
-    f"_operator.{name}": getattr(operator, name)
-    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "ge", "gt", "le", "lt", "and_")
-} | {"math.trunc": math.trunc, "torch.sym_max": max, "torch.sym_min": min, "torch.sym_sum": sum}
 
 # The enumerations of torch's export schema.
 DTYPES = {
@@ -131,7 +109,7 @@ def read_program(path: Path) -> Program:
         UserError: it is no such file, holds what only code could read, or is not a network from images to scores.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return _Reader(archive).program()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -140,6 +118,19 @@ def read_program(path: Path) -> Program:
     except Exception as error:  # whatever a broken file makes the reader raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path} is not an exported program that torch.export.save wrote ({reason})") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it, without waiting for whoever writes to a named pipe.
+
+    Raises:
+        OSError: there is none, or it is no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
 
 
 class _Refused(Exception):
@@ -151,6 +142,13 @@ class _Reader:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
+        on_disk = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+        compressed = [name.filename for name in archive.infolist() if name.compress_type != zipfile.ZIP_STORED]
+        if compressed:
+            raise _Refused(f"{compressed[0]!r} is compressed: torch.export.save stores its records as they are")
+        if sum(record.file_size for record in archive.infolist()) > on_disk:  # records that share their bytes
+            raise _Refused("its records hold more bytes than the file: torch.export.save stores each as it is")
+        self._bytes_left = 2 * on_disk  # for tensors; a weight may have two names
         self._root = archive.namelist()[0].split("/")[0]
         programs = [name for name in archive.namelist() if name.startswith(f"{self._root}/models/")]
         if len(programs) != 1:
@@ -215,17 +213,22 @@ class _Reader:
                 raise _Refused(f"{name!r} is stored as a pickle, which could run code: only plain tensors are read")
             dtype = DTYPES[meta["dtype"]]
             if file not in payloads:
-                data = bytearray(self._record(f"data/{kind}/{file}"))
-                payloads[file] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+                payloads[file] = bytearray(self._record(f"data/{kind}/{file}"))
             size, stride = ([number["as_int"] for number in meta[key]] for key in ("sizes", "strides"))
-            found[name] = torch.as_strided(payloads[file], size, stride, meta["storage_offset"]["as_int"]).clone()
+            num_bytes = math.prod(size) * dtype.itemsize
+            if min(size, default=0) < 0 or num_bytes > len(payloads[file]):
+                raise _Refused(
+                    f"{name!r} of {size} needs {num_bytes} bytes, but {len(payloads[file])} are stored of it"
+                )
+            self._bytes_left -= num_bytes
+            if self._bytes_left < 0:
+                raise _Refused("its tensors take more than twice the bytes of the file: each is stored for itself")
+            data = torch.frombuffer(payloads[file], dtype=dtype) if payloads[file] else torch.empty(0, dtype=dtype)
+            found[name] = torch.as_strided(data, size, stride, meta["storage_offset"]["as_int"]).clone()
         return found
 
     def _record(self, name: str) -> bytes:
-        record = self._archive.getinfo(f"{self._root}/{name}")
-        if record.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing; a small file stays small
-            raise _Refused(f"{name!r} is compressed: torch.export.save stores its records as they are")
-        return self._archive.read(record)
+        return self._archive.read(f"{self._root}/{name}")
 
 
 def _output(specs: list[dict[str, Any]]) -> str:
@@ -264,17 +267,13 @@ def _node(node: dict[str, Any]) -> Node:
 
 
 def _operator(target: str) -> tuple[Callable[..., Any], str]:
-    """The function that a node names, where it is one of those above."""
-    if target in SIZES:
-        return SIZES[target], target
-    named = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
-    packet = getattr(torch.ops.aten, named[1], None) if named else None
-    found = getattr(packet, named[2], None) if named and isinstance(packet, torch._ops.OpOverloadPacket) else None
-    if named and isinstance(found, torch._ops.OpOverload):
-        is_known = {torch.Tag.core, torch.Tag.pointwise} & set(found.tags) or named[1] in OPERATORS
-        if is_known or named[1].startswith("sym_"):
-            return found, named[1].removesuffix("_")
-    raise _Refused(f"it calls {target[:80]!r}, which is not among the operators that are taken (models/_archive.py)")
+    """The function that a node names, where it is one of those that are taken, and its name without its overload."""
+    found = operator_of(target)
+    if found is None:
+        reason = "which is not among the operators that are taken (models/_operators.py)"
+        raise _Refused(f"it calls {target[:80]!r}, {reason}: save what torch.export.export gives after model.eval()")
+    is_aten = isinstance(found, torch._ops.OpOverload)
+    return found, target.split(".")[3].removesuffix("_") if is_aten else target
 
 
 def _argument(argument: dict[str, Any]) -> Any:

@@ -5,6 +5,8 @@ The program's operators are called one after another. Each tensor to be measured
 sums, pooled and concatenated maps and patch embeddings, as far as their layout follows from the graph (`_axes.py`).
 """
 
+import os
+import resource
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 
 from equitune.errors import UserError
 from equitune.groups.layout import Grid, Layout, Vector
-from equitune.models._archive import Node, OnDevice, Program, Ref, names, read_program, refs
+from equitune.models._archive import Node, OnDevice, Program, Ref, read_program, refs
 from equitune.models._axes import layouts
 from equitune.models._normalise import Normalise
+from equitune.models._operators import names, require_safe
 
 ACTIVATIONS = names("celu elu gelu hardswish hardtanh leaky_relu mish prelu relu relu6 selu silu softplus")
 POOLS = names("avg_pool2d max_pool2d max_pool2d_with_indices")
@@ -40,9 +43,11 @@ def load_exported(path: Path, shape: tuple[int, int, int]) -> "Exported":
             " x ".join("any" if size is None else str(size) for size in s) for s in (program.sizes[1:], shape)
         )
         raise UserError(f"{path} takes images of {takes}, but these are {given}: measure it on images of its own shape")
-    model = Exported(program, shape[0]).eval()
+    model = Exported(program, shape[0], str(path)).eval()
     try:
         model.find_layers(shape)
+    except UserError:
+        raise
     except Exception as error:  # whatever its operators raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} cannot run on images of {' x '.join(map(str, shape))}: {reason}") from None
@@ -52,9 +57,11 @@ def load_exported(path: Path, shape: tuple[int, int, int]) -> "Exported":
 class Exported(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> what the program gives."""
 
-    def __init__(self, program: Program, channels: int) -> None:
+    def __init__(self, program: Program, channels: int, name: str = "the program") -> None:
         super().__init__()
         self.program = program
+        self.name = name  # for messages
+        self._fitting: set[tuple[int, torch.dtype]] = set()  # batches that are known to fit into memory
         self.normalise = Normalise(channels).to(program.dtype)  # the identity, unless statistics are set
         self.stored = nn.Module()
         self._places = {name: f"tensor_{index}" for index, name in enumerate(program.tensors)}
@@ -102,18 +109,66 @@ class Exported(nn.Module):
         return self.taps[name](value) if name in self.taps else value
 
     def _run(self, images: Tensor, tap: Callable[[str, Any], Any]) -> Tensor:
-        """Calls the operators; every value passes through `tap`, and is dropped after its last use."""
-        values: dict[str, Any] = {name: getattr(self.stored, place) for name, place in self._places.items()}
+        """Calls the operators; every value passes through `tap`.
+
+        Raises:
+            UserError: the batch does not fit into memory, or an operator refuses its arguments.
+        """
+        self._require_memory(images)
+        return self._call(images, tap, lambda values: None)
+
+    def _call(self, images: Tensor, tap: Callable[[str, Any], Any], after: Callable[[dict[str, Any]], None]) -> Tensor:
+        """Calls the operators, and `after` each one with the values that are still needed."""
+        values: dict[str, Any] = {
+            name: getattr(self.stored, place).to(images.device) for name, place in self._places.items()
+        }
         values[self.program.input] = images
         for index, node in enumerate(self.program.nodes):
-            result = node.operator(*_filled(node.positional, values, images), **_filled(node.named, values, images))
+            try:
+                positional, named = (_filled(given, values, images) for given in (node.positional, node.named))
+                require_safe(node.kind, positional, named)
+                result = node.operator(*positional, **named)
+            except torch.OutOfMemoryError:  # of a GPU
+                raise
+            except Exception as error:  # whatever an operator raises of what a stranger gives it
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                size = " x ".join(map(str, images.shape[1:]))
+                raise UserError(
+                    f"{self.name} cannot run on {len(images)} images of {size}: {node.name}: {reason}"
+                ) from None
             for name, value in zip(node.outputs, result if node.is_tuple else (result,), strict=False):
                 if name is not None:
                     values[name] = tap(name, value)
+            after(values)
             for name in self._done_with[index]:
                 del values[name]
         scores: Tensor = values[self.program.output]
         return scores
+
+    def _require_memory(self, images: Tensor) -> None:
+        """Refuses a batch whose values would take more memory than there is, before it takes any.
+
+        Sizes may grow with the batch as the program likes, so each size of a batch is counted once, on meta.
+        """
+        batch = len(images), images.dtype
+        if images.device.type != "cpu" or batch in self._fitting:  # a GPU says so itself when it is full
+            return
+        peak, stored = 0, self._places.keys()
+
+        def count(values: dict[str, Any]) -> None:
+            nonlocal peak
+            live = (value for name, value in values.items() if name not in stored and isinstance(value, Tensor))
+            storages = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in live}
+            peak = max(peak, sum(storages.values()))
+
+        with torch.no_grad():
+            self._call(images.to("meta"), lambda name, value: value, count)
+        if peak > (most := memory_bytes()):
+            raise UserError(
+                f"{self.name}: {len(images)} images take {peak / 2**30:.1f} GiB at once, but there are"
+                f" {most / 2**30:.1f} GiB: take smaller batches or images"
+            )
+        self._fitting.add(batch)
 
     def _run_in_parts(self, images: Tensor, fewest: int, most: int) -> Tensor:
         """For a program with a fixed or bounded batch: parts, the last one padded, whose results are joined again."""
@@ -133,6 +188,12 @@ class Exported(nn.Module):
         for name in observed:
             self.taps[name](torch.cat(parts.pop(name)))
         return torch.cat(scores)
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or what this process may take of it, where that is less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_DATA)[0]]
+    return min(limit for limit in limits if limit > 0)
 
 
 def _filled(value: Any, values: dict[str, Any], images: Tensor) -> Any:

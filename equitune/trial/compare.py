@@ -25,6 +25,7 @@ from equitune.records.place import Place
 from equitune.spec.objectives import declared_metrics
 from equitune.spec.space import Call
 from equitune.trial.device import is_out_of_memory, make_deterministic, provenance
+from equitune.trial.foreign import close_opener
 from equitune.trial.images import Images, load_images, split_of
 from equitune.trial.journal import FileJournal, OnProgress
 from equitune.trial.load import Subject, config_of, load_subject
@@ -58,7 +59,10 @@ def measure_models(
     torch.set_num_threads(threads)
     images = _as_seen(_images(request, root), request, root)
     evaluation = _evaluation_set(request, images)
-    subjects = [_subject(text, request, images, root) for text in request.models]
+    try:
+        subjects = [_subject(text, request, images, root) for text in request.models]
+    finally:
+        close_opener()  # nothing more of a stranger is opened
     _choose_layers(subjects, request.layers)
     strides = (total_stride(_layers(subject.model), images.shape[-1]) for subject in subjects)
     calls = calls_of(request, math.lcm(*strides))

@@ -21,6 +21,7 @@ from equitune.spec.trial import TrainingConfig
 from equitune.trial.build import Augment
 from equitune.trial.ranks import ALONE, Ranks
 from equitune.trial.split import AnySplit
+from equitune.trial.weights import load_torch
 
 OnEpoch = Callable[[Epoch], None]
 AtRung = Callable[[nn.Module, Epoch, float], dict[str, float]]  # model, its epoch, seconds of training -> metrics
@@ -240,7 +241,7 @@ def _restore(saved: bytes, model: nn.Module, optimizer: torch.optim.Optimizer, g
     """Brings back everything a checkpoint holds; returns its epoch, 0 where there is none."""
     if not saved:
         return 0
-    state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)  # weights_only: runs no code
+    state = load_torch(io.BytesIO(saved))
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])

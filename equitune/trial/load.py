@@ -36,6 +36,7 @@ from equitune.spec.call import checked_call, parsed
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import assembled, initial_model, parts_of
+from equitune.trial.foreign import require_program
 from equitune.trial.weights import Build, first_line, fitted, read_weights
 
 LIBRARIES = ("timm", "torchvision")  # in the order in which a bare name is looked up
@@ -164,6 +165,7 @@ def _from_program(text: str, shape: Shape) -> Subject:
     path = Path(text)
     if not path.is_file():
         raise UserError(f"{text}: no such file: name a program that torch.export.save wrote")
+    require_program(path, shape)
     model = load_exported(path, shape)
     notices = [
         "an exported program has no untrained copy",
