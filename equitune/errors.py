@@ -2,6 +2,8 @@
 
 import re
 
+from equitune.printable import printable
+
 # That of an address: USER:PASSWORD@ before the host, or password=... behind it.
 PASSWORD = re.compile(r"(?<=://)(?P<user>[^/\s:@'\"]*:)[^/\s@'\"]+@|(?<=[?&]password=)[^&\s'\"]+")
 
@@ -15,11 +17,11 @@ class UserError(Exception):
     """A mistake its reader can mend. The shell prints its text alone, without a traceback, and exits with code 2.
 
     The text says where, the rule, what was given and what to do; it may hold several lines, one mistake each. Passwords
-    of addresses are left out of it.
+    of addresses are left out of it, and what would act on a terminal is shown as text.
     """
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(without_passwords(text))
+        super().__init__(printable(without_passwords(text)))
 
 
 class Infeasible(Exception):
@@ -59,4 +61,4 @@ class StoreError(OSError):
     """An object store refuses, or does not answer. Its text says what to do, and holds no secret."""
 
     def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
+        return printable(f"{self.filename}: {self.strerror}")

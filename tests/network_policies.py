@@ -1,6 +1,7 @@
 """Rules about what chooses pods: services, budgets, network policies; and about MLflow's door."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 
 from manifests import Manifest, containers, name, of_kind, pods
 from policies import FOREIGN_PODS, RULES, Faults
@@ -88,6 +89,48 @@ def guarded(manifests: list[Manifest]) -> Faults:
             yield f"{where}: no policy says who may reach it"
 
 
+# Where machines of a cloud give their keys away, and addresses that a trial or a driver needs.
+METADATA = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd20:ce::254")
+NEEDED = ("10.0.0.7", "203.0.113.7", "2001:db8::7")
+DNS_CACHE = {"ipBlock": {"cidr": "169.254.20.10/32"}}
+
+
+def _reaches(policy: Manifest, address: str) -> bool:
+    """Whether a policy opens an address, on any port."""
+    for rule in policy["spec"].get("egress", []):
+        for peer in rule.get("to") or [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]:
+            block, wanted = peer.get("ipBlock"), ip_address(address)
+            holes = block.get("except", []) if block else []
+            if block and wanted in ip_network(block["cidr"]) and not any(wanted in ip_network(hole) for hole in holes):
+                return True
+    return False
+
+
+def without_cloud_keys(manifests: list[Manifest]) -> Faults:
+    """Ray's pods, where others' code runs, and MLflow's do not reach what gives a machine's keys away; Ray's all else."""
+    policies = [it for it in of_kind(manifests, "NetworkPolicy") if "Egress" in it["spec"]["policyTypes"]]
+    for where, pod in pods(manifests):
+        labels = pod["metadata"]["labels"]
+        of_ray = labels.get("equitune.io/part") in ("ray-head", "ray-worker")
+        if not of_ray and labels.get("equitune.io/part") != "mlflow":
+            continue
+        own = [it for it in policies if chosen(it["spec"]["podSelector"], labels)]
+        if not own:
+            yield f"{where}: no policy says what it reaches"
+        for policy in own:
+            for address in METADATA:
+                if _reaches(policy, address):
+                    yield f"{name(policy)}: {where} reaches {address}"
+        rules = [rule for policy in own for rule in policy["spec"].get("egress", [])]
+        for address in NEEDED if of_ray else ():
+            if not any(_reaches(policy, address) for policy in own):
+                yield f"{where}: it does not reach {address}"
+        if of_ray and not any({"namespaceSelector": {}} in rule.get("to", []) for rule in rules):
+            yield f"{where}: it does not reach other pods by name"
+        if of_ray and not any(DNS_CACHE in rule.get("to", []) for rule in rules):
+            yield f"{where}: it does not reach the machine's DNS cache"
+
+
 def budgeted(manifests: list[Manifest]) -> Faults:
     """Of pods of a custom resource Kubernetes takes an integer minAvailable alone; what serves or drives has a budget."""
     budgets = of_kind(manifests, "PodDisruptionBudget")
@@ -128,4 +171,6 @@ def mlflow_door(manifests: list[Manifest]) -> Faults:
         yield f"{absent} missing"
 
 
-ALL_RULES = RULES | {rule.__name__: rule for rule in (selected, ported, guarded, budgeted, mlflow_door)}
+ALL_RULES = RULES | {
+    rule.__name__: rule for rule in (selected, ported, guarded, without_cloud_keys, budgeted, mlflow_door)
+}

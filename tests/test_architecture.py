@@ -18,6 +18,7 @@ LAYERS = [
     {"groups", "records"},
     {"spec"},
     {"background", "catalog", "errors", "interrupts", "torchvision_mend", ""},  # "" is the package itself: its version
+    {"printable"},
 ]
 # library -> the rooms that may import it.
 DOORS = {

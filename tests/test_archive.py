@@ -141,5 +141,5 @@ def test_another_study_of_the_name_and_one_that_runs_are_left_alone(
     with pytest.raises(UserError, match="is being searched on this machine"):
         keep(here, dict(study_files(there)), "http://cluster", force=True)
     with pytest.raises(UserError, match=r"has no study.json: nothing of it was written"):
-        keep(StudyFolder(here.path.with_name("none")), {"x": b""}, "http://cluster")
+        keep(StudyFolder(here.path.with_name("none")), {"study.log": b""}, "http://cluster")
     assert not here.path.with_name("none").exists()

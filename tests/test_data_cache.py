@@ -267,7 +267,7 @@ def test_a_place_without_anything(bucket: MemoryFileSystem) -> None:
 @pytest.mark.parametrize(
     ("root", "sentence"),
     [
-        ("s4://bucket", "no file system is called s4://: write s3://BUCKET/FOLDER, or a folder"),
+        ("s4://bucket", "unknown kind of address 's4': did you mean 's3'"),
     ],
 )
 def test_a_url_that_nobody_knows(root: str, sentence: str) -> None:

@@ -1,11 +1,16 @@
 """The manifests of deploy/: rendered, valid, fit for KubeRay, and as this repository wants them; each mistake is caught."""
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import kuberay
 import pytest
-from manifests import DELETED, NEWEST, OLDEST, OVERLAYS, changed, clusters, kubernetes_faults, of_kind, rendered
+import yaml
+from manifests import DELETED, DEPLOY, NEWEST, OLDEST, OVERLAYS, changed, clusters, kubernetes_faults, of_kind, rendered
 from network_policies import ALL_RULES
+from prerequisites import renderer
 
 RAY = "spec.headGroupSpec.template.spec.containers.0"
 CPU = "spec.workerGroupSpecs.0"
@@ -237,6 +242,17 @@ POLICIES: list[tuple[str, str, str, Any]] = [
     ("guarded", "NetworkPolicy/mlflow", "spec.ingress.0.from.+", {"ipBlock": {"cidr": "0.0.0.0/0"}}),
     ("guarded", "NetworkPolicy/mlflow", "spec.ingress.0.from.0.namespaceSelector", {}),
     ("guarded", "NetworkPolicy/redis", "spec.podSelector", {"matchLabels": {"equitune.io/part": "mlflow"}}),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "kind", "ConfigMap"),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.policyTypes", ["Ingress"]),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.podSelector.matchExpressions.0.values", ["ray-head"]),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.+", {}),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.0.to.1.ipBlock.except", DELETED),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.0.to.1.ipBlock.except", ["169.254.169.254/32"]),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.0.to.2.ipBlock.except.0", "fd00:ec3::254/128"),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.0.to.1.ipBlock.cidr", "192.168.0.0/16"),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.0.to.0", DELETED),
+    ("without_cloud_keys", "NetworkPolicy/ray-egress", "spec.egress.1", DELETED),
+    ("without_cloud_keys", "NetworkPolicy/mlflow", "spec.egress.1.to.0.ipBlock.except", DELETED),
     ("budgeted", "PodDisruptionBudget/ray-head", "spec", {"maxUnavailable": 0, "selector": {"matchLabels": {"ray.io/node-type": "head"}}}),
     ("budgeted", "PodDisruptionBudget/ray-drivers", "kind", "ConfigMap"),
     ("budgeted", "PodDisruptionBudget/mlflow", "spec.selector.matchLabels", {"equitune.io/part": "redis"}),
@@ -261,3 +277,22 @@ def test_a_rule_catches(rule: str, which: str, path: str, value: Any) -> None:
 
 def test_every_rule_has_a_mistake_that_it_catches() -> None:
     assert {rule for rule, *_ in POLICIES} == set(ALL_RULES)
+
+
+def test_workload_identity_opens_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "equitune",
+        "resources": [os.path.relpath(DEPLOY / "overlays/prod", tmp_path)],
+        "components": [os.path.relpath(DEPLOY / "components/workload-identity", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    done = subprocess.run([*renderer(), str(tmp_path)], capture_output=True, text=True, check=True)
+    manifests = list(yaml.safe_load_all(done.stdout))
+    assert kubernetes_faults(manifests, OLDEST) == []
+    faults = {rule: list(check(manifests)) for rule, check in ALL_RULES.items()}
+    opened = faults.pop("without_cloud_keys")
+    assert opened
+    assert all(fault.startswith("NetworkPolicy/workload-identity: ") and " head" not in fault for fault in opened)
+    assert not any(faults.values())

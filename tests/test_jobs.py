@@ -502,20 +502,27 @@ def test_a_study_comes_home_and_reads_as_it_did(
 
 
 def test_a_study_in_an_object_store_is_read_from_there_where_this_machine_can(
-    equitune: Run, dashboard: Dashboard, on_cluster: StudyFolder, tmp_path: Path
+    equitune: Run, dashboard: Dashboard, on_cluster: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = place_of("memory://bucket/studies")
     for name, data in study_files(on_cluster):
         (store / "small" / name).write_bytes(data)
     job = dashboard.add("small@1", "small")
     job["metadata"]["equitune.root"] = str(store)
-    equitune("fetch", "small", "--root", tmp_path / "home")
-    equitune("fetch", "small", "--root", tmp_path / "again", "--from", store)
+    _, err = equitune("fetch", "small", "--root", tmp_path / "home", code=2)  # whoever added the job chose the store
+    assert f"says that study small lies in {store}" in err
+    assert f"fetch with --from {store}" in err
+    assert not (tmp_path / "home").exists()
+    equitune("fetch", "small", "--root", tmp_path / "home", "--from", store)
+    equitune("fetch", "small", "--root", tmp_path / "home")  # as before
+    monkeypatch.setenv("EQUITUNE_ROOT", str(store))
+    equitune("fetch", "small", "--root", tmp_path / "again")
     assert dashboard.sent() == []
     for home in ("home", "again"):
         got = dict(study_files(StudyFolder(tmp_path / home / "small")))
         assert got == dict(study_files(on_cluster))
     job["metadata"]["equitune.root"] = "memory://bucket/elsewhere"
+    monkeypatch.setenv("EQUITUNE_ROOT", "memory://bucket/elsewhere")
     _, err = equitune("fetch", "small", "--root", tmp_path / "third")
     assert "fetching through the cluster" in err
     assert len(dashboard.sent()) == 1

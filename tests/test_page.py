@@ -97,7 +97,23 @@ def test_names_are_text_in_the_interactive_front() -> None:
     assert "&lt;a href" in json.dumps(interactive_front(study))
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "+1+cmd|' /C calc'!A0", "-x", "\t=1"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "=1+1",
+        "@SUM(A1)",
+        "+1+cmd|' /C calc'!A0",
+        "-x",
+        "\t=1",
+        "\n=1+1",
+        " =1",
+        "\ufeff@x",
+        "＝1+1",
+        "＋1",
+        "－1",
+        "＠x",
+    ],
+)
 def test_no_cell_of_csv_is_a_formula(cell: str) -> None:
     assert plain(cell) == f"'{cell}"
     for number in ("+0.0299", "-1.5e-3", "+0.0100 to -0.0300", "-0.5000 ± 0.0100", 0.5, -1, None, "relu"):

@@ -220,7 +220,14 @@ def test_each_mistake_has_its_sentence(line: str, sentence: str, study_file: Wri
     assert any(sentence in found for found in mistakes(study_file, HEAD + line))
 
 
-@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "-x", "x" * 65, "a b"])
+@pytest.mark.parametrize("name", ["CON", "con.x", "nul", "COM1", "lpt9.a.b", "aux"])
+def test_a_device_of_windows_is_no_study(name: str, study_file: Write) -> None:
+    text = "study: {}\nmodel: resnet\nobjectives: {{accuracy: maximize}}"
+    assert any("Windows has a device of the name" in found for found in mistakes(study_file, text.format(repr(name))))
+    assert load_study(study_file(text.format(f"{name[0]}_{name}"))).study == f"{name[0]}_{name}"
+
+
+@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "-x", "x" * 65, "a b", "a..", "a."])
 def test_a_study_name_is_a_folder_name(name: str, study_file: Write) -> None:
     text = f"study: {name!r}\nmodel: resnet\nobjectives: {{accuracy: maximize}}"
     assert any("a study's name has 1 to 64" in found for found in mistakes(study_file, text))

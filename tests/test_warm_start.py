@@ -144,7 +144,7 @@ def test_the_sampler_learns_from_what_was_brought(root: Path, new: StudySpec) ->
     assert [trial.values is not None for trial in study.get_trials()] == [True] * len(trials)
 
 
-@pytest.mark.parametrize("dies_in", ["copytree", "write_json", "replace", "add_trial"])
+@pytest.mark.parametrize("dies_in", ["write_whole", "write_json", "replace", "add_trial"])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_driver_that_dies_while_it_brings_trials_leaves_the_rest_to_the_next(
     dies_in: str, times: int, root: Path, new: StudySpec, monkeypatch: pytest.MonkeyPatch
@@ -155,7 +155,7 @@ def test_a_driver_that_dies_while_it_brings_trials_leaves_the_rest_to_the_next(
     expected = [trial.config for trial in played(undisturbed, new, reopened(undisturbed, new)).trials]
     shutil.rmtree(undisturbed.path)
     folder = made(root, new, trials)
-    places = {"copytree": warm_start.shutil, "write_json": warm_start, "replace": warm_start.os}
+    places = {"write_whole": warm_start, "write_json": warm_start, "replace": warm_start.os}
     place, count = places.get(dies_in, optuna.Study), 0
     original = getattr(place, dies_in)
 

@@ -13,6 +13,7 @@ from equitune.cli.analyze import analyze
 from equitune.cli.fetch import fetch, pack
 from equitune.cli.measure import measure
 from equitune.cli.options import DONE, ENDED, INTERRUPTED, TYPED, USERS_MISTAKE
+from equitune.cli.output import echo
 from equitune.cli.report import report
 from equitune.cli.watch import watch
 from equitune.errors import StoreError, UserError
@@ -54,7 +55,7 @@ def main() -> NoReturn:
     code = _exit_code()
     interrupts.ending(code)
     if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
-        click.echo(ENDED.format(code=code))
+        echo(ENDED.format(code=code))
     if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -87,10 +88,10 @@ def _exit_code() -> int:
 
 
 def _refused(sentence: str) -> int:
-    click.echo(sentence, err=True)
+    echo(sentence, err=True)
     return USERS_MISTAKE
 
 
 def _interrupted() -> int:
-    click.echo(interrupts.last_words(), err=True)
+    echo(interrupts.last_words(), err=True)
     return INTERRUPTED

@@ -1,10 +1,9 @@
 """The command that analyses a study: from its records to conclusions."""
 
-import json
-
 import click
 
 from equitune.cli.options import root_option
+from equitune.cli.output import echo_json, open_console
 
 
 @click.command()
@@ -16,8 +15,6 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     """Say what STUDY has found: how its hypervolume grew and how sure its front is, which arms and factors have an
     effect and which have none, which parameters matter, and whether the more equivariant trials are more accurate.
     """
-    from rich.console import Console
-
     from equitune.records.folder import open_study, studies_root
     from equitune.records.reader import StudyReader
     from equitune.report import analysis
@@ -25,9 +22,9 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
 
     found = StudyReader(open_study(studies_root(root), study)).read()
     if as_json:
-        click.echo(json.dumps(analysis.as_json(found, against), indent=1, allow_nan=False))
+        echo_json(analysis.as_json(found, against), allow_nan=False)
         return
-    console = Console()
+    console = open_console()
     console.print(summary(found)[0], markup=False, soft_wrap=True)
     for line in analysis.lines(found, against):
         console.print(line)

@@ -25,6 +25,7 @@ from equitune.cli.options import (
     token_option,
     warm_start_option,
 )
+from equitune.cli.output import echo
 from equitune.cli.studies import load
 from equitune.errors import UserError
 
@@ -134,10 +135,10 @@ def submit(
         force=force,
     )
     at = _at(cluster, token_file)
-    click.echo(f"{job.id}: {spec.search.trials} trials, on {connection.url}")
-    click.echo(f"Watch:   equitune watch {job.id}{at}")
-    click.echo(f"Stop:    equitune cancel {job.id}{at}")
-    click.echo(f"Fetch:   equitune fetch {spec.study}{at}")
+    echo(f"{job.id}: {spec.search.trials} trials, on {connection.url}")
+    echo(f"Watch:   equitune watch {job.id}{at}")
+    echo(f"Stop:    equitune cancel {job.id}{at}")
+    echo(f"Fetch:   equitune fetch {spec.study}{at}")
     if wait:
         follow(connection, job, at)
     _say_start(connection, job)
@@ -156,10 +157,10 @@ def logs(job: str, cluster: str | None, token_file: Path | None, following: bool
     found = connection.job(job)
     if following:
         follow(connection, found, _at(cluster, token_file))
-    click.echo(connection.log(found), nl=False)
+    echo(connection.log(found), nl=False)
     sentence = verdict(found)[1] if found.has_ended else None
     if sentence:
-        click.echo(sentence, err=True)
+        echo(sentence, err=True)
 
 
 @click.command()
@@ -174,7 +175,7 @@ def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
     connection = connect(cluster, token_file)
     found = connection.job(job)
     if found.has_ended:
-        click.echo(f"{found.id} has ended before: {found.status}")
+        echo(f"{found.id} has ended before: {found.status}")
         return
     before = ""
     with suppress(MachineGone):  # or it has none yet
@@ -184,13 +185,13 @@ def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
             f"{found.id} has no driver any more, though Ray says {found.status}: there is nothing to stop. Submit the "
             "study again with --force: it goes on"
         )
-    click.echo(f"stopping {found.id}")
+    echo(f"stopping {found.id}")
     limit = time.monotonic() + STOP_S
     while not found.has_ended and time.monotonic() < limit:
         time.sleep(0.5)
         found = patient(partial(connection.job, found.id))
     if found.status == "PENDING":
-        click.echo(f"{found.id} still waits for a machine: it stops when it gets one, or after Ray's 15 minutes")
+        echo(f"{found.id} still waits for a machine: it stops when it gets one, or after Ray's 15 minutes")
         return
     if not found.has_ended:
         raise UserError(
@@ -198,8 +199,8 @@ def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
             "gone. Submit the study again with --force: it goes on"
         )
     with suppress(MachineGone):
-        click.echo(patient(lambda: connection.log(found)).removeprefix(before), nl=False)
-    click.echo(f"{found.id} is {found.status}: what has ended is kept, and `equitune submit` goes on with the rest")
+        echo(patient(lambda: connection.log(found)).removeprefix(before), nl=False)
+    echo(f"{found.id} is {found.status}: what has ended is kept, and `equitune submit` goes on with the rest")
 
 
 def connect(cluster: str | None, token_file: Path | None) -> "Cluster":
@@ -230,15 +231,15 @@ def follow(connection: "Cluster", job: "Job", at: str) -> NoReturn:
         ended = followed(
             connection,
             job,
-            show=lambda text: click.echo(text, nl=False),
-            say=lambda sentence: click.echo(sentence, err=True),
+            show=lambda text: echo(text, nl=False),
+            say=lambda sentence: echo(sentence, err=True),
         )
     except KeyboardInterrupt:
-        click.echo(f"{job.id} goes on: equitune watch {job.id}{at}", err=True)
+        echo(f"{job.id} goes on: equitune watch {job.id}{at}", err=True)
         sys.exit(INTERRUPTED)
     code, sentence = verdict(ended)
     if sentence:
-        click.echo(sentence, err=True)
+        echo(sentence, err=True)
     sys.exit(code)
 
 
@@ -256,10 +257,10 @@ def _say_start(connection: "Cluster", job: "Job") -> None:
         job = patient(partial(connection.job, job.id))
     if not job.has_ended:
         waits = "waits for a machine that may hold its driver: the cluster may be full, or growing"
-        click.echo(f"{job.id} {'runs' if job.status == 'RUNNING' else waits}")
+        echo(f"{job.id} {'runs' if job.status == 'RUNNING' else waits}")
         return
     code, sentence = verdict(job)
-    click.echo(sentence or f"{job.id} has ended: `equitune logs {job.id}` says how", err=bool(code))
+    echo(sentence or f"{job.id} has ended: `equitune logs {job.id}` says how", err=bool(code))
     sys.exit(code)
 
 

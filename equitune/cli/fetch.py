@@ -1,5 +1,6 @@
 """The command that brings a study from a cluster to this machine, and its other end."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +9,11 @@ import click
 
 from equitune.cli.cluster import connect, driver_option, program_option
 from equitune.cli.options import cluster_option, root_option, token_option
+from equitune.cli.output import echo
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
+    from equitune.records.folder import StudyFolder
     from equitune.search.jobs import Cluster
 
 
@@ -54,30 +57,44 @@ def fetch(
         files = dict(study_files(open_study(studies_root(source), study), weights))
     else:
         connection = connect(cluster, token_file)
-        files, source = _from_cluster(connection, study, weights, shlex.split(program), driver_on)
+        files, source = _from_cluster(connection, folder, weights, shlex.split(program), driver_on)
     done = keep(folder, files, source, force)
-    click.echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
-    click.echo(f"Folder:  {folder.path}")
-    click.echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
+    echo(f"{study}: {done.num_new} files are new, {done.num_changed} changed, {done.num_same} as before")
+    echo(f"Folder:  {folder.path}")
+    echo(f"Next:    equitune show {study}{f' --root {root}' if root else ''}")
 
 
 def _from_cluster(
-    connection: "Cluster", study: str, weights: bool, program: list[str], driver_on: str
+    connection: "Cluster", folder: "StudyFolder", weights: bool, program: list[str], driver_on: str
 ) -> tuple[dict[str, bytes], str]:
-    """A study's files, and where they came from: its object store, where this machine reads it, else a job's log."""
+    """Return a study's files, and where they came from: its object store, where this machine reads it, or a job's log.
+
+    Raises:
+        UserError: a job says that it lies in a store that the user has not named: anybody with the cluster's token can
+            add such a job.
+    """
     from equitune.errors import StoreError
-    from equitune.records.archive import study_files, unpacked
+    from equitune.records.archive import fetched_from, study_files, unpacked
     from equitune.records.folder import open_study, studies_root
     from equitune.search.submit import carried
 
-    place = next((job.root for job in reversed(connection.jobs()) if job.study == study and job.root), None)
-    if place and "://" in place:
+    study = folder.name
+    job = next((job for job in reversed(connection.jobs()) if job.study == study and job.root), None)
+    place = job.root if job else None
+    if job and place and "://" in place:
+        if place not in (os.environ.get("EQUITUNE_ROOT"), fetched_from(folder)):
+            raise UserError(
+                f"job {job.id} of {job.by} says that study {study} lies in {place}, which is neither EQUITUNE_ROOT nor "
+                f"where it was fetched from before: if that is where you keep your studies, fetch with --from {place}"
+            )
         try:
             return dict(study_files(open_study(studies_root(place), study), weights)), place
         except (StoreError, UserError) as error:
-            click.echo(f"{error}: fetching through the cluster", err=True)
+            echo(f"{error}: fetching through the cluster", err=True)
+    if job and place:
+        echo(f"job {job.id} of {job.by} says that study {study} lies in {place} on the cluster", err=True)
     command = [*program, "pack", study, *(["--root", place] if place else []), *["--weights"] * weights]
-    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: click.echo(line, err=True))
+    data = carried(connection, study, command, driver_on=driver_on, say=lambda line: echo(line, err=True))
     return unpacked(data), connection.url
 
 
@@ -92,4 +109,4 @@ def pack(study: str, root: str | None, weights: bool) -> None:
 
     data = packed(study_files(open_study(studies_root(root), study), weights))
     for line in as_text(study, data):
-        click.echo(line)
+        echo(line)

@@ -20,6 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
+from equitune.cli.output import WIDTH, echo, open_console
 from equitune.errors import without_passwords
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def measure(
             with _showing_progress() as on_progress:
                 record = measure_models(request, root=place, folder=folder, on_progress=on_progress)
         except KeyboardInterrupt:
-            click.echo(f"Go on:   {same_command()}")
+            echo(f"Go on:   {same_command()}")
             sys.exit(INTERRUPTED)
         paths = _written(record, folder)
         if track:
@@ -115,11 +116,10 @@ def measure(
 @contextmanager
 def _showing_progress() -> "Iterator[OnProgress]":
     """A bar on standard error for what is being measured; nothing where that is no terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = open_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("loading", total=None)
         before = 0
@@ -136,17 +136,13 @@ def _showing_progress() -> "Iterator[OnProgress]":
 
 def _written(record: "MeasurementRecord", folder: Path) -> list[Path]:
     """Writes the files, prints the tables, says where everything lies."""
-    from rich.console import Console
-
     from equitune.report.measured import lines, write_measurement
 
     paths = write_measurement(record, folder)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a file has no right edge
+    console = open_console(width=WIDTH)
     for line in lines(record):
         console.print(line, markup=False, soft_wrap=isinstance(line, str))
-    click.echo(f"Folder:  {folder} ({', '.join(path.name for path in paths)})")
+    echo(f"Folder:  {folder} ({', '.join(path.name for path in paths)})")
     return paths
 
 
@@ -154,4 +150,4 @@ def _track(record: "MeasurementRecord", paths: list[Path], uri: str, root: "Plac
     from equitune.tracking.measured import EXPERIMENT, log_measurement
 
     log_measurement(record, uri, paths, root)
-    click.echo(f"MLflow:  experiment {EXPERIMENT} in {without_passwords(uri)}; open it with `equitune ui`")
+    echo(f"MLflow:  experiment {EXPERIMENT} in {without_passwords(uri)}; open it with `equitune ui`")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from equitune.cli.options import root_option
+from equitune.cli.output import echo
 from equitune.errors import StoreError, UserError
 
 FORMATS = ("html", "markdown", "png", "svg", "csv")
@@ -52,4 +53,4 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
     except OSError as error:
         raise UserError(f"--output: {target} cannot be written: {error.strerror}: name another place") from None
     one = target if paths == [local] else target / paths[0].name
-    click.echo(f"Report:  {one if len(paths) == 1 else f'{target} ({len(paths)} files)'}")
+    echo(f"Report:  {one if len(paths) == 1 else f'{target} ({len(paths)} files)'}")

@@ -1,6 +1,5 @@
 """The commands about studies: search, check, show."""
 
-import json
 import os
 import sys
 from functools import partial
@@ -27,6 +26,7 @@ from equitune.cli.options import (
     use_data_root,
     warm_start_option,
 )
+from equitune.cli.output import echo, echo_json, open_console
 from equitune.cli.trials import show_trial
 from equitune.errors import UserError
 
@@ -81,7 +81,7 @@ def search(
     if outcome.state == "halted":
         raise UserError(outcome.reason or "the study was halted")
     if outcome.state == "interrupted":
-        click.echo(f"Go on:   {same_command()}")
+        echo(f"Go on:   {same_command()}")
         sys.exit(INTERRUPTED)
     failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
@@ -101,7 +101,7 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: str | None)
         except UserError as error:
             mistakes.append(str(error))
         else:
-            click.echo(f"{file}: a study of {spec.search.trials} trials over {len(spec.parameters())} parameters")
+            echo(f"{file}: a study of {spec.search.trials} trials over {len(spec.parameters())} parameters")
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -124,7 +124,7 @@ def show(study: str, root: str | None, as_json: bool, metrics: tuple[str, ...], 
         from equitune.records.reader import StudyReader
         from equitune.report import machine
 
-        click.echo(json.dumps(machine.as_json(StudyReader(folder).read(), against), indent=1))
+        echo_json(machine.as_json(StudyReader(folder).read(), against))
     else:
         _print_answer(folder, root, metrics, against, draw=False)
 
@@ -142,20 +142,18 @@ def load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec
 
     spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
     for notice in spec.notices():
-        click.echo(f"{file}: notice: {notice}", err=True)
+        echo(f"{file}: notice: {notice}", err=True)
     return spec
 
 
 def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: Any) -> Any:
-    from rich.console import Console
-
     from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
     from equitune.report.terminal import StudyView
     from equitune.search.study import run_study
     from equitune.tracking.live import projecting
 
-    view = StudyView(folder, Console())
+    view = StudyView(folder, open_console())
     with view.showing(), projecting(folder, uri, write_answer, write_profile, view.say, view.reader) as hurry:
         outcome = run_study(spec, folder, source=file, say=view.say, **how)
         if outcome.state != "complete":
@@ -168,26 +166,22 @@ def _register(folder: "StudyFolder", uri: str) -> None:
     from equitune.cli.tools import register_models
 
     try:
-        register_models(folder, uri, click.echo)
+        register_models(folder, uri, echo)
     except UserError as error:
-        click.echo(
-            f"{error}: `equitune mlflow sync {folder.name}` registers the models when it answers again", err=True
-        )
+        echo(f"{error}: `equitune mlflow sync {folder.name}` registers the models when it answers again", err=True)
 
 
 def _print_answer(
     folder: "StudyFolder", root: str | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
 ) -> "StudyRecord":
     """The front or the arms as a table, where everything lies, and the next command to type."""
-    from rich.console import Console
-
     from equitune.records.on_disk import written
     from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer
     from equitune.report.terminal import answer, summary
 
     study = StudyReader(folder).read()
-    console = Console()
+    console = open_console()
     for line in summary(study):
         console.print(line, markup=False, soft_wrap=True)
     if any(trial.state == "COMPLETE" for trial in study.trials):
@@ -197,12 +191,12 @@ def _print_answer(
                 local.mkdir(exist_ok=True)
                 write_answer(study, local)
     at_root = f" --root {root}" if root else ""
-    click.echo(f"Folder:  {folder.path}")
+    echo(f"Folder:  {folder.path}")
     if (folder.path / "front.png").exists():
-        click.echo(f"Picture: {folder.path / 'front.png'} (interactive: front.html, table: front.csv)")
+        echo(f"Picture: {folder.path / 'front.png'} (interactive: front.html, table: front.csv)")
     if (folder.path / "arms.csv").exists():
-        click.echo(f"Arms:    {folder.path / 'arms.csv'}")
-    click.echo(f"Next:    equitune ui{at_root}")
+        echo(f"Arms:    {folder.path / 'arms.csv'}")
+    echo(f"Next:    equitune ui{at_root}")
     return study
 
 
@@ -212,21 +206,19 @@ def _print_plan(spec: "StudySpec") -> None:
     from equitune.report.terminal import duration
     from equitune.search.plan import plan
 
-    planned = plan(spec, load_splits(spec.data, lambda sentence: click.echo(sentence, err=True)))
+    planned = plan(spec, load_splits(spec.data, lambda sentence: echo(sentence, err=True)))
     for trial in planned.trials:
         if trial.config.number == planned.num_exact:
-            click.echo("  those that follow depend on results; without any they would be:")
+            echo("  those that follow depend on results; without any they would be:")
         values = settings(trial.config.params)
         size = f"infeasible: {trial.reason}" if trial.parameters is None else f"{trial.parameters:,} parameters"
         size += f" at width {trial.width}" if trial.width else ""
         of = f" (replicate {trial.config.replicate})" if spec.search.replicates > 1 else ""
-        click.echo(f"  trial {trial.config.number}{of}: {values}: {size}")
+        echo(f"  trial {trial.config.number}{of}: {values}: {size}")
     for line in planned.exactness():
-        click.echo(line)
+        echo(line)
     first = planned.trials[0].parameters or 0
-    click.echo(f"{spec.study}: {len(planned.trials)} trials, the first model has {first:,} parameters")
+    echo(f"{spec.study}: {len(planned.trials)} trials, the first model has {first:,} parameters")
     at_once = spec.resources.concurrent or max(1, int((os.cpu_count() or 1) // spec.resources.cpu))
     where = "GPU" if spec.resources.gpu else "CPU core"
-    click.echo(
-        f"guess: {duration(planned.seconds)} of one {where}, {duration(planned.seconds / at_once)} with {at_once}"
-    )
+    echo(f"guess: {duration(planned.seconds)} of one {where}, {duration(planned.seconds / at_once)} with {at_once}")

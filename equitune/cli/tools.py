@@ -20,6 +20,7 @@ from equitune.cli.options import (
     tracking_store,
     use_data_root,
 )
+from equitune.cli.output import echo
 from equitune.errors import UserError, without_passwords
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None
             raise UserError(
                 f"--port: {host}:{port} cannot be used ({error.strerror}): name another, such as --port {port + 1}"
             ) from None
-    click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
+    echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
     command = [
         sys.executable,
         "-m",
@@ -88,10 +89,10 @@ def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str 
     folder = open_study(studies_root(root), study)
     uri = tracking_store(tracking_uri, folder.path.parent)
     project(folder, uri, write_answer, write_profile)
-    click.echo(f"{study} is in {without_passwords(uri)}")
+    echo(f"{study} is in {without_passwords(uri)}")
     if register:
         use_data_root(data_root)
-        register_models(folder, uri, click.echo)
+        register_models(folder, uri, echo)
 
 
 def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None]) -> None:
@@ -119,13 +120,13 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
 def show_catalog(kind: str | None) -> None:
     """List the components that a study may name, with their arguments."""
     for each in [kind] if kind else catalog.KINDS:
-        click.echo(f"{each}")
+        echo(f"{each}")
         for name in catalog.names(each):
             component = catalog.describe(each, name)
-            click.echo(f"  {name}: {component.summary}")
+            echo(f"  {name}: {component.summary}")
             for parameter, (_, default) in component.parameters.items():
                 given = "required" if default is ... else f"default {default!r}"
-                click.echo(f"      {parameter}: {component.annotations[parameter]}, {given}")
+                echo(f"      {parameter}: {component.annotations[parameter]}, {given}")
 
 
 @click.command()
@@ -151,4 +152,4 @@ def download(dataset: str, data_root: str | None) -> None:
         module.download(root)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{dataset} cannot be fetched into {root}: {error}") from None
-    click.echo(f"{dataset} is in {root}")
+    echo(f"{dataset} is in {root}")

@@ -1,6 +1,5 @@
 """The commands that read, run again or carry away what was recorded: list, trial, export; and show, of one trial."""
 
-import json
 import shutil
 import sys
 import tempfile
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from equitune.cli.options import DONE, TRIALS_FAILED, data_root_option, made_folder, root_option, use_data_root
+from equitune.cli.output import WIDTH, echo, echo_json, open_console
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from equitune.records.place import Place
     from equitune.records.results import Epoch
     from equitune.trial.again import Comparison
@@ -35,13 +33,13 @@ def list_studies(root: str | None, as_json: bool) -> None:
 
     place = studies_root(root)
     if as_json:
-        click.echo(json.dumps(listing.as_json(place), indent=1))
+        echo_json(listing.as_json(place))
         return
     studies = listing.listed(place)
     if not studies:
-        click.echo(f"there is no study in {place}: `equitune search FILE` begins one; --root names another place")
+        echo(f"there is no study in {place}: `equitune search FILE` begins one; --root names another place")
         return
-    _console().print(listing.list_table(studies))
+    open_console(width=WIDTH).print(listing.list_table(studies))
 
 
 def show_trial(text: str, root: "Place", as_json: bool) -> None:
@@ -55,9 +53,9 @@ def show_trial(text: str, root: "Place", as_json: bool) -> None:
     record = read_trial(folder)
     violates = record.violations(constraints_of(read_json(open_study(root, study).study)))
     if as_json:
-        click.echo(json.dumps(trial.as_json(study, record, folder, violates), indent=1))
+        echo_json(trial.as_json(study, record, folder, violates))
         return
-    console = _console()
+    console = open_console(width=WIDTH)
     for line in trial.lines(study, record, folder, violates):
         console.print(line, markup=False, soft_wrap=isinstance(line, str))
 
@@ -103,9 +101,9 @@ def run_trial_again(
             shutil.copytree(temporary, output, dirs_exist_ok=True)
     seconds = sum(now.result.seconds.values())
     how = f"{now.state} after {seconds:.1f} s" + (f": {now.reason}" if now.reason else "")
-    click.echo(f"{trial}: {how}")
+    echo(f"{trial}: {how}")
     if output is not None:
-        click.echo(f"Folder:  {output}")
+        echo(f"Folder:  {output}")
     sys.exit(_say(trial, then.state, found))
 
 
@@ -164,12 +162,12 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
         for trial in chosen:  # with --force, that of another network
             (target / folder.trial(trial.number).path.name / "program.pt2").unlink(missing_ok=True)
         shutil.copytree(local, target, dirs_exist_ok=True)
-    click.echo(f"{len(record.trials)} trials: {', '.join(str(target / path.relative_to(local)) for path in paths)}")
+    echo(f"{len(record.trials)} trials: {', '.join(str(target / path.relative_to(local)) for path in paths)}")
     for done in exported:
-        click.echo(f"trial {done.number}: {', '.join(str(target / path.relative_to(local)) for path in done.paths)}")
+        echo(f"trial {done.number}: {', '.join(str(target / path.relative_to(local)) for path in done.paths)}")
         for notice in done.notices:
-            click.echo(f"  notice: {notice}")
-    click.echo(f"Folder:  {target}")
+            echo(f"  notice: {notice}")
+    echo(f"Folder:  {target}")
 
 
 def _named(text: str) -> tuple[str, int]:
@@ -191,11 +189,10 @@ def _require_empty(folder: Path, or_else: str = "") -> None:
 @contextmanager
 def _showing_epochs(what: str, epochs: int) -> "Iterator[OnEpoch]":
     """A bar on standard error for the training; nothing where that is no terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = open_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{what}: training", total=epochs)
 
@@ -209,32 +206,23 @@ def _showing_epochs(what: str, epochs: int) -> "Iterator[OnEpoch]":
 def _say(trial: str, state_then: str, found: "Comparison | None") -> int:
     """How the new numbers stand beside the record; the code to end with."""
     if found is None:
-        click.echo("there is nothing to compare with: the recorded trial has not ended")
+        echo("there is nothing to compare with: the recorded trial has not ended")
         return DONE
     of = "metrics, profile and epochs" if state_then != "PRUNED" else "the epochs before it was stopped early"
     weights = " and the weights" if found.has_weights else ""
     if not found.differences:
-        click.echo(f"the same bit for bit: {found.num_values} values of {of}{weights}")
+        echo(f"the same bit for bit: {found.num_values} values of {of}{weights}")
         return DONE
-    click.echo(f"not the same: {len(found.differences)} of {found.num_values} values of {of}{weights} differ")
+    echo(f"not the same: {len(found.differences)} of {found.num_values} values of {of}{weights} differ")
     for difference in found.differences[:MOST_DIFFERENCES]:
         by = "" if difference.by is None else f" ({difference.by:+.3g})"
-        click.echo(f"  {difference.what}: was {_short(difference.then)}, is {_short(difference.now)}{by}")
+        echo(f"  {difference.what}: was {_short(difference.then)}, is {_short(difference.now)}{by}")
     if len(found.differences) > MOST_DIFFERENCES:
-        click.echo(f"  and {len(found.differences) - MOST_DIFFERENCES} more")
+        echo(f"  and {len(found.differences) - MOST_DIFFERENCES} more")
     same = "nothing that is recorded explains it: program, torch, Python and device are as they were"
-    click.echo(f"What may explain it: {'; '.join(found.causes)}" if found.causes else same)
+    echo(f"What may explain it: {'; '.join(found.causes)}" if found.causes else same)
     return TRIALS_FAILED
 
 
 def _short(value: object) -> str:
     return f"{value!r}" if isinstance(value, float) else str(value) if value is not None else "none"
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a file has no right edge
-    return console

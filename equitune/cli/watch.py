@@ -8,6 +8,7 @@ import click
 
 from equitune.cli.cluster import watch_job
 from equitune.cli.options import cluster_option, root_option, token_option
+from equitune.cli.output import echo, open_console
 
 POLL_S = 1.0
 
@@ -25,8 +26,6 @@ def watch(study: str, root: str | None, cluster: str | None, token_file: Path | 
     """
     if cluster or (root is None and os.environ.get("EQUITUNE_CLUSTER")):
         watch_job(study, cluster, token_file)
-    from rich.console import Console
-
     from equitune.records.folder import open_study, studies_root
     from equitune.records.reader import StudyReader
     from equitune.report.terminal import StudyView, summary
@@ -34,10 +33,10 @@ def watch(study: str, root: str | None, cluster: str | None, token_file: Path | 
     folder = open_study(studies_root(root), study)
     reader = StudyReader(folder)
     try:
-        with StudyView(folder, Console(), "watching").showing():
+        with StudyView(folder, open_console(), "watching").showing():
             while reader.read().state == "running":
                 time.sleep(max(POLL_S, folder.rest_s))
     except KeyboardInterrupt:
         pass  # the watcher goes, the study stays
     for line in summary(reader.read()):
-        click.echo(line)
+        echo(line)

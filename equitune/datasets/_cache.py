@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +22,14 @@ from filelock import FileLock, Timeout
 
 from equitune.errors import UserError
 from equitune.records.folder import write_whole
+from equitune.spec.address import FOLDERS, store_address
 
 Say = Callable[[str], None]
 Listing = dict[str, tuple[int, str]]  # name below the folder -> its bytes, and its ETag or time of change
 
 THREADS = 16  # of a copy: each mostly waits for the network
 AT_ONCE = 1024  # files that are asked for, so that memory does not grow with the number of files
+MOST_FILES, MOST_LETTERS = 20_000_000, 1024  # of a data set, and of a name in it: S3 takes no longer ones
 SPARE = 0.02  # of the disk, which a copy leaves free
 SAY_S = 5.0
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
@@ -66,7 +69,12 @@ def is_url(root: str) -> bool:
 def cache_root() -> Path:
     """Where this node keeps what it has copied or decoded: EQUITUNE_DATA_CACHE, or ~/.cache/equitune."""
     given = os.environ.get("EQUITUNE_DATA_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "equitune"
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "equitune"
+    except RuntimeError:
+        raise UserError(
+            f"EQUITUNE_DATA_CACHE: {given or '~'} is the home of nobody known here: name a folder"
+        ) from None
 
 
 def on_node(source: Source, say: Say = lambda sentence: None) -> tuple[Path, str]:
@@ -83,6 +91,7 @@ def on_node(source: Source, say: Say = lambda sentence: None) -> tuple[Path, str
     """
     if not is_url(source.place) and not os.environ.get("EQUITUNE_DATA_CACHE"):
         return Path(source.place), ""
+    store_address(source.place, "a data root")
     target = _target(source)
     if source.stamp and _stamp(target) == source.stamp:
         return target, source.stamp
@@ -140,7 +149,7 @@ def _copied(source: Source, target: Path, say: Say) -> str:
         return stamp
     _whole(target).unlink(missing_ok=True)
     for name in had.keys() - listing.keys():
-        (target / name).unlink(missing_ok=True)
+        _remove(target / name)
     need = sum(listing[name][0] for name in missing)
     require_room(need, source.place)
     with _copied_so_far(target).open("a", encoding="utf-8") as journal:
@@ -160,35 +169,61 @@ def _copied(source: Source, target: Path, say: Say) -> str:
     return stamp
 
 
+def _remove(path: Path) -> None:
+    """Remove what lies at a place, if anything. Older versions copied links to folders, as folders."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _listed(place: str) -> tuple[Any, str, Listing]:
     """The file system of a place, the place's name there, and what it holds."""
     import fsspec  # a tenth of a second to import, and its doors far more
 
     protocol = place.partition("://")[0] if is_url(place) else "file"
     try:
-        system, base = fsspec.core.url_to_fs(place, **_OPTIONS.get(protocol, {}))
+        if is_url(place):
+            system, base = fsspec.core.url_to_fs(place, **_OPTIONS.get(protocol, {}))
+        else:  # a path may hold `::`, which chains addresses
+            system, base = fsspec.filesystem("file"), place
         system.invalidate_cache()
         found = system.find(base, detail=True)
     except ImportError as error:
         install = "pip install 'equitune[s3]'" if protocol == "s3" else f"install it ({_first_line(error)})"
         raise UserError(f"{place}: {protocol}:// needs a package that is not there: {install}") from None
     except Exception as error:  # of many kinds: each file system has its own
-        if protocol not in fsspec.available_protocols():
-            what = f"{place}: no file system is called {protocol}://: write s3://BUCKET/FOLDER, or a folder"
-            raise UserError(what) from None
         raise _unreadable(place, error) from None
+    if len(found) > MOST_FILES:
+        raise UserError(f"{place} holds {len(found):,} files, of at most {MOST_FILES:,}: pack them into fewer")
     listing: Listing = {}
     for path, info in found.items():
         name = path[len(base.rstrip("/")) + 1 :]
         if not name or name.endswith("/"):  # what some tools leave in a bucket for an empty folder
             continue
-        if ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise UserError(f"{place} holds {name!r}, which would lie outside of its copy: rename or remove it")
+        if not _may_be_copied(name):
+            raise UserError(f"{place} holds {name[:200]!r}, which would lie outside of its copy: rename or remove it")
+        if protocol in FOLDERS and not os.path.isfile(path):  # behind a link, too
+            if os.path.isdir(path) or os.path.islink(path):
+                continue  # a link to a folder, or to nothing: a copy has neither
+            raise UserError(f"{place}/{name} is no file but a pipe, a socket or a device: remove it")
+        size = info.get("size")
+        if not isinstance(size, int) or size < 0:
+            raise UserError(
+                f"{place} does not say how many bytes {name!r} has: copy the data into a folder or a bucket"
+            )
         tag = next((str(info[key]) for key in _TAGS if info.get(key) is not None), "")
-        listing[name] = (int(info["size"]), tag)
+        listing[name] = (size, tag)
     if not listing:
         raise _unreadable(place, FileNotFoundError())
     return system, base.rstrip("/"), listing
+
+
+def _may_be_copied(name: str) -> bool:
+    """Return whether a name from a listing stays within the folder that it is copied to."""
+    parts = name.split("/")
+    is_plain = not re.search(r"[\x00-\x1f\x7f\\]", name)
+    return is_plain and len(name) <= MOST_LETTERS and not {"", ".", ".."} & set(parts)
 
 
 def _unreadable(place: str, error: Exception) -> UserError:

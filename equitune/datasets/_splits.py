@@ -14,6 +14,7 @@ from equitune.datasets._decoders import close_decoders, decoders, usable_cores
 from equitune.datasets._files import Files, Pixels, counted, histogram
 from equitune.datasets._tasks import num_classes, with_task
 from equitune.errors import UserError
+from equitune.spec.address import store_address
 from equitune.spec.trial import DataConfig
 
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -63,6 +64,7 @@ class Splits:
 def data_root(config: DataConfig) -> str:
     """Where data sets lie, a folder or a URL: the study's `data.root`, EQUITUNE_DATA (`--data-root`), or ./data."""
     root = config.root or os.environ.get("EQUITUNE_DATA") or "data"
+    store_address(root, "the data root")
     return root if is_url(root) else os.path.expanduser(root)
 
 

@@ -5,26 +5,32 @@ What comes from elsewhere is data: nothing of it decides where it is written but
 
 import base64
 import binascii
-import gzip
 import hashlib
 import io
 import re
 import tarfile
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
-from equitune.records.place import Place, files_below
+from equitune.records.names import is_inside, is_study_file, require_study_file
+from equitune.records.place import Place, files_below, read_file
 from equitune.records.reader import is_driven
+from equitune.records.regular import require_unlinked
 
 MOST_MIB = 1024  # of an archive, unpacked
+MOST_FILES = 500_000  # of a study: seven a trial
+IN_MEMORY_MIB = 32  # of an archive while it is unpacked; the rest lies on the disk
+CHUNK = 2**20
 BEGIN, END = "-----BEGIN STUDY {study} sha256={digest}-----", "-----END STUDY-----"
 FETCHED = "fetched.json"  # what was fetched: from where, when, and each file's hash
-_LEFT_OUT = ("attempts/", "driver.lock", "driver.json", "heartbeat", FETCHED)  # what only a driver needs
 
 
 @dataclass(frozen=True)
@@ -37,19 +43,24 @@ class Fetched:
 
 
 def study_files(folder: StudyFolder, weights: bool = False) -> Iterator[tuple[str, bytes]]:
-    """The files of a study that somebody else can read, by their names within its folder: its records and its answer.
+    """Yield the files of a study that somebody else can read, with their names within its folder: records and answer.
 
-    Checkpoints are left out, and what only a driver needs; `weights` adds the networks.
+    What only a driver needs is left out, as is what no study has; `weights` adds the networks.
+
+    Raises:
+        UserError: the folder holds a name that leads out of it, or too much.
     """
-    for name, path in files_below(folder.path):
-        last = name.rpartition("/")[2]
-        left_out = name.startswith(_LEFT_OUT) or last == "checkpoint.pt" or last.startswith(".")
-        if left_out or (last == "weights.safetensors" and not weights):
+    size = 0
+    for num, (name, path, num_bytes) in enumerate(files_below(folder.path), 1):
+        if not is_inside(name) and not isinstance(path, Path):
+            raise UserError(f"{folder.path} holds {name[:200]!r}, which leads out of a study: nothing of it was taken")
+        _require_count(num)
+        if not is_study_file(name) or (name.endswith("/weights.safetensors") and not weights):
             continue
-        try:
-            yield name, path.read_bytes()
-        except FileNotFoundError:
-            continue  # a study that runs replaces its files
+        size += num_bytes
+        _require_size(size)
+        with suppress(FileNotFoundError):  # a study that runs replaces its files
+            yield name, read_file(path, MOST_MIB * 2**20)
 
 
 def packed(files: Iterator[tuple[str, bytes]]) -> bytes:
@@ -59,7 +70,7 @@ def packed(files: Iterator[tuple[str, bytes]]) -> bytes:
         UserError: they are too large.
     """
     buffer, size = io.BytesIO(), 0
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in files:
             size += len(data)
             _require_size(size)
@@ -70,28 +81,59 @@ def packed(files: Iterator[tuple[str, bytes]]) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by name.
+    """Return the files of an archive, by name.
 
     Raises:
-        UserError: it is damaged, or has an entry that no study has: a link, or a name that leads out of its folder.
+        UserError: it is damaged, too large, or has an entry that no study has: a link, or a name that leads elsewhere.
     """
     files: dict[str, bytes] = {}
-    size = 0
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            for entry in archive:
-                name = PurePosixPath(entry.name)
-                inside = not name.is_absolute() and ".." not in name.parts and "\\" not in entry.name and name.parts
-                if not entry.isreg() or not inside or "\0" in entry.name:
-                    raise UserError(f"the archive holds '{entry.name}', which no study does: nothing of it was taken")
-                size += entry.size
-                _require_size(size)
-                file = archive.extractfile(entry)
-                assert file is not None  # of a regular file there is one
-                files[str(name)] = file.read()
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, OSError, ValueError) as error:
-        raise UserError(f"the archive is damaged ({error}): fetch again") from None
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_MIB * 2**20) as plain:
+        try:
+            _inflate(data, plain)
+            _require_plain_headers(plain)
+            plain.seek(0)
+            with tarfile.open(fileobj=plain, mode="r:") as archive:
+                for entry in archive:
+                    require_study_file(entry.name, "the archive")
+                    file = archive.extractfile(entry)
+                    assert file is not None  # of a regular file there is one
+                    files[entry.name] = file.read()
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+            raise UserError(f"the archive is damaged ({error}): fetch again") from None
     return files
+
+
+def _inflate(data: bytes, plain: IO[bytes]) -> None:
+    """Decompress a gzip file, piece by piece and no further than a study may be large."""
+    inflating, size = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), 0
+    while data and not inflating.eof:
+        piece = inflating.decompress(data, CHUNK)
+        size += len(piece)
+        _require_size(size)
+        plain.write(piece)
+        data = inflating.unconsumed_tail
+    if not inflating.eof:
+        raise ValueError("it ends too early")
+
+
+def _require_plain_headers(plain: IO[bytes]) -> None:
+    """Refuse every entry but a regular file of a short name, before anything of its size is read.
+
+    tarfile itself reads what a long name, or a table of attributes, says of its own size into memory.
+    """
+    at, num, end = 0, 0, plain.seek(0, io.SEEK_END)
+    while at + tarfile.BLOCKSIZE <= end:
+        plain.seek(at)
+        header = plain.read(tarfile.BLOCKSIZE)
+        if not header.strip(b"\0"):
+            return
+        entry = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.size < 0:
+            raise UserError(f"the archive holds {entry.name[:200]!r}, which no study does: nothing of it was taken")
+        num += 1
+        _require_count(num)
+        at += tarfile.BLOCKSIZE * (1 + -(-entry.size // tarfile.BLOCKSIZE))
+    raise ValueError("it ends too early")
 
 
 def as_text(study: str, data: bytes) -> Iterator[str]:
@@ -112,6 +154,7 @@ def from_text(text: str) -> bytes | None:
     if begin is None:
         return None
     body, end, _ = text[begin.end() :].partition(END)
+    _require_size(len(body) // 2)  # base64 adds a third
     try:
         data = base64.b64decode("".join(body.split()), validate=True)
     except binascii.Error:
@@ -133,11 +176,15 @@ def keep(folder: StudyFolder, files: Mapping[str, bytes], source: str, force: bo
     Raises:
         UserError: a driver is at work there; what is there is another study, or was changed here.
     """
+    for name in files:
+        require_study_file(name, f"what arrived as study {folder.name}")
     _require_study(folder.name, files)
     if is_driven(folder):
         raise UserError(
             f"study {folder.name} is being searched on this machine, in {folder.path}: fetch with --root DIR"
         )
+    for name in files:
+        _require_no_link(folder, name)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     here = {name: _hash(folder.path / name) for name in files}
     if folder.study.exists() and not force:
@@ -170,20 +217,44 @@ def _require_study(name: str, files: Mapping[str, bytes]) -> None:
         raise UserError(f"what arrived as study {name} has no study.json: nothing of it was written")
 
 
+def _require_no_link(folder: StudyFolder, name: str) -> None:
+    """Refuse to write, or to read, behind a link within the study's folder."""
+    try:
+        if isinstance(folder.path, Path):
+            require_unlinked(folder.path / name, folder.path)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}, and fetch again") from None
+
+
 def _is_record(name: str) -> bool:
     """Whether a file is what the study found; of pictures and pages, each machine draws its own."""
     return name in ("study.json", "searchspace.yaml") or name.startswith("trials/")
 
 
+def fetched_from(folder: StudyFolder) -> str | None:
+    """Return where a study's folder on this machine was fetched from before."""
+    return _fetched(folder).get("from")
+
+
 def _before(folder: StudyFolder) -> dict[str, str]:
-    """The hashes of what was fetched before."""
+    """Return the hashes of what was fetched before."""
+    return dict(_fetched(folder).get("files", {}))
+
+
+def _fetched(folder: StudyFolder) -> dict[str, Any]:
     path = folder.path / FETCHED
-    said: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return dict(said.get("files", {}))
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def _hash(path: Place) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _require_count(num: int) -> None:
+    if num > MOST_FILES:
+        raise UserError(
+            f"the study holds more than {MOST_FILES:,} files: copy its folder with the tools of its file system"
+        )
 
 
 def _require_size(size: int) -> None:

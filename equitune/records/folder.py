@@ -26,6 +26,7 @@ from typing import Any
 from equitune import catalog
 from equitune.errors import GivenUp, TakenOver, UserError
 from equitune.records.place import Place, RemotePath, place_of, require_answer
+from equitune.records.regular import require_unlinked
 from equitune.records.results import Epoch
 from equitune.records.seen import Seen
 
@@ -236,6 +237,7 @@ def open_trial(root: Place, study: str, number: int) -> TrialFolder:
 def append(path: Place, text: str) -> None:
     """Adds to the end of a file. Raises OSError where it cannot."""
     if isinstance(path, Path):
+        require_unlinked(path)
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
         return
@@ -256,6 +258,7 @@ def write_whole(path: Place, data: bytes | memoryview) -> None:
         path.write_bytes(data)
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
+    require_unlinked(path.parent)  # a link in place of the file itself is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(data)

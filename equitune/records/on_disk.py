@@ -6,23 +6,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from equitune.background import repeating
+from equitune.records.folder import write_whole
 from equitune.records.place import Place
+from equitune.records.regular import find_study_above, require_unlinked
 
 KEEP_S = 10.0  # between two copies of a log
 
 
 @contextmanager
 def written(path: Place) -> Iterator[Path]:
-    """A local file or folder to write into; where the block ends whole, a store gets all that lies there."""
+    """Give a local file or folder to write into; where the block ends whole, all that lies there goes to its place.
+
+    A place in no study is the user's own, and written into as it is. In a study others may have put links.
+    """
     if isinstance(path, Path):
-        yield path
-        return
+        if find_study_above(path) is None:
+            yield path
+            return
+        require_unlinked(path)
     with _scratch(path) as local:
         yield local
         for file in [local] if local.is_file() else sorted(local.rglob("*")):
             if file.is_file():
                 inner = path if file == local else path / str(file.relative_to(local))
-                inner.write_bytes(file.read_bytes())
+                write_whole(inner, file.read_bytes())
 
 
 @contextmanager
@@ -38,8 +45,9 @@ def fetched(path: Place) -> Iterator[Path]:
 
 @contextmanager
 def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Path]:
-    """A local file to append to. A store gets it now and then, and at the end, as long as it is ours to write."""
+    """Give a local file to append to. A store gets it now and then, and at the end, as long as it is ours to write."""
     if isinstance(path, Path):
+        require_unlinked(path)
         yield path
         return
     with _scratch(path) as local:

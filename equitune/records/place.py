@@ -8,8 +8,7 @@ import errno
 import functools
 import io
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,11 +16,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from equitune import catalog
 from equitune.errors import StoreError, UserError
 from equitune.records.patience import cleaned, no_bucket, patiently, trust
+from equitune.records.regular import is_regular, read_regular
+from equitune.spec.address import FOLDERS, store_address
 
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 # Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
 S3: dict[str, Any] = {
     "connect_timeout": 5,
@@ -31,7 +30,12 @@ S3: dict[str, Any] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": S3, "max_concurrency": 1}}
 MTIMES = ("LastModified", "mtime", "modified", "last_modified", "updated", "created")  # what file systems call it
-EXTRAS = {"s3": "pip install 'equitune[s3]'", "gs": "pip install gcsfs", "gcs": "pip install gcsfs"}
+EXTRAS = {
+    "abfs": "pip install adlfs",
+    "s3": "pip install 'equitune[s3]'",
+    "gs": "pip install gcsfs",
+    "gcs": "pip install gcsfs",
+}
 
 Answer = TypeVar("Answer")
 
@@ -121,11 +125,12 @@ class RemotePath:
                 if inner != self.at:
                     yield self._at(inner)
 
-    def files_below(self) -> list["RemotePath"]:
-        """The places of all files, also within folders, in the order of their names: one listing."""
+    def files_below(self) -> list[tuple["RemotePath", int]]:
+        """Return all files, also within folders, and their sizes in bytes, in the order of their names: one listing."""
         with suppress(FileNotFoundError):
-            names = self._ask("listing", partial(self.files.find, self.key))
-            return [self._at(PurePosixPath(name.strip("/"))) for name in sorted(names)]
+            found = self._ask("listing", partial(self.files.find, self.key, detail=True))
+            named = sorted((name.strip("/"), int(info.get("size") or 0)) for name, info in found.items())
+            return [(self._at(PurePosixPath(name)), size) for name, size in named]
         return []
 
     def read_bytes(self) -> bytes:
@@ -189,14 +194,25 @@ class RemotePath:
 Place = Path | RemotePath
 
 
-def files_below(folder: Place) -> Iterator[tuple[str, Place]]:
-    """Every file of a folder and of those within it: its name from there, and its place, in the order of names."""
+def files_below(folder: Place) -> Iterator[tuple[str, Place, int]]:
+    """Yield every file of a folder and of those within it: its name from there, its place, its size in bytes.
+
+    In the order of names. On a disk no link is followed, and only regular files count. In a store whoever can write
+    there chooses the names: they may lead anywhere.
+    """
+    files: list[tuple[Place, int]]
     if isinstance(folder, Path):
-        files: Sequence[Place] = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = [Path(inner) / name for inner, _, names in os.walk(folder) for name in names]
+        files = [(path, path.lstat().st_size) for path in sorted(found) if is_regular(path)]
     else:
-        files = folder.files_below()
+        files = list(folder.files_below())
     base = len(str(folder)) + 1
-    yield from ((str(file)[base:], file) for file in files)
+    yield from ((str(file)[base:], file, size) for file, size in files)
+
+
+def read_file(path: Place, most_bytes: int) -> bytes:
+    """Return the content of a file that others can replace: regular, and of a bounded size. Raises OSError."""
+    return read_regular(path, most_bytes) if isinstance(path, Path) else path.read_bytes()
 
 
 def modified(info: dict[str, Any]) -> float:
@@ -222,20 +238,12 @@ def place_of(text: str, *, is_known: bool = False) -> Place:
     Raises:
         UserError: it is no such URL, it holds a secret, or a package is missing.
     """
-    found = SCHEME.fullmatch(text)
+    found = store_address(text, "--root")
     if not found:
-        _require_no_url(text)
-        return Path(text)
-    scheme, rest = found[1].lower(), found[2]
-    if scheme in ("file", "local"):
+        return _expandable(Path(text))
+    scheme, rest = found
+    if scheme in FOLDERS:
         return Path(rest)
-    if scheme not in _schemes():
-        raise UserError(f"--root: {catalog.unknown('kind of address', scheme, ('s3', 'gs', 'abfs', 'file'))}")
-    if "@" in rest.partition("/")[0] or re.search(r"[?#]|::", rest):
-        raise UserError(
-            f"--root: an address is {scheme}://BUCKET/FOLDER alone, without keys or settings, which the environment "
-            "holds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL): leave them out"
-        )
     at = PurePosixPath(rest.strip("/"))
     if not at.parts or rest.startswith("/"):
         raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, but {text} names no bucket")
@@ -278,13 +286,10 @@ def _files(scheme: str) -> Any:
         raise UserError(f"--root: {scheme}:// cannot be opened: {cleaned(error)}") from None
 
 
-def _require_no_url(text: str) -> None:
-    scheme, mark, _ = text.partition(":")
-    if mark and scheme.lower() in _schemes():
-        raise UserError(f"--root: an address is {scheme}://BUCKET/FOLDER, with two slashes after the colon")
-
-
-def _schemes() -> list[str]:
-    import fsspec
-
-    return list(fsspec.available_protocols())
+def _expandable(path: Path) -> Path:
+    """Refuse `~somebody/...` where there is no such user, or no home."""
+    try:
+        path.expanduser()
+    except RuntimeError:
+        raise UserError(f"--root: {path} begins with the home of a user who is not known here: write it out") from None
+    return path

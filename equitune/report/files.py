@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from equitune.printable import printable
 from equitune.report.figures import as_file
 from equitune.report.front import plain
 from equitune.report.parts import Chapter, Picture, Table
@@ -13,7 +14,7 @@ def write_markdown(chapters: list[Chapter], folder: Path) -> list[Path]:
     """Writes `report.md` and the pictures it shows, as PNG; returns the paths, the page first."""
     pictures = write_pictures(chapters, folder, "png")
     page = folder / "report.md"
-    page.write_text("\n".join(_markdown(chapters)) + "\n", encoding="utf-8")
+    page.write_text(printable("\n".join(_markdown(chapters))) + "\n", encoding="utf-8")
     return [page, *pictures]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from equitune.analysis.pareto import front
+from equitune.printable import printable
 from equitune.records.reader import StudyRecord, TrialRecord
 from equitune.records.results import Measurement
 from equitune.spec.objectives import Direction
@@ -16,6 +17,7 @@ from equitune.spec.objectives import Direction
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#868686"  # Okabe and Ito's, told apart by the colour-blind
 MOST_BARS = 300  # trials of a kind that have error bars: of more they hide each other
 NUMBERS = re.compile(r"[+-][\d.,e+-]*( ± [\d.,e-]+| to [+-]?[\d.,e+-]+)?")
+FORMULA = re.compile(r"[\s\x00-\x1f\ufeff\u200b]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 VIOLATES = "violates a constraint"
 MOST_LAYERS = 12  # that a trial's description lists
 INCLUDES = {"translation_substride": "translation", "d4": "c4"}  # a symmetry, and the one that is a part of it
@@ -143,9 +145,15 @@ def write_table(study: StudyRecord, path: Path) -> None:
 
 
 def plain(cell: Any) -> Any:
-    """A cell of CSV that no spreadsheet takes for a formula; numbers and intervals stay as they are."""
-    is_formula = isinstance(cell, str) and cell[:1] in set("=+-@\t\r") and not NUMBERS.fullmatch(cell)
-    return f"'{cell}" if is_formula else cell
+    """Return a cell of CSV that no spreadsheet takes for a formula, without controls.
+
+    Numbers and intervals stay as they are. Spaces and line ends before a formula hide it from no spreadsheet, and nor
+    does a sign of full width.
+    """
+    if not isinstance(cell, str):
+        return cell
+    is_formula = FORMULA.match(cell) and not NUMBERS.fullmatch(cell)
+    return printable(f"'{cell}" if is_formula else cell)
 
 
 def rows(study: StudyRecord) -> Iterator[list[Any]]:

@@ -52,7 +52,7 @@ def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
     if rows:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
+        writer.writerow({key: plain(key) for key in writer.fieldnames})
         writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
         write_whole(table, text.getvalue().encode())
         paths.append(table)

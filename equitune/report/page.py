@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from equitune.printable import printable
 from equitune.report.figures import as_svg
 from equitune.report.parts import Chapter, Picture, Table
 
@@ -32,13 +33,13 @@ def page(chapters: list[Chapter]) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     pictures = [part for chapter in chapters for part in chapter.parts() if isinstance(part, Picture)]
     plotly = _packed_plotly() if any(picture.interactive for picture in pictures) else None
-    return template.render(chapters=chapters, plotly=plotly)
+    return printable(template.render(chapters=chapters, plotly=plotly))
 
 
 def inert(data: Any) -> str:
     """Plain data as JSON that cannot end the script that holds it, nor begin another one."""
     text = json.dumps(data, allow_nan=False)
-    for letter in "<>&\u2028\u2029":
+    for letter in "<>&\x7f\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
 

@@ -38,6 +38,6 @@ def write_frame(study: StudyRecord, folder: Path) -> list[Path]:
     frame = trial_frame(study)
     csv, parquet = (folder / name for name in FILES)
     folder.mkdir(parents=True, exist_ok=True)
-    frame.map(plain).to_csv(csv, index=False)
+    frame.map(plain).rename(columns=plain).to_csv(csv, index=False)
     frame.to_parquet(parquet, index=False)
     return [csv, parquet]

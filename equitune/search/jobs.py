@@ -25,6 +25,7 @@ CONNECT_S, ANSWER_S = 5.0, 60.0  # a server that takes longer does not answer
 STOP_S = 45  # what Ray gives a driver between SIGTERM and SIGKILL; it needs up to 30
 MOST_TOKEN = 100_000  # characters of a token's file
 FORM = "http://HOST:PORT"
+MOST_LETTERS = 1000  # of what a job's metadata says
 
 
 class Unreachable(UserError):
@@ -243,9 +244,10 @@ class Taken(UserError):
 
 
 def _job(details: Any) -> Job:
-    metadata = details.metadata or {}
+    # Whoever has the cluster's token writes it.
+    metadata = {str(key): str(value)[:MOST_LETTERS] for key, value in (details.metadata or {}).items()}
     return Job(
-        id=details.submission_id,
+        id=str(details.submission_id),
         study=metadata.get("equitune.study"),
         status=str(details.status),
         exit_code=details.driver_exit_code,

@@ -64,7 +64,7 @@ def submit_study(
                 f"`equitune watch {job.id}` follows it, `equitune cancel {job.id}` stops it; "
                 "--force submits beside one whose driver is gone"
             )
-        numbers = [int(job.id.rpartition("@")[2]) for job in own if re.fullmatch(r".+@\d+", job.id)]
+        numbers = [int(job.id.rpartition("@")[2]) for job in own if re.fullmatch(r".+@\d{1,9}", job.id)]
         metadata = {"equitune.study": study} | ({"equitune.root": root} if root else {})
         job_id = f"{study}@{max(numbers, default=0) + 1}"
         with suppress(Taken), _packed(ship) as package:

@@ -15,8 +15,9 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json, write_json
-from equitune.records.place import Place
+from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json, write_json, write_whole
+from equitune.records.names import is_study_file
+from equitune.records.place import Place, files_below, read_file
 from equitune.records.reader import StudyReader, TrialRecord, read_trial
 from equitune.records.results import TrialResult
 from equitune.search.compatible import as_here
@@ -123,15 +124,17 @@ def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> N
     result: TrialResult = recorded.result.model_copy(update={"number": own.number, "provenance": provenance})
     left_out = (other.checkpoint.name, other.config.name, other.result.name)
     if not (isinstance(own.path, Path) and isinstance(other.path, Path)):
-        for file in other.path.iterdir():
-            if file.name not in left_out:
-                (own.path / file.name).write_bytes(file.read_bytes())
+        for name, file, _ in files_below(other.path):
+            if name not in left_out and is_study_file(f"trials/{other.path.name}/{name}"):
+                (own.path / name).write_bytes(file.read_bytes())
         write_json(own.result, result.model_dump(mode="json"))
         write_json(own.config, config)
         return
     partial = own.path.with_name(f".{own.path.name}.brought")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(other.path, partial, ignore=shutil.ignore_patterns(*left_out, ".*"))
+    for name, file, num_bytes in files_below(other.path):  # a neighbour's folder: no links, and no other names
+        if name not in left_out and is_study_file(f"trials/{other.path.name}/{name}"):
+            write_whole(partial / name, read_file(file, num_bytes))
     write_json(partial / own.config.name, config)
     os.utime(partial / own.config.name, (recorded.started, recorded.started))
     write_json(partial / own.result.name, result.model_dump(mode="json"))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import product
@@ -11,9 +10,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from equitune import catalog
+from equitune.spec.address import data_address
 from equitune.spec.budget import check_budgets
 from equitune.spec.cell import Cell
 from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
+from equitune.spec.name import study_name
 from equitune.spec.objectives import (
     BEFORE_TRAINING,
     Bound,
@@ -44,8 +45,6 @@ from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
 from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
-_STUDY_NAME = re.compile(r"\w[\w.-]{0,63}")  # a folder's name on every file system, and an experiment's name
-
 MOST_MEASURES = 100
 
 
@@ -59,6 +58,10 @@ def _data_config(data: Any) -> DataConfig:
         mistakes.raise_any()
         raise AssertionError
     call = constant_call("dataset", {"name": config.name, **rest})
+    for name, place in (("root", config.root), *call.args.items()):
+        if name in ("root", "path", "test_path") and isinstance(place, str):
+            mistakes.under((name,), partial(data_address, place))
+    mistakes.raise_any()
     if call.args.get("stream") and config.task != "class":
         raise rule(f"task: {config.task} is made of images in memory: leave stream out, or the task")
     return config.model_copy(update={"args": call.args})
@@ -159,12 +162,7 @@ class StudySpec(Strict):
     @field_validator("study")
     @classmethod
     def _nameable(cls, name: str) -> str:
-        if not _STUDY_NAME.fullmatch(name):
-            raise rule(
-                f"a study's name has 1 to 64 letters, digits, '_', '-' or '.' and begins with none of '-' and '.', "
-                f"but got {shown(name)}"
-            )
-        return name
+        return study_name(name)
 
     @model_validator(mode="after")
     def _designed(self) -> "StudySpec":
