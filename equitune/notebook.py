@@ -1,10 +1,12 @@
 """For notebooks and scripts: a study as pandas tables and figures."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from equitune.analysis.pareto import front
 from equitune.errors import UserError
+from equitune.records.checked import is_there
 from equitune.records.folder import StudyFolder
 from equitune.records.place import place_of
 from equitune.records.reader import StudyReader, StudyRecord
@@ -31,6 +33,8 @@ class Study:
     def __init__(self, folder: StudyFolder) -> None:
         self._folder = folder
         self.record: StudyRecord = StudyReader(folder).read()
+        for sentence in self.record.damaged:
+            warnings.warn(sentence, stacklevel=3)
         self.trials: pd.DataFrame = trial_frame(self.record)
         numbers = [trial.number for trial in front(self.record)]
         self.front: pd.DataFrame = self.trials.set_index("trial", drop=False).loc[numbers].reset_index(drop=True)
@@ -67,11 +71,13 @@ class Study:
 def load_study(path: str | Path) -> Study:
     """Loads a study from its folder, such as `studies/capacity` or `s3://bucket/studies/capacity`; it may still run.
 
+    Warns of each file of a trial that is damaged; what it told is left out.
+
     Raises:
-        UserError: there is no study in that folder, or its files are not whole.
+        UserError: there is no study in that folder, or its study.json is damaged.
     """
     found = place_of(str(path))
     folder = StudyFolder(found.expanduser().absolute() if isinstance(found, Path) else found)
-    if not folder.study.is_file():
+    if not is_there(folder.study):
         raise UserError(f"{folder.path} holds no study: name the folder of one, such as studies/capacity")
     return Study(folder)

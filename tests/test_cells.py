@@ -15,7 +15,7 @@ from equitune.report.terminal import summary
 from equitune.search.cells import OpenCells
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
-from equitune.search.study import _is_finished, begin
+from equitune.search.study import begin, is_finished
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 
@@ -147,7 +147,7 @@ def test_a_bug_is_tried_twice_a_call_and_again_with_the_next(design: tuple[Study
     assert (study.num_settled(), study.state) == (10, "complete")
     assert summary(study)[0] == "small: complete, 10 of 10 trials (8 COMPLETE, 2 FAILED)"
     assert arms(study)[1].summary("accuracy").n == 0
-    assert not _is_finished(folder, spec)
+    assert not is_finished(folder, spec)
     study = play(folder, spec, fails=is_broken)
     assert [trial.cell for trial in study.trials[12:]] == [1, 1, 6, 6]
     study = play(folder, spec)  # it has been mended

@@ -16,7 +16,7 @@ from equitune.search.compatible import require_extends
 from equitune.search.engine import Engine, Task, suggested
 from equitune.search.samplers import optuna_distribution
 from equitune.search.storage import open_storage
-from equitune.search.study import _is_finished, begin, require_same_search
+from equitune.search.study import begin, is_finished, require_same_search
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 
@@ -93,7 +93,7 @@ def test_an_extended_study_keeps_every_trial_and_goes_on_beyond_its_old_bounds(
     with pytest.raises(UserError, match=r"--extend goes on in a space that holds every trial"):
         require_same_search(folder, wider)
     require_extends(folder, wider)
-    assert not _is_finished(folder, wider)
+    assert not is_finished(folder, wider)
     begin(folder, wider, file, WIDER)
     study = reopened(folder, wider, file)
     assert told(study) == before

@@ -18,7 +18,7 @@ from equitune.search.compatible import require_same_start
 from equitune.search.engine import Engine, Task
 from equitune.search.extend import adapted
 from equitune.search.storage import open_storage
-from equitune.search.study import _is_finished, begin
+from equitune.search.study import begin, is_finished
 from equitune.search.warm_start import fitting
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
@@ -186,7 +186,7 @@ def test_a_baseline_is_the_first_trial_of_its_own(root: Path, study_file: Write)
     engine = Engine(spec, folder, open_storage(folder, spec))
     assert [engine._given(number) for number in (0, len(trials))] == [None, {"model.width": 5}]  # never stopped early
     assert not engine.has_trials_left()
-    assert not _is_finished(folder, spec)  # the front is not tested yet
+    assert not is_finished(folder, spec)  # the front is not tested yet
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(root: Path, new: StudySpec, study_file: Write) -> None:

@@ -2,7 +2,7 @@
 
 import click
 
-from equitune.cli.options import root_option
+from equitune.cli.options import root_option, say_damaged
 from equitune.cli.output import echo_json, open_console
 
 
@@ -21,6 +21,7 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     from equitune.report.terminal import summary
 
     found = StudyReader(open_study(studies_root(root), study)).read()
+    say_damaged(found)
     if as_json:
         echo_json(analysis.as_json(found, against), allow_nan=False)
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from equitune import interrupts
+from equitune.cli.output import echo
 from equitune.errors import PASSWORD, UserError
 from equitune.interrupts import ENDED as ENDED
 from equitune.interrupts import INTERRUPTED as INTERRUPTED
@@ -17,6 +18,7 @@ from equitune.interrupts import TYPED as TYPED
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
+    from equitune.records.reader import StudyRecord
 
 DONE, TRIALS_FAILED, USERS_MISTAKE = 0, 1, 2  # what the program ends with, or INTERRUPTED
 
@@ -131,3 +133,9 @@ def made_folder(folder: Path) -> Iterator[None]:
         for path in new:
             with suppress(OSError):  # it is not empty
                 path.rmdir()
+
+
+def say_damaged(study: "StudyRecord") -> None:
+    """Name the files that cannot be read, on standard error: the rest of the study is shown."""
+    for sentence in study.damaged:
+        echo(sentence, err=True)

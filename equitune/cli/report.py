@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from equitune.cli.options import root_option
+from equitune.cli.options import root_option, say_damaged
 from equitune.cli.output import echo
 from equitune.errors import StoreError, UserError
 
@@ -34,6 +34,8 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
 
     folders = [open_study(studies_root(root), study) for study in dict.fromkeys(studies)]
     read = [(StudyReader(folder).read(), folder) for folder in folders]
+    for study, _ in read:
+        say_damaged(study)
     chapters = [comparison([study for study, _ in read])] if len(read) > 1 else []
     chapters += [chapter_of(study, folder) for study, folder in read]
     target = output or folders[0].path / ("report.html" if kind == "html" else "report")

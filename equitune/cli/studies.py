@@ -18,6 +18,7 @@ from equitune.cli.options import (
     require_lasting,
     root_option,
     same_command,
+    say_damaged,
     set_option,
     storage_address,
     storage_option,
@@ -85,6 +86,8 @@ def search(
         sys.exit(INTERRUPTED)
     failed = [trial for trial in study.counted() if trial.state == "FAILED"]
     completed = any(trial.state == "COMPLETE" for trial in study.trials)
+    if study.damaged:
+        raise UserError("\n".join([*study.damaged, f"study {study.name} is not complete: files of it are damaged"]))
     sys.exit(DONE if completed and not failed else TRIALS_FAILED)
 
 
@@ -124,7 +127,9 @@ def show(study: str, root: str | None, as_json: bool, metrics: tuple[str, ...], 
         from equitune.records.reader import StudyReader
         from equitune.report import machine
 
-        echo_json(machine.as_json(StudyReader(folder).read(), against))
+        record = StudyReader(folder).read()
+        say_damaged(record)
+        echo_json(machine.as_json(record, against))
     else:
         _print_answer(folder, root, metrics, against, draw=False)
 

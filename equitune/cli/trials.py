@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from equitune.cli.options import DONE, TRIALS_FAILED, data_root_option, made_folder, root_option, use_data_root
+from equitune.cli.options import (
+    DONE,
+    TRIALS_FAILED,
+    data_root_option,
+    made_folder,
+    root_option,
+    say_damaged,
+    use_data_root,
+)
 from equitune.cli.output import WIDTH, echo, echo_json, open_console
 from equitune.errors import UserError
 
@@ -44,14 +52,17 @@ def list_studies(root: str | None, as_json: bool) -> None:
 
 def show_trial(text: str, root: "Place", as_json: bool) -> None:
     """What `equitune show STUDY/NUMBER` prints."""
-    from equitune.records.folder import open_study, open_trial, read_json
+    from equitune.records.folder import open_study, open_trial
+    from equitune.records.info import read_info
     from equitune.records.reader import constraints_of, read_trial
     from equitune.report import trial
 
     study, number = _named(text)
     folder = open_trial(root, study, number)
     record = read_trial(folder)
-    violates = record.violations(constraints_of(read_json(open_study(root, study).study)))
+    violates = record.violations(constraints_of(read_info(open_study(root, study).study)))
+    for sentence in record.damaged:
+        echo(sentence, err=True)
     if as_json:
         echo_json(trial.as_json(study, record, folder, violates))
         return
@@ -73,7 +84,8 @@ def run_trial_again(
 
     Nothing of the study is changed. Ends with code 0 where they are the same or the record has none, else with 1.
     """
-    from equitune.records.folder import TrialFolder, open_study, open_trial, read_json, studies_root
+    from equitune.records.folder import TrialFolder, open_study, open_trial, studies_root
+    from equitune.records.info import read_info
     from equitune.records.reader import read_trial
 
     study, number = _named(trial)
@@ -88,7 +100,7 @@ def run_trial_again(
 
     asked = then.config.model_copy(update={"device": device or then.config.device})
     require_device(asked)
-    info = read_json(open_study(place, study).study)
+    info = read_info(open_study(place, study).study)
     splits = recorded_data(asked, info)
     keeping = made_folder(output) if output else nullcontext()
     with keeping, tempfile.TemporaryDirectory(prefix="equitune-") as temporary:
@@ -135,10 +147,13 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
     name = named[0] if named else study
     folder = open_study(place, name)
     record = StudyReader(folder).read()
+    say_damaged(record)
     chosen = front_of(record) if front else []
     if named:
         open_trial(place, *named)
         chosen = [trial for trial in record.trials if trial.number == named[1]]
+        if not chosen:
+            raise UserError(f"{study} cannot be exported: its record is damaged")
     if front and not chosen:
         raise UserError(f"study {name} has no front yet: none of its trials is COMPLETE with a value of each objective")
     target = output or Path("exports") / name

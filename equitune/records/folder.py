@@ -6,7 +6,8 @@
   driver.lock driver.json         who searches now; in an object store, which has no locks, `heartbeat` beats beside it
   usage.json mlflow.json          the time that the study has taken; where its runs are
   trials/00017/                   config.json epochs.jsonl checkpoint.pt result.json test.json
-                                  weights.safetensors log.txt; worker.json: who trains it
+                                  weights.safetensors log.txt; worker.json: who trains it; NAME.broken: a
+                                  damaged file that was made again
   front.png front.html front.csv  the answer; arms.csv, where there are replicates
   study.log                       what the libraries had to say
   attempts/                       Ray Tune's own files, one folder an attempt; disposable, and on a disk alone
@@ -25,11 +26,14 @@ from typing import Any
 
 from equitune import catalog
 from equitune.errors import GivenUp, TakenOver, UserError
+from equitune.records.checked import DamagedError, is_there, read_bytes
+from equitune.records.checked import read_json as read_json
 from equitune.records.place import Place, RemotePath, place_of, require_answer
 from equitune.records.regular import require_unlinked
 from equitune.records.results import Epoch
 from equitune.records.seen import Seen
 
+NUMBER = "0[0-9]{4}|[1-9][0-9]{4,8}"  # a trial's folder
 REST_S = 2.0  # between two looks at a folder in an object store, for each of which somebody pays
 
 
@@ -80,10 +84,14 @@ class TrialFolder:
         append(self.epochs, epoch.model_dump_json() + "\n")
 
     def read_epochs(self) -> list[Epoch]:
-        """The epochs so far, in order. After a crash one may stand twice or torn: the last whole line counts."""
+        """The epochs so far, in order. After a crash one may stand twice or torn: the last whole line counts.
+
+        Raises:
+            DamagedError: something else stands there, such as a folder.
+        """
         found: dict[int, Epoch] = {}
-        if self.epochs.exists():
-            for line in self.epochs.read_text(encoding="utf-8").splitlines():
+        if is_there(self.epochs):
+            for line in read_bytes(self.epochs).split(b"\n"):
                 try:
                     epoch = Epoch.model_validate_json(line)
                 except ValueError:
@@ -151,7 +159,9 @@ class StudyFolder:
     def used_hours(self) -> dict[str, float]:
         """The time that the study has taken: `hours` of its drivers, `gpu_hours` of its trials."""
         said = _said(self.usage)
-        return {"hours": said.get("wall_s", 0.0) / 3600, "gpu_hours": said.get("gpu_s", 0.0) / 3600}
+        used_s = {name: said.get(name) for name in ("wall_s", "gpu_s")}
+        wall_s, gpu_s = (value if isinstance(value, int | float) else 0.0 for value in used_s.values())
+        return {"hours": wall_s / 3600, "gpu_hours": gpu_s / 3600}
 
     def trial(self, number: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / f"{number:05d}")
@@ -164,10 +174,10 @@ class StudyFolder:
         """The numbers of the trials that have a folder, in order."""
         parent = self.path / "trials"
         if isinstance(parent, RemotePath):
-            return sorted(int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal())
-        return (
-            sorted(int(entry.name) for entry in os.scandir(parent) if entry.name.isdecimal()) if parent.is_dir() else []
-        )
+            names = [entry.name for entry in parent.iterdir()]
+        else:
+            names = os.listdir(parent) if parent.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch(NUMBER, name))
 
     def is_tested(self, number: int) -> bool:
         """Whether a trial has been measured on the test split: asked of all again and again, so in few steps."""
@@ -178,8 +188,8 @@ class StudyFolder:
 
 def _said(path: Place) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return dict(read_json(path))
+    except (DamagedError, ValueError, TypeError):
         return {}
 
 
@@ -197,7 +207,8 @@ def studies_root(root: str | os.PathLike[str] | None = None) -> Place:
 def studies_in(root: Place) -> list[str]:
     """The names of the studies that lie there."""
     if isinstance(root, Path):
-        return sorted(path.parent.name for path in root.glob("*/study.json"))
+        names = os.listdir(root) if root.is_dir() else []
+        return sorted(name for name in names if os.path.lexists(root / name / "study.json"))
     return sorted(folder.name for folder in root.iterdir() if (folder / "study.json").is_file())
 
 
@@ -208,7 +219,7 @@ def open_study(root: Place, name: str) -> StudyFolder:
         UserError: there is none of that name; names the nearest.
     """
     folder = StudyFolder(root / name)
-    if not folder.study.is_file():
+    if not is_there(folder.study):
         raise UserError(catalog.unknown("study", name, studies_in(root)) + f" (in {root})")
     return folder
 
@@ -227,8 +238,8 @@ def open_trial(root: Place, study: str, number: int) -> TrialFolder:
     """
     folder = open_study(root, study)
     trial = folder.trial(number)
-    if not trial.config.is_file():
-        numbers = [each.number for each in folder.trials()]
+    if not is_there(trial.config):
+        numbers = folder.numbers()
         known = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "it has none"
         raise UserError(f"{study}/{number}: study {study} has no trial {number}: {known}")
     return trial
@@ -267,17 +278,3 @@ def write_whole(path: Place, data: bytes | memoryview) -> None:
         partial.unlink(missing_ok=True)
         error.filename = str(path)  # what failed to be written says no name
         raise
-
-
-def read_json(path: Place) -> Any:
-    """Reads a file of the folder.
-
-    Raises:
-        UserError: it is missing or not whole.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not whole ({error}): restore it from a copy, or remove it") from None

@@ -2,21 +2,21 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from equitune.errors import StoreError, UserError
-from equitune.records.folder import StudyFolder, TrialFolder, read_json
+from equitune.errors import StoreError
+from equitune.records.checked import DamagedError, is_there, read_record
+from equitune.records.folder import StudyFolder, TrialFolder
+from equitune.records.info import read_info
 from equitune.records.place import Place
-from equitune.records.results import Amount, Epoch, Epochs, Measurement, TrialResult, Verdict
+from equitune.records.results import Amount, Epoch, Epochs, Measurement, OnTest, TrialResult, Verdict
 from equitune.spec.objectives import Bound
-from equitune.spec.strict import Strict
 from equitune.spec.trial import TrialConfig
 
-Kind = TypeVar("Kind", bound=Strict)
+Trial = TypeVar("Trial", TrialConfig, TrialResult)
 
 HEARTBEAT_LOST_S = 30.0  # a driver touches its file every 5 s
 
@@ -30,6 +30,7 @@ class TrialRecord:
     result: TrialResult | None  # None: it has not ended
     started: float  # Unix time, in seconds
     test: dict[str, Measurement] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()  # a sentence for each file of it that cannot be read
 
     @property
     def number(self) -> int:
@@ -84,11 +85,13 @@ class StudyRecord:
     trials: list[TrialRecord]
     references: dict[str, float] = field(default_factory=dict)  # objective -> the worst value that counts, where given
     constraints: dict[str, Bound] = field(default_factory=dict)  # metric -> where its values may lie
+    damaged: tuple[str, ...] = ()  # a sentence for each file that cannot be read; what it told is left out
 
     @property
     def state(self) -> str:
         """`running`, `complete`, or `interrupted`: the same command goes on."""
-        if self.num_settled() >= self.num_planned or (self.ended_by and not self.is_driven):
+        is_at_end = self.num_settled() >= self.num_planned or (self.ended_by and not self.is_driven)
+        if is_at_end and not self.damaged:
             return "complete"
         return "running" if self.is_driven else "interrupted"
 
@@ -140,10 +143,10 @@ class StudyReader:
         self._seen: StudyFolder | None = None  # the last look at a folder in an object store
 
     def read(self) -> StudyRecord:
-        """The study as it stands now.
+        """The study as it stands now. Files of its trials that are damaged are left out, and named in `damaged`.
 
         Raises:
-            UserError: its files are missing or not whole.
+            UserError: `study.json` is missing or not whole, or a newer version of the program has written a file.
             StoreError: it lies in an object store that refuses, or does not answer.
         """
         with self._reading:
@@ -152,14 +155,19 @@ class StudyReader:
     def _read(self) -> StudyRecord:
         names = ("study.json", "config.json", "result.json", *(() if self._brief else ("epochs.jsonl", "test.json")))
         folder = self._seen = self.folder.seen(*names, but=self._kept, before=self._seen)
-        info = read_json(folder.study)
-        trials = []
+        info = read_info(folder.study)
+        trials: list[TrialRecord] = []
+        damaged: list[str] = []
         for number in folder.numbers():
             record = self._kept.get(number)
             if record is None or (not record.test and not self._brief and folder.is_tested(number)):
-                record = self._read_trial(folder.trial(number))
+                try:
+                    record = self._read_trial(folder.trial(number))
+                except DamagedError as error:
+                    damaged.append(str(error))
             if record is not None:
                 trials.append(record)
+                damaged += record.damaged
         return StudyRecord(
             name=info["study"],
             objectives=info["objectives"],
@@ -169,20 +177,21 @@ class StudyReader:
             is_driven=is_driven(folder),
             info=info,
             trials=trials,
+            damaged=tuple(damaged),
         )
 
     def _read_trial(self, folder: TrialFolder) -> TrialRecord | None:
-        if not folder.config.exists():
+        if not is_there(folder.config) and not is_there(folder.result):
             return None  # between the folder and its first file
         record = read_trial(folder, self._configs.get(folder.number), self._brief)
         self._configs[folder.number] = record.config
-        if record.result is not None:
+        if record.result is not None and not record.damaged:
             self._kept[folder.number] = record
         return record
 
 
 def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bool = False) -> TrialRecord:
-    """One trial as it stands.
+    """One trial as it stands. Of its files, `damaged` names those without which it is still a trial.
 
     Args:
         folder: the trial's, which has a configuration.
@@ -190,31 +199,52 @@ def read_trial(folder: TrialFolder, config: TrialConfig | None = None, brief: bo
         brief: leaves out its epochs, and what was measured on the test split.
 
     Raises:
-        UserError: a file is missing or not whole.
+        DamagedError: its configuration or its result is missing, not whole, or of another trial.
+        NewerError: a newer version of the program has written a file.
     """
-    config = config or _parsed(TrialConfig, folder.config)
-    result = _parsed(TrialResult, folder.result) if folder.result.exists() else None
-    test = read_json(folder.test) if not brief and folder.test.exists() else {}
-    epochs: Sequence[Epoch] = () if brief else folder.read_epochs()
+    config = config or read_config(folder)
+    result = read_result(folder) if is_there(folder.result) else None
+    damaged: list[str] = []
+    test: dict[str, Measurement] = {}
+    epochs: Sequence[Epoch] = ()
+    if not brief:
+        with _noting(damaged):
+            test = read_record(OnTest, folder.test).metrics if is_there(folder.test) else {}
+        with _noting(damaged):
+            epochs = folder.read_epochs()
     return TrialRecord(
         config=config,
         epochs=Epochs(tuple(epoch.model_dump_json() for epoch in epochs)) if result else epochs,
         result=result,
         started=folder.config.stat().st_mtime,
-        test={name: Measurement.model_validate(value) for name, value in test.items()},
+        test=test,
+        damaged=tuple(damaged),
     )
 
 
-def _parsed(kind: type[Kind], path: Place) -> Kind:
+def read_config(folder: TrialFolder) -> TrialConfig:
+    """Return a trial's configuration. Raises DamagedError and NewerError, as `read_trial`."""
+    return _of(folder, read_record(TrialConfig, folder.config), folder.config)
+
+
+def read_result(folder: TrialFolder) -> TrialResult:
+    """Return how a trial ended. Raises DamagedError and NewerError, as `read_trial`."""
+    return _of(folder, read_record(TrialResult, folder.result), folder.result)
+
+
+def _of(folder: TrialFolder, record: Trial, path: Place) -> Trial:
+    """Return the record of a trial, where that is the one whose folder this is."""
+    if folder.path.parent.name == "trials" and record.number != folder.number:
+        raise DamagedError(path, f"it is that of trial {record.number}")
+    return record
+
+
+@contextmanager
+def _noting(damaged: list[str]) -> Iterator[None]:
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        at = ".".join(map(str, wrong["loc"]))
-        reason = f"{at}: {wrong['msg']}" if at else wrong["msg"]
-        raise UserError(f"{path} is not whole ({reason}): restore it from a copy, or remove it") from None
+        yield
+    except DamagedError as error:
+        damaged.append(str(error))
 
 
 def constraints_of(info: Mapping[str, Any]) -> dict[str, Bound]:

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+from pydantic import ConfigDict, Field
+
 from equitune.spec.objectives import BY_THE_CLOCK
+from equitune.spec.record import Record
 from equitune.spec.strict import Strict
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAILED"]
@@ -107,8 +110,8 @@ class Verdict(Strict):
         return self.broken_by or later
 
 
-class TrialResult(Strict):
-    """How a trial ended. Written once, before the search is told."""
+class TrialResult(Record):
+    """How a trial ended. Written once, before the search is told; again, where that record was lost."""
 
     number: int
     state: State
@@ -125,6 +128,17 @@ class TrialResult(Strict):
     def repeatable(self) -> "TrialResult":
         """Without what a clock has measured: on one device and software, another run has all the rest bit for bit."""
         return self.model_copy(update={"metrics": untimed(self.metrics), "seconds": {}})
+
+
+class OnTest(Record):
+    """`test.json`: what a trial scores on the test split, by the metric's name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Measurement] = Field(init=False)
+
+    @property
+    def metrics(self) -> dict[str, Measurement]:
+        return dict(self.__pydantic_extra__)
 
 
 def untimed(metrics: Mapping[str, Measurement]) -> dict[str, Measurement]:

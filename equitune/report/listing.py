@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from equitune.analysis.pareto import front
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
+from equitune.records.checked import is_there
 from equitune.records.folder import StudyFolder
 from equitune.records.place import Place, RemotePath
 from equitune.records.reader import StudyReader
@@ -36,6 +37,7 @@ class ListedStudy:
     state: str  # running, complete or interrupted; unreadable, of a folder that is damaged or no study
     changed: float  # Unix time, in seconds
     reason: str | None = None
+    damaged: tuple[str, ...] = ()  # a sentence for each file of a trial that cannot be read
     ended: int = 0
     planned: int = 0
     front: int = 0
@@ -44,7 +46,7 @@ class ListedStudy:
 
 def listed(root: Place) -> list[ListedStudy]:
     """Every folder under a root as a study, the one that changed last first. Results are read, epochs are not."""
-    found = [_listed(StudyFolder(root / name)) for name in _folders(root) if name != MLFLOW_FILES]
+    found = [_line_of(StudyFolder(root / name)) for name in _folders(root) if name != MLFLOW_FILES]
     return sorted(found, key=lambda study: (-study.changed, study.study))
 
 
@@ -53,7 +55,16 @@ def _folders(root: Place) -> list[str]:
         return [entry.name for entry in root.iterdir()]
     if not root.is_dir():
         return []
-    return [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+    with os.scandir(root) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether a study may lie there; a link that leads nowhere, or to itself, is listed as one that cannot be read."""
+    try:
+        return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True
 
 
 def as_json(root: Place) -> list[dict[str, Any]]:
@@ -63,6 +74,7 @@ def as_json(root: Place) -> list[dict[str, Any]]:
             "study": study.study,
             "state": study.state,
             "reason": study.reason,
+            "damaged": list(study.damaged),
             "ended": study.ended,
             "planned": study.planned,
             "front": study.front,
@@ -99,24 +111,34 @@ def list_table(studies: list[ListedStudy]) -> Table:
             f"{name} {ARROW[each.direction]} {shown(each.metric)} (trial {each.trial})"
             for name, each in study.best.items()
         )
+        if study.damaged:
+            best += f"\n{len(study.damaged)} damaged: equitune show {study.study} names them"
         trials = f"{study.ended} of {study.planned}"
         table.add_row(study.study, study.state, trials, str(study.front), best or "–", changed)
     return table
 
 
+def _line_of(folder: StudyFolder) -> ListedStudy:
+    """A study's line: one that cannot be read says why, and hides no other."""
+    try:
+        return _listed(folder)
+    except StoreError:
+        raise
+    except (UserError, OSError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"it cannot be read: {error.strerror or error}"
+        return ListedStudy(folder.name, "unreadable", 0.0, f"damaged: {reason}")
+
+
 def _listed(folder: StudyFolder) -> ListedStudy:
     folder = folder.seen("study.json", "config.json", "result.json")
     changed = _last_changed(folder)
-    if not folder.study.is_file():
+    if not is_there(folder.study):
         return ListedStudy(folder.name, "unreadable", changed, "no study: it has no study.json")
     try:
         study = StudyReader(folder, brief=True).read()
         members = front(study)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return ListedStudy(folder.name, "unreadable", changed, f"damaged: {error}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # JSON, but not that of a study
-        reason = f"damaged: study.json is not that of a study ({type(error).__name__}: {error})"
-        return ListedStudy(folder.name, "unreadable", changed, reason)
     best = {}
     for name, direction in study.objectives.items():
         values = {trial.number: value for trial in members if (value := trial.metrics[name].value) is not None}
@@ -132,6 +154,7 @@ def _listed(folder: StudyFolder) -> ListedStudy:
         planned=study.num_planned,
         front=len(members),
         best=best,
+        damaged=study.damaged,
     )
 
 
@@ -145,5 +168,5 @@ def _last_changed(folder: StudyFolder) -> float:
             newest = max(newest, path.stat().st_mtime)
     if (folder.path / "trials").is_dir():
         with os.scandir(folder.path / "trials") as trials:
-            newest = max([newest, *(trial.stat().st_mtime for trial in trials)])
+            newest = max([newest, *(trial.stat(follow_symlinks=False).st_mtime for trial in trials)])
     return newest

@@ -44,4 +44,5 @@ def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
             for trial in study.trials
         ],
         "arms": arms.as_json(study, against) if study.replicates > 1 else [],
+        "damaged": list(study.damaged),
     }

@@ -25,7 +25,8 @@ def trial_frame(study: StudyRecord) -> "pd.DataFrame":
             ended.append(row)
     frame = pd.DataFrame(ended, columns=header)
     seeds = {trial.number: (trial.config.seed, trial.config.replicate) for trial in study.trials}
-    frame["seed"], frame["replicate"] = zip(*(seeds[number] for number in frame["trial"]), strict=True)
+    for place, name in enumerate(("seed", "replicate")):
+        frame[name] = [seeds[number][place] for number in frame["trial"]]
     for name in frame.columns:
         kinds = {type(value) for value in frame[name].dropna()}
         if len(kinds) > 1 and not kinds <= {int, float}:  # Parquet has one type a column

@@ -219,6 +219,7 @@ def summary(study: StudyRecord) -> list[str]:
     lines = [f"{study.name}: {study.state}, {study.num_settled()} of {study.num_planned} trials ({states})"]
     if study.ended_by and not study.ended_by.startswith("trials"):
         lines.append(f"  ended by {study.ended_by}")
+    lines += [f"  {sentence}" for sentence in study.damaged]
     again = len(study.trials) - len(counted)
     if again:
         what = "trials that failed are" if again > 1 else "trial that failed is"

@@ -29,6 +29,7 @@ def as_json(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[
         "config": trial.config.to_json(),
         "test": {name: metric.model_dump(mode="json") for name, metric in trial.test.items()},
         "epochs": [epoch.model_dump(mode="json") for epoch in trial.epochs],
+        "damaged": list(trial.damaged),
         "files": {path.name: str(path) for path in files(folder)},
     }
 

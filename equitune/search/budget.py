@@ -1,6 +1,5 @@
 """Budgets: how long a study has run, and how much its front still grows. Whichever is used up first ends it."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -8,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune.analysis.hypervolume import Hypervolume, hypervolume
+from equitune.records.checked import DamagedError, read_json
 from equitune.records.folder import write_json
 from equitune.records.place import Place
+from equitune.spec.record import FORMAT
 from equitune.spec.search import SearchSpec
 
 Losses = npt.NDArray[np.float64]
@@ -30,9 +31,9 @@ class Usage:
         self._file, self._now = file, now
         self.wall_s = self.gpu_s = 0.0
         try:
-            known = json.loads(file.read_text())
+            known = read_json(file)
             self.wall_s, self.gpu_s = float(known["wall_s"]), float(known["gpu_s"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (DamagedError, ValueError, KeyError, TypeError):
             pass  # there is none yet, or it cannot be read: what was used is the user's to remember
         self._counted = self._saved = now()
 
@@ -48,7 +49,7 @@ class Usage:
     def save(self) -> None:
         self._saved = self._now()
         with suppress(OSError):  # a full disk is reported by what it stops
-            write_json(self._file, {"wall_s": self.wall_s, "gpu_s": self.gpu_s})
+            write_json(self._file, {"format": FORMAT, "wall_s": self.wall_s, "gpu_s": self.gpu_s})
 
     def used_up(self, search: SearchSpec) -> str | None:
         """The budget of time that is used up, such as `hours: 2.0 of 2.0`; None: there is time left."""

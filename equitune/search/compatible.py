@@ -1,22 +1,26 @@
 """Whether a recorded trial is one that a study could have: what `--extend` and `--warm-start` ask of each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, read_json
+from equitune.records.folder import StudyFolder
+from equitune.records.info import read_info
 from equitune.records.reader import StudyReader
 from equitune.spec.cell import member
+from equitune.spec.defaults import A_DEFAULT, changes
+from equitune.spec.defaults import differences as differences
 from equitune.spec.space import Distribution, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
 
 # Of a trial's configuration, what decides none of its final numbers, but for the seed.
 INCIDENTAL = {
-    "study", "number", "seed", "replicate", "cell", "params", "device", "bounds", "rungs", "rung_images", "rung_metrics"
+    "format", "study", "number", "seed", "replicate", "cell", "params", "device",
+    "bounds", "rungs", "rung_images", "rung_metrics"
 }  # fmt: skip
 
 
@@ -26,7 +30,7 @@ def require_same_start(folder: StudyFolder, studies: tuple[str, ...]) -> None:
     Raises:
         UserError: which ones.
     """
-    known = read_json(folder.study).get("warm_start", {}).get("studies", [])
+    known = read_info(folder.study).get("warm_start", {}).get("studies", [])
     new = [name for name in studies if name not in known]
     if new:
         raise UserError(
@@ -62,13 +66,16 @@ def require_extends(folder: StudyFolder, spec: StudySpec) -> None:
     Raises:
         UserError: what is different, or which trial lies outside.
     """
-    info = read_json(folder.study)
-    if info["fingerprint"] == spec.fingerprint():
+    info = read_info(folder.study)
+    found = list(changes(info, spec))
+    if not found:
         return
-    before, after = info["identity"], spec.identity()
-    changes = differences(before, after)
-    fixed = [f"{path} was {old}, is {new}" for path, old, new in changes if path.split(".")[0] not in _SECTIONS]
-    if "grid" in (spec.search.sampler, before["search"]["sampler"]):
+    fixed = [
+        f"{path} was {old}, is {new}"
+        for path, old, new in found
+        if path.split(".")[0] not in _SECTIONS or path.endswith(A_DEFAULT)
+    ]
+    if "grid" in (spec.search.sampler, info.get("identity", {}).get("search", {}).get("sampler")):
         fixed.append("a design is a list of cells, which more replicates extend")
     if fixed:
         raise _refusal(spec, "; ".join(fixed))
@@ -86,15 +93,6 @@ def _refusal(spec: StudySpec, why: str) -> UserError:
         f"study {spec.study} cannot be extended to this: {why}: --extend takes wider ranges, more choices and more "
         "branches; give another study a name of its own (study: ...)"
     )
-
-
-def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two pieces of plain data differ: the path, and both values."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted(before.keys() | after.keys()):
-            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
-    elif before != after:
-        yield path, before, after
 
 
 def _decisive(config: TrialConfig) -> dict[str, Any]:

@@ -4,40 +4,37 @@ The Optuna storage is the search's truth and each trial's `result.json` is its o
 everything. An engine that dies at any call and is made anew goes on as if nothing had happened.
 """
 
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import optuna
+from optuna.trial import FrozenTrial
 
 from equitune.analysis.arms import to_test
-from equitune.analysis.pareto import losses
-from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
-from equitune.records.reader import StudyReader
+from equitune.records.checked import is_there
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.records.info import read_info
+from equitune.records.reader import StudyReader, read_config
 from equitune.records.results import Measurement, TrialResult
 from equitune.search.budget import Growth, Usage
 from equitune.search.cells import OpenCells
+from equitune.search.reconcile import must_run_again, place_in_design, readable_result, rebuilt
 from equitune.search.resources import gpu_of
 from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
+from equitune.search.telling import TOLD, contradiction, losses_of, reference_losses, telling, values_of
+from equitune.search.telling import ended_values as ended_values
+from equitune.search.telling import objective_values as objective_values
+from equitune.search.telling import violations as violations
 from equitune.spec.cell import Cell
+from equitune.spec.record import FORMAT
 from equitune.spec.space import Choice, Distribution, IntRange, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
-
-# What each state is told as. INFEASIBLE also gets a violated constraint, by its cause: TPE proposes again what FAILs.
-_OPTUNA_STATES = {
-    "COMPLETE": optuna.trial.TrialState.COMPLETE,
-    "PRUNED": optuna.trial.TrialState.PRUNED,
-    "INFEASIBLE": optuna.trial.TrialState.PRUNED,
-    "FAILED": optuna.trial.TrialState.FAIL,
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class Engine:
     """Proposes trials from Optuna and tells it how they ended; at last has the test split read for
     the final front, or for every trial of a study that compares arms.
 
-    Trials that a dead driver left unfinished go first, under their own number.
+    Trials that a dead driver left unfinished go first, under their own number; then those that have ended and whose
+    record is lost, of which the search is told nothing twice.
     """
 
     def __init__(
@@ -71,7 +69,8 @@ class Engine:
         self._spec, self._folder, self._study, self._say = spec, folder, study, say
         self._cell_of: dict[int, int] = {}  # of a design, by the trials' numbers
         self._cells: OpenCells | None = None
-        self._live: dict[int, optuna.Trial] = {}  # the trials that run, by number
+        self._live: dict[int, optuna.Trial | FrozenTrial] = {}  # the trials that run, by number; frozen: once more
+        self._again: list[FrozenTrial] = []  # the trials whose record is lost
         self.gpus_of: Callable[[TrialConfig], float] = lambda config: gpu_of(spec.resources)  # what a trial occupies
         self._gpus: dict[int, float] = {}  # the same, by number
         self._untested: list[TrialFolder] | None = None  # what is left to test; None: it is not known yet
@@ -79,12 +78,12 @@ class Engine:
         self.stopping = False  # those that run stop, and go on another time
         self.halted: str | None = None  # why nothing can be recorded any more
         self.hearing = threading.Lock()  # held while it hears of trials, and for good once Ray was left
-        self._num_brought = int(read_json(folder.study).get("imported", 0))  # by a warm start: beside the budget
+        self._num_brought = int(read_info(folder.study).get("imported", 0))  # by a warm start: beside the budget
         self._early = recorded_rungs(spec, folder)
         self._usage = Usage(folder.usage, now)
-        self._growth = Growth(spec.search, _reference(spec), self._num_brought)
+        self._growth = Growth(spec.search, reference_losses(spec), self._num_brought)
         for values in ended_values(study) if self._growth.is_asked else ():
-            self._growth.add(_losses(spec, values))
+            self._growth.add(losses_of(spec, values))
         study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign] # reads every trial, and none ever waits
         self._num_started = len(study.get_trials(deepcopy=False))
         self._orphans = self._reconcile()
@@ -104,6 +103,8 @@ class Engine:
 
     def has_trials_left(self) -> bool:
         """Whether any trial is to begin or to go on."""
+        if self._again:
+            return True  # whatever the budget: it has paid for them
         if self._usage.used_up(self._spec.search):
             return False
         is_open = not self._growth.had_enough and self._has_open()
@@ -144,20 +145,22 @@ class Engine:
         One that stops for want of time stays RUNNING, and goes on with a larger budget.
         """
         self.tick()
-        return self._stays(number, epoch, metrics) and not self._usage.used_up(self._spec.search)
+        stays = self._stays(number, epoch, metrics)
+        return stays and (isinstance(self._live.get(number), FrozenTrial) or not self._usage.used_up(self._spec.search))
 
     def _stays(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Whether early stopping leaves the trial running."""
         if self._early is None or number not in self._live:
             return True
-        heard = {epoch: metrics}
+        trial, heard = self._live[number], {epoch: metrics}
         if not all(self._early.has_heard(number, rung) for rung in self._early.rungs_before(epoch)):
             # Its worker died between the record of a rung and the report.
             heard = {record.epoch: record.metrics for record in self._folder.trial(number).read_epochs()} | heard
         for at in sorted(heard):
-            if at <= epoch and (reason := self._why_stop(number, at, heard[at])):
+            reason = self._why_stop(number, at, heard[at]) if at <= epoch else None
+            if reason and not isinstance(trial, FrozenTrial):  # one that runs once more went on there
                 try:
-                    self._stop(self._live[number], reason)
+                    self._stop(trial, reason)
                 except OSError as error:
                     self.halted = f"{error.filename} cannot be written: {error.strerror}"
                     return True
@@ -169,21 +172,23 @@ class Engine:
         """Takes the result of a trial. A second one of the same trial changes nothing."""
         self.tick()
         trial = self._live.pop(number, None)
-        if trial is not None:
+        if isinstance(trial, FrozenTrial):
+            self._compare(trial, result)
+        elif trial is not None:
             self._tell(trial, result)
         if self._early and result.state == "COMPLETE":
             self._early.complete(number)
 
     def lost(self, number: int) -> None:
         """Gives up a trial whose worker died too often without an epoch in between."""
-        trial = self._live.pop(number, None)
+        trial = self._live.get(number)
         if trial is not None:
             reason = "its worker was lost again and again within one epoch: see its log.txt and the study's log"
             result = TrialResult(number=number, state="FAILED", reason=reason)
             folder = self._folder.trial(number)
             folder.claim()  # it may have been cut off only, and train on
             write_json(folder.result, result.model_dump(mode="json"))
-            self._tell(trial, result)
+            self.ended(number, result)
 
     def left(self, number: int) -> None:
         """A trial was stopped from outside: it stays RUNNING in the study, and goes on with the next driver."""
@@ -192,9 +197,11 @@ class Engine:
     def tested(self, number: int, metrics: Mapping[str, Measurement]) -> None:
         """Takes what a finished trial scores on the test split."""
         plain = {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
-        write_json(self._folder.trial(number).test, plain)
+        write_json(self._folder.trial(number).test, {"format": FORMAT} | plain)
 
     def _next_trial(self) -> Task:
+        if not self._orphans and self._again:
+            return self._once_more(self._again.pop(0))
         if self._orphans:
             trial = self._reopened(self._orphans.pop(0))
         else:
@@ -212,18 +219,46 @@ class Engine:
         self._live[trial.number], self._gpus[trial.number] = trial, self.gpus_of(config)
         return Task(folder, config)
 
+    def _once_more(self, told: FrozenTrial) -> Task:
+        """A trial that has ended, and whose record is lost."""
+        folder = self._folder.trial(told.number)
+        config = read_config(folder)
+        self._live[told.number], self._gpus[told.number] = told, self.gpus_of(config)
+        return Task(folder, config)
+
+    def _compare(self, told: FrozenTrial, result: TrialResult) -> None:
+        """Holds a record that was made again against what the search had been told, which stays as it is."""
+        why = contradiction(self._spec, result, told, by_the_clock=False)
+        if why:
+            self._say(f"trial {told.number} was trained again, and {why}; it was told so before, and that stays")
+        if why or contradiction(self._spec, result, told):  # seconds: marked, and not said
+            again = result.model_copy(update={"provenance": result.provenance | {TOLD: values_of(told)}})
+            write_json(self._folder.trial(told.number).result, again.model_dump(mode="json"))
+
     def _left_to_test(self) -> list[TrialFolder]:
         members = to_test(StudyReader(self._folder).read())
         return [self._folder.trial(trial.number) for trial in members if not trial.test]
 
     def _reconcile(self) -> list[int]:
-        """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished."""
+        """Tells the results that a dead driver did not; returns the numbers of the trials it left unfinished.
+
+        Finds those that have ended, and must run once more.
+        """
         orphans = []
-        for frozen in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            folder = self._folder.trial(frozen.number)
-            if folder.result.exists():
+        seen = self._folder.seen("config.json", "result.json")
+        for frozen in self._study.get_trials(deepcopy=False):
+            folder = seen.trial(frozen.number)
+            if frozen.state.is_finished():
+                cell = place_in_design(self._spec, folder, frozen)
+                self._again += [frozen] if must_run_again(self._spec, folder, frozen, cell, self._say) else []
+                continue
+            result = readable_result(folder, bool(frozen.params) or not self._spec.parameters(), self._say)
+            if result is not None:
+                if not is_there(folder.config):
+                    cell = place_in_design(self._spec, folder, frozen)
+                    write_json(folder.config, rebuilt(self._spec, frozen, cell).to_json())
                 folder.checkpoint.unlink(missing_ok=True)
-                self._tell(self._reopened(frozen.number), TrialResult.model_validate_json(folder.result.read_bytes()))
+                self._tell(self._reopened(frozen.number), result)
             elif (last := last_rung(folder, self._early)) and (
                 reason := self._why_stop(frozen.number, last.epoch, last.metrics)
             ):
@@ -239,7 +274,7 @@ class Engine:
         reason = self._early.why_stop(number, epoch)
         if reason is None or self._given(number) is not None:
             return None
-        config = TrialConfig.from_json_text(self._folder.trial(number).config.read_text())
+        config = read_config(self._folder.trial(number))
         return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
 
     def _stop(self, trial: optuna.Trial, reason: str) -> None:
@@ -255,9 +290,7 @@ class Engine:
         """Finds out which cell each trial of a design has, and which cells are left."""
         settled = set()
         for trial in self._study.get_trials(deepcopy=False):
-            cell, config = trial.user_attrs.get("cell"), self._folder.trial(trial.number).config
-            if cell is None and config.exists():
-                cell = read_json(config).get("cell", trial.number)  # its number, before trials had a cell
+            cell = place_in_design(self._spec, self._folder.trial(trial.number), trial)
             if cell is not None:
                 self._cell_of[trial.number] = cell
                 settled |= {cell} if trial.state != optuna.trial.TrialState.FAIL else set()
@@ -280,62 +313,15 @@ class Engine:
         return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _tell(self, trial: optuna.Trial, result: TrialResult) -> None:
-        state = _OPTUNA_STATES[result.state]
-        outside = violations(self._spec, result)
-        for name, violation in outside.items():
+        end = telling(self._spec, result)
+        for name, violation in end.constraints.items():
             trial.set_constraint(name, violation)
-        values = objective_values(self._spec, result)
-        if result.state == "INFEASIBLE":
-            trial.set_constraint(result.cause or "infeasible", 1.0)  # records from before have no cause
-        elif result.state == "COMPLETE" and values is None:
-            trial.set_constraint("unmeasured", 1.0)
-            state = optuna.trial.TrialState.PRUNED
         if result.state == "FAILED" and self._cells is not None:
             self._cells.failed(self._cell_of[trial.number])
-        complete = state == optuna.trial.TrialState.COMPLETE
-        self._study.tell(trial, values if complete else None, state=state, skip_if_finished=True)
-        counts = complete and all(violation <= 0 for violation in outside.values())
-        self._growth.add(_losses(self._spec, values if counts else None))
+        self._study.tell(trial, end.values, state=end.state, skip_if_finished=True)
+        counts = all(violation <= 0 for violation in end.constraints.values())
+        self._growth.add(losses_of(self._spec, end.values if counts else None))
         self._usage.save()
-
-
-def _reference(spec: StudySpec) -> list[float | None]:
-    """The study's references as losses; None for an objective that has none."""
-    signs = {name: -1.0 if direction == "maximize" else 1.0 for name, direction in spec.directions.items()}
-    return [signs[name] * spec.references[name] if name in spec.references else None for name in spec.objectives]
-
-
-def _losses(spec: StudySpec, values: Sequence[float] | None) -> npt.NDArray[np.float64]:
-    """The objectives of a trial as losses, (objectives,); NaN where it does not count."""
-    known = dict(zip(spec.objectives, values, strict=True)) if values else {}
-    row: npt.NDArray[np.float64] = losses([known], spec.directions)[0]
-    return row
-
-
-def ended_values(study: optuna.Study) -> list[list[float] | None]:
-    """The objectives of the trials that have ended, in that order; None for one that does not count."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.datetime_complete]
-    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
-    return [trial.values if all(value <= 0 for value in trial.constraints.values()) else None for trial in ended]
-
-
-def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None:
-    """The objectives in the study's order; None if one of them has no value."""
-    values = [result.metrics[name].value if name in result.metrics else None for name in spec.objectives]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return values  # type: ignore[return-value]
-
-
-def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
-    """How far a trial lies outside each constraint, at most 0 within; of one that did not complete, where it is known.
-
-    A complete trial without the metric counts as outside.
-    """
-    known = {name: metric.value for name, metric in result.metrics.items()}
-    if result.state == "COMPLETE":
-        known = dict.fromkeys(spec.constraints) | known
-    return {name: bound.violation(known[name]) for name, bound in spec.constraints.items() if name in known}
 
 
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:

@@ -11,11 +11,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
-from equitune.search.compatible import differences
+from equitune.records.folder import StudyFolder, write_json, write_whole
+from equitune.records.info import read_info
 from equitune.search.samplers import optuna_distribution
 from equitune.search.study import asked
 from equitune.search.warm_start import bring
+from equitune.spec.defaults import changes
+from equitune.spec.record import FORMAT
 from equitune.spec.study import StudySpec
 
 
@@ -24,7 +26,7 @@ def adapted(
 ) -> optuna.Study:
     """The Optuna study with what it begins with; in its new search space, where it is extended."""
     bring(study, folder, spec)
-    if read_json(folder.study)["fingerprint"] == spec.fingerprint():
+    if not any(changes(read_info(folder.study), spec)):
         return study
     return extended(study, folder, spec, source, overrides)
 
@@ -36,7 +38,7 @@ def extended(
 
     The caller holds the study's lock, and has found the space to hold every trial.
     """
-    info = read_json(folder.study)
+    info = read_info(folder.study)
     extensions = info.get("extensions", [])
     name = f"{spec.study}, extended {len(extensions) + 1}"
     storage = study._storage
@@ -50,11 +52,11 @@ def extended(
     change = {
         "time": time.time(),
         "trials": len(study.get_trials(deepcopy=False)),  # that there were
-        "changes": [list(change) for change in differences(info["identity"], spec.identity())],  # path, before, after
-        "overrides_before": info["overrides"],
+        "changes": [list(change) for change in changes(info, spec)],  # path, before, after
+        "overrides_before": info.get("overrides", []),
     }
     in_use = {"optuna_study": name, "extensions": [*extensions, change]}
-    write_json(folder.study, info | in_use | asked(spec, source, overrides))
+    write_json(folder.study, {"format": FORMAT} | info | in_use | asked(spec, source, overrides))
     return wider
 
 

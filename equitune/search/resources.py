@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from equitune.datasets._files import Files
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
+from equitune.records.checked import DamagedError
 from equitune.records.folder import StudyFolder
 from equitune.records.place import place_of
 from equitune.records.reader import read_trial
@@ -166,7 +167,10 @@ class Placement:
         for number in range(before - 1, max(before - 1 - 4 * RECENT, -1), -1):
             folder = StudyFolder(self._path).trial(number)
             if folder.result.exists() and len(found) < RECENT:
-                record = read_trial(folder, brief=True)
+                try:
+                    record = read_trial(folder, brief=True)
+                except DamagedError:
+                    continue
                 peak = record.result.provenance.get("peak_memory_mib") if record.result else None
                 if peak is not None:
                     found.append((record.config, float(peak) / 1024))

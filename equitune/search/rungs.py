@@ -1,7 +1,11 @@
 """What was measured at the rungs of a study, from the records of its trials."""
 
+from contextlib import suppress
+
+from equitune.records.checked import DamagedError
 from equitune.records.folder import StudyFolder, TrialFolder
-from equitune.records.results import Epoch, TrialResult
+from equitune.records.reader import read_result
+from equitune.records.results import Epoch
 from equitune.search.early_stopping import EarlyStopping
 from equitune.spec.study import StudySpec
 
@@ -15,10 +19,10 @@ def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None
         return None
     early, heard = EarlyStopping(spec.search.scheduler, spec.directions, spec.constraints), []
     for trial in folder.seen("epochs.jsonl", "result.json").trials():
-        epochs, result = trial.read_epochs(), None
-        if trial.result.exists():
-            result = TrialResult.model_validate_json(trial.result.read_bytes())
-        elif last_rung(trial, early):
+        epochs, result = readable_epochs(trial), None
+        with suppress(DamagedError):
+            result = read_result(trial)
+        if result is None and last_rung(trial, early):
             epochs = epochs[:-1]
         heard += [(epoch.time, trial.number, epoch) for epoch in epochs if epoch.metrics]
         if result and result.state == "COMPLETE":
@@ -28,7 +32,14 @@ def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None
     return early
 
 
+def readable_epochs(folder: TrialFolder) -> list[Epoch]:
+    """The epochs of a trial; none where their file is damaged."""
+    with suppress(DamagedError):
+        return folder.read_epochs()
+    return []
+
+
 def last_rung(folder: TrialFolder, early: EarlyStopping | None) -> Epoch | None:
     """The last epoch of a trial that has not ended, where it is a rung that may not have been judged."""
-    epochs = folder.read_epochs() if early else []
+    epochs = readable_epochs(folder) if early else []
     return epochs[-1] if epochs and epochs[-1].metrics else None

@@ -13,12 +13,14 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, TrialFolder, read_json
+from equitune.records.checked import DamagedError, is_there, set_aside
+from equitune.records.folder import StudyFolder, TrialFolder
+from equitune.records.info import read_info
+from equitune.records.reader import read_config
 from equitune.search.engine import suggested
 from equitune.search.samplers import CellSampler
 from equitune.search.study import JOURNAL
 from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 if TYPE_CHECKING:
     from equitune.search.postgres import HeldStorage
@@ -40,8 +42,8 @@ def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterat
     """
     if url is None and folder.is_remote:
         raise UserError(NO_JOURNAL.format(folder.path.parent))
-    began = folder.study.exists()
-    info = read_json(folder.study) if began else {}
+    began = is_there(folder.study)
+    info = read_info(folder.study) if began else {}
     recorded = info.get("storage", JOURNAL) if began else None
     if url is None:
         if recorded not in (None, JOURNAL):
@@ -73,7 +75,7 @@ def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterat
 
 def study_in_use(folder: StudyFolder, spec: StudySpec) -> str:
     """The name of the Optuna study that holds the search: another one after each extension."""
-    return str(read_json(folder.study).get("optuna_study", spec.study))
+    return str(read_info(folder.study).get("optuna_study", spec.study))
 
 
 def open_storage(
@@ -90,7 +92,7 @@ def open_storage(
     """
     study = adapt(_open_journal(folder, spec, say) if storage is None else _open(storage, folder, spec))
     if storage is not None:
-        study.set_user_attr("owner", {"id": read_json(folder.study)["id"], "folder": _place(folder)})
+        study.set_user_attr("owner", {"id": read_info(folder.study)["id"], "folder": _place(folder)})
     _restore(study, folder, spec, say)
     return study
 
@@ -112,9 +114,7 @@ def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Stud
     except OSError:
         raise
     except Exception as error:  # Optuna reads what it finds, and fails in as many ways as a file can be broken
-        broken = _unused(journal.with_name(journal.name + ".broken"))
-        os.replace(journal, broken)
-        say(f"{journal} is damaged ({error}): kept as {broken.name}")
+        say(f"{journal} is damaged ({error}): kept as {set_aside(journal)}")
         return _open(_journal(journal), folder, spec)
 
 
@@ -145,7 +145,7 @@ def _mend_end(journal: Path, say: Say) -> None:
 
 def _restore(study: optuna.Study, folder: StudyFolder, spec: StudySpec, say: Say) -> None:
     """Brings back what the trials' folders know and the storage lost: trials, or parameters of a begun one."""
-    begun = [trial for trial in folder.seen("config.json").trials() if trial.config.exists()]
+    begun = [trial for trial in folder.seen("config.json").trials() if is_there(trial.config)]
     known = study.get_trials(deepcopy=False)
     lost = begun[-1].number + 1 - len(known) if begun else 0
     if lost > 0:
@@ -165,7 +165,10 @@ def _bring_back(
     study: optuna.Study, spec: StudySpec, recorded: TrialFolder, params: dict[str, Any], attrs: dict[str, Any]
 ) -> None:
     """Gives a begun trial what its folder knows, and its parameters and attributes lack."""
-    config = TrialConfig.from_json_text(recorded.config.read_text())
+    try:
+        config = read_config(recorded)
+    except DamagedError:
+        return  # the engine makes it again, from what the storage knows
     study.sampler = CellSampler(config.params)
     trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, recorded.number)
     trial = optuna.Trial(study, trial_id)
@@ -187,13 +190,3 @@ def _owner(storage: "HeldStorage", name: str) -> Any:
 
 def _place(folder: StudyFolder) -> str:
     return str(folder.path) if folder.is_remote else f"{platform.node()}:{folder.path}"
-
-
-def _unused(path: Path) -> Path:
-    """The path, or with a number behind it where there is such a file."""
-    number = 1
-    free = path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}{number}")
-    return free

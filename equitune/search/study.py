@@ -2,34 +2,37 @@
 
 import contextlib
 import os
-import platform
 import shutil
 import signal
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from equitune import __version__
-from equitune.analysis.arms import to_test
 from equitune.datasets._splits import Splits, load_splits
 from equitune.errors import StoreError, UserError
-from equitune.records.folder import StudyFolder, read_json, write_json, write_whole
+from equitune.records.checked import is_there
+from equitune.records.folder import StudyFolder, write_json
+from equitune.records.info import read_info
 from equitune.records.patience import hurry
-from equitune.records.reader import StudyReader
-from equitune.records.revision import revision
+from equitune.search.beginning import JOURNAL as JOURNAL
+from equitune.search.beginning import asked as asked
+from equitune.search.beginning import begin as begin
+from equitune.search.beginning import is_finished as is_finished
+from equitune.search.beginning import record_end
+from equitune.search.beginning import require_same_search as require_same_search
 from equitune.search.cluster import Slots, connected, gpu_memory_gib, prepare, require_ray
-from equitune.search.compatible import differences, require_extends, require_same_start
+from equitune.search.compatible import require_extends, require_same_start
 from equitune.search.lock import driving
 from equitune.search.log import logging_to
 from equitune.search.plan import require_feasible
 from equitune.search.ray_files import sweep
 from equitune.search.ray_thread import RayWatch, run_with_ray
 from equitune.search.resources import Placement, require_memory
+from equitune.spec.record import FORMAT
 from equitune.spec.study import StudySpec
 
 if TYPE_CHECKING:
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 
     from equitune.search.engine import Engine
     from equitune.search.postgres import HeldStorage
-
-JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def run_study(
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with _held_first(storage, folder, spec) as held, driving(folder) as token, logging_to(folder.log):
-            if folder.study.exists():
+            if is_there(folder.study):
                 require_same_start(folder, warm_start)
                 (require_extends if extend else require_same_search)(folder, spec)
-                if _is_finished(folder, spec):
+                if is_finished(folder, spec):
                     return Outcome("complete")
             if address is not None:
                 require_ray(address)
@@ -142,7 +143,7 @@ def _search(
     if database:
         database.connector.give_up = lambda: engine.stopping
     if engine.is_done():
-        _record_end(folder, engine)
+        record_end(folder, engine)
         return Outcome("complete")
     say("starting Ray")
     watch = RayWatch(address)
@@ -159,87 +160,8 @@ def _search(
         return Outcome("halted", engine.halted)
     if engine.draining:
         return Outcome("interrupted")
-    _record_end(folder, engine)
+    record_end(folder, engine)
     return Outcome("complete")
-
-
-def _record_end(folder: StudyFolder, engine: "Engine") -> None:
-    """Keeps which budget ended the study; a larger one goes on."""
-    write_json(folder.study, read_json(folder.study) | {"ended_by": engine.ended_by()})
-
-
-def require_same_search(folder: StudyFolder, spec: StudySpec) -> None:
-    """Refuses to mix two searches in one folder.
-
-    Raises:
-        UserError: another search has this name; says what differs.
-    """
-    info = read_json(folder.study)
-    if info["fingerprint"] != spec.fingerprint():
-        found = differences(info["identity"], spec.identity())
-        changes = "; ".join(f"{path} was {before}, is {after}" for path, before, after in found)
-        raise UserError(
-            f"study {spec.study} exists in {folder.path} with another search space: {changes}: "
-            "give the changed study a name of its own (study: ...), or move the old one away; "
-            "--extend goes on in a space that holds every trial"
-        )
-
-
-def begin(
-    folder: StudyFolder,
-    spec: StudySpec,
-    source: Path | None,
-    overrides: tuple[str, ...],
-    storage: str = JOURNAL,
-    started: Mapping[str, Any] | None = None,
-) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget and the references.
-
-    `started` is what a new one says of a warm start.
-    """
-    if folder.study.exists():
-        taken_over = _budget(spec) | {"references": spec.references, "storage": storage, "ended_by": None}
-        write_json(folder.study, read_json(folder.study) | taken_over)
-        return
-    write_json(
-        folder.study,
-        {
-            "id": uuid.uuid4().hex,
-            "study": spec.study,
-            "objectives": spec.directions,
-            "references": spec.references,
-            "constraints": spec.given_constraints(),
-            **_budget(spec),
-            **asked(spec, source, overrides),
-            "storage": storage,
-            "created": time.time(),
-            "provenance": provenance(),
-            **(started or {}),
-        },
-    )
-    if source:
-        write_whole(folder.searchspace, source.read_bytes())
-
-
-def asked(spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What study.json keeps of the question: the search space, and where it came from."""
-    return {
-        "fingerprint": spec.fingerprint(),
-        "identity": spec.identity(),
-        "overrides": list(overrides),
-        "source": str(source) if source else None,
-    }
-
-
-def _budget(spec: StudySpec) -> dict[str, float | None]:
-    return spec.search.model_dump(include={"trials", "replicates", "hours", "gpu_hours"})
-
-
-def provenance() -> dict[str, str]:
-    """The program and the place that a study began with."""
-    found = {"equitune": __version__, "python": platform.python_version(), "host": platform.node()}
-    git = revision()
-    return found | {"git": git} if git else found
 
 
 def _run_trials(
@@ -317,17 +239,9 @@ def _signals(engine: "Engine", watch: RayWatch, say: Callable[[str], None]) -> I
             signal.signal(number, handler)
 
 
-def _is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
-    study = StudyReader(folder).read()
-    enough = study.num_settled() >= spec.search.trials + study.info.get("imported", 0)
-    same = study.info["fingerprint"] == spec.fingerprint()
-    again = spec.search.design and any(trial.state == "FAILED" for trial in study.counted())
-    return same and study.state == "complete" and enough and not again and all(trial.test for trial in to_test(study))
-
-
 def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
     """Keeps the data's fingerprint, and the GPUs of a trial; other data under the same name are refused."""
-    info = read_json(folder.study)
+    info = read_info(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
         raise UserError(
@@ -336,7 +250,7 @@ def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
         )
     sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
     known = {"data_fingerprint": splits.fingerprint, "splits": sizes, "image_shape": list(splits.shape)}
-    write_json(folder.study, info | known | {"gpus_of_a_trial": _gpus_of_every_trial(spec)})
+    write_json(folder.study, {"format": FORMAT} | info | known | {"gpus_of_a_trial": _gpus_of_every_trial(spec)})
 
 
 def _gpus_of_every_trial(spec: StudySpec) -> float | None:

@@ -15,15 +15,16 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from equitune.errors import UserError
-from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, read_json, write_json, write_whole
+from equitune.records.checked import DamagedError, is_there, set_aside
+from equitune.records.folder import StudyFolder, TrialFolder, open_study, open_trial, write_json, write_whole
+from equitune.records.info import read_info
 from equitune.records.names import is_study_file
 from equitune.records.place import Place, files_below, read_file
-from equitune.records.reader import StudyReader, TrialRecord, read_trial
+from equitune.records.reader import StudyReader, TrialRecord, read_config, read_result, read_trial
 from equitune.records.results import TrialResult
 from equitune.search.compatible import as_here
 from equitune.search.samplers import optuna_distribution
 from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 
 def warmly_begun(
@@ -98,15 +99,31 @@ def bring(study: optuna.Study, folder: StudyFolder, spec: StudySpec) -> None:
     Raises:
         UserError: a trial that is to be brought is gone.
     """
-    names = read_json(folder.study).get("warm_start", {}).get("trials", [])
+    names = read_info(folder.study).get("warm_start", {}).get("trials", [])
     for number, name in enumerate(names):
-        if not folder.trial(number).config.exists():
+        is_told = len(study.get_trials(deepcopy=False)) > number
+        if not _is_whole(folder.trial(number)) and _can_be_had(folder, name, is_told):
+            if is_there(folder.trial(number).path) and isinstance(folder.path, Path):
+                set_aside(folder.trial(number).path)
             other, _, its_number = name.rpartition("/")
             _copy(open_trial(folder.path.parent, other, int(its_number)), folder.trial(number), spec, name)
     for number in range(len(study.get_trials(deepcopy=False)), len(names)):
-        params = TrialConfig.from_json_text(folder.trial(number).config.read_text()).params
+        params = read_config(folder.trial(number)).params
         distributions = {key: optuna_distribution(value) for key, value in spec.parameters().items() if key in params}
         study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+
+
+def _is_whole(folder: TrialFolder) -> bool:
+    try:
+        return bool(read_config(folder)) and bool(read_result(folder))
+    except DamagedError:
+        return False
+
+
+def _can_be_had(folder: StudyFolder, name: str, is_told: bool) -> bool:
+    """Whether the trial that was brought is still there; one that the search was told of can be trained again."""
+    other, _, number = name.rpartition("/")
+    return not is_told or is_there(StudyFolder(folder.path.parent / other).trial(int(number)).config)
 
 
 def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> None:
@@ -117,7 +134,7 @@ def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> N
     recorded = read_trial(other)
     here = as_here(spec, recorded.config)
     if isinstance(here, str) or recorded.result is None:
-        raise UserError(f"--warm-start: trial {name} has changed: remove the study's folder, and begin again")
+        raise UserError(f"--warm-start: trial {name} has changed: give the study another name (study: ...)")
     begun = {"number": own.number, "seed": recorded.config.seed, "device": recorded.config.device}
     config = here.model_copy(update=begun).to_json()
     provenance = recorded.result.provenance | {"warm_start": name}

@@ -13,6 +13,7 @@ from equitune import catalog
 from equitune.spec.address import data_address
 from equitune.spec.budget import check_budgets
 from equitune.spec.cell import Cell
+from equitune.spec.defaults import stated
 from equitune.spec.design import NOTHING, WITHOUT, components, listed, notices, require_distinct, settled, without
 from equitune.spec.name import study_name
 from equitune.spec.objectives import (
@@ -299,8 +300,8 @@ class StudySpec(Strict):
         }
 
     def fingerprint(self) -> str:
-        """A hash of the identity."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of the identity, of which arguments that have their default are left out."""
+        return hashlib.sha256(json.dumps(stated(self.identity()), sort_keys=True).encode()).hexdigest()[:16]
 
     def _branching(self) -> set[str]:
         """The parameters that a trial has only where their branch is chosen."""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from equitune.catalog import Arguments
 from equitune.spec.objectives import Bound
+from equitune.spec.record import Record
 from equitune.spec.space import Call, Scalar, Values
 from equitune.spec.strict import Strict
 
@@ -50,7 +51,7 @@ class DataConfig(Strict):
     args: Values = {}
 
 
-class TrialConfig(Strict):
+class TrialConfig(Record):
     """Everything that decides a trial's numbers, on a given device and software."""
 
     study: str

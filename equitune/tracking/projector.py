@@ -17,6 +17,7 @@ from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
+from equitune.spec.record import FORMAT
 from equitune.tracking.progress import Progress
 from equitune.tracking.store import FILES, FRONT, Point, Store, metric_points, sentence
 
@@ -88,7 +89,7 @@ class Projector:
         self._mark_front(study)
         self.store.set_status(None, _STUDY_STATUS[study.state], _last_s(study))
         if (places := self.store.places()) != self._places:
-            write_json(self._folder.runs, places)
+            write_json(self._folder.runs, {"format": FORMAT, "study_id": study.info["id"]} | places)
             self._places = places
 
     def draw_next(self) -> bool:

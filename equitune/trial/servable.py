@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from equitune.datasets._splits import Splits
-from equitune.records.folder import StudyFolder, read_json
+from equitune.records.folder import StudyFolder
+from equitune.records.info import read_info
 from equitune.records.reader import TrialRecord
 from equitune.trial.again import recorded_data
 from equitune.trial.export import trained
@@ -35,7 +36,7 @@ def loader(folder: StudyFolder) -> Callable[[TrialRecord], Servable]:
 
     def load(record: TrialRecord) -> Servable:
         if not known:
-            known.append(recorded_data(record.config, read_json(folder.study)))
+            known.append(recorded_data(record.config, read_info(folder.study)))
         model, images = trained(record, folder.trial(record.number), known[0])
         with torch.inference_mode():
             scores = model(images)
