@@ -126,10 +126,15 @@ def module(kind: str, name: str) -> types.ModuleType:
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist: the nearest known one, and all of them."""
-    known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    known, name = list(known), shortened(str(name))
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"unknown {what} '{name}': {guess}known: {', '.join(known) or 'none'}"
+
+
+def shortened(text: str) -> str:
+    """Cut a text within a sentence to a readable length."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _features(kind: str, name: str) -> Any:

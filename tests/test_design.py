@@ -294,11 +294,13 @@ def test_arms_that_train_the_same_are_refused(study_file: Write) -> None:
 
 @pytest.mark.parametrize(("design", "place"), [("sampler: grid", "sampler"), ("design: factorial", "design")])
 def test_a_design_of_a_billion_cells_is_refused_without_making_them(design: str, place: str, study_file: Write) -> None:
-    line = "model: {name: resnet, width: {int: [1, 1000000000], step: 1}}\n"
+    line = "model: {name: resnet, width: {int: [1, 1000], step: 1}}\ntraining: {epochs: {int: [1, 1000000], step: 1}}\n"
     (found,) = mistakes(study_file, HEAD + line + f"search: {{{design}}}")
     assert f"search.{place}: 1,000,000,000 cells and 1 replicate are 1,000,000,000 trials" in found
-    (found,) = mistakes(study_file, HEAD + line + "search: {design: one_at_a_time, baseline: {model.width: 3}}")
-    assert "1,000,000,000 cells" in found
+    (found,) = mistakes(
+        study_file, HEAD + line + "search: {design: one_at_a_time, baseline: {model.width: 3, training.epochs: 5}}"
+    )
+    assert "1,000,999 cells" in found
 
 
 def test_a_recorded_trial_without_a_replicate_is_readable(small_config: TrialConfig) -> None:

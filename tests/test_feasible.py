@@ -10,10 +10,12 @@ import torch
 from equitune import catalog
 from equitune.datasets._splits import declared_shape, load_splits
 from equitune.errors import UserError
+from equitune.search import feasible
 from equitune.search.feasible import require_networks
 from equitune.spec.load import load_study
 from equitune.spec.space import Call, filled
 from equitune.spec.trial import DataConfig
+from equitune.trial import cost
 from equitune.trial.build import assembled
 
 Write = Callable[..., Path]
@@ -178,3 +180,30 @@ def test_every_data_set_declares_its_shape(name: str) -> None:
 def test_a_folder_declares_what_it_is_asked_for() -> None:
     assert declared_shape(DataConfig(name="imagefolder", args={"size": 64, "grey": True}))[0] == (1, 64, 64)
     assert declared_shape(DataConfig(name="imagefolder", args={"size": 24, "grey": False}))[0] == (3, 24, 24)
+
+
+def test_a_long_list_of_values_is_checked_for_seconds_alone(
+    study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of values that no network can have are not tried beside each other: the first hundred are said."""
+    tried: list[int] = []
+    original = feasible._Builds.tried
+    monkeypatch.setattr(feasible._Builds, "tried", lambda self, pick: tried.append(1) or original(self, pick))
+    monkeypatch.setattr(feasible, "MOST_TRIED", 300)
+    depths = ", ".join(map(str, [8, *range(9, 1200, 6)]))  # all but the first are no 6n + 2
+    text = f"study: s\nmodel: {{name: resnet, width: 2, depth: {{choice: [{depths}]}}}}\nobjectives: {{accuracy: maximize}}\n"
+    with pytest.raises(UserError) as caught:
+        load_study(study_file(text), (), require_networks)
+    assert "model.depth.choice.1: no network can be built with depth 9" in str(caught.value)
+    assert len(tried) < 300 + 1 + 200 + feasible.DRAWS + 1
+
+
+def test_deep_networks_are_built_a_few_times_alone(
+    study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    monkeypatch.setattr(cost, "require_network", lambda config, *_: built.append(config.model.args["depth"]))
+    depths = ", ".join(map(str, range(8, 1203, 6)))
+    text = f"study: s\nmodel: {{name: resnet, width: 2, depth: {{choice: [{depths}]}}}}\nobjectives: {{accuracy: maximize}}\n"
+    load_study(study_file(text), (), require_networks)
+    assert sum(built) < feasible.MOST_LAYERS + 1202

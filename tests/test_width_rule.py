@@ -11,8 +11,7 @@ from torch import nn
 from equitune import catalog
 from equitune.cli import cli
 from equitune.errors import Infeasible
-from equitune.models import _width
-from equitune.models._width import equal_width
+from equitune.models._width import equal_width, num_parameters
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import DeviceData, count_parameters
@@ -79,7 +78,7 @@ def test_no_neighbouring_width_is_nearer_and_the_weights_are_those_of_that_width
 
 def test_a_search_that_draws_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin of the above: networks are built with weights, and the generator is not put back."""
-    monkeypatch.setattr(_width, "_parameters", lambda build: count_parameters(build()))
+    monkeypatch.setattr(catalog.module("model", "cnn"), "num_parameters", lambda build: count_parameters(build()))
     torch.manual_seed(7)
     net = network("cnn", "p4", width_rule="equal_parameters")
     torch.manual_seed(7)
@@ -94,8 +93,35 @@ def test_a_network_that_only_a_processor_can_build_is_counted_there() -> None:
         return layer
 
     before = torch.get_rng_state()
-    assert equal_width(picky, catalog.entry("prior", "p4")(), 5) == 5
+
+    def count(prior: object, width: int) -> int:
+        return num_parameters(lambda: picky(prior, width))
+
+    assert equal_width(count, catalog.entry("prior", "p4")(), 5) == 5
     assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("prior", ["conv", "local", "p4", "partial_p4", "lambda_sym", "rpp", "mixed_group"])
+def test_a_deep_network_is_counted_on_shallow_ones(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A depth of a thousand is not built for each width that is tried."""
+    resnet = catalog.module("model", "resnet")
+    layers: list[int] = []
+    count = resnet.num_parameters
+
+    def counted(build: Callable[[], nn.Module]) -> int:
+        with torch.device("meta"):
+            layers.append(len(list(build().modules())))
+        return int(count(build))
+
+    monkeypatch.setattr(resnet, "num_parameters", counted)
+    found = []
+    for alike in (resnet.ALIKE, 1000):  # the second counts whole networks
+        monkeypatch.setattr(resnet, "ALIKE", alike)
+        with torch.device("meta"):
+            found.append((network("resnet", prior, depth=38, width_rule="equal_parameters").width, max(layers)))
+        layers.clear()
+    assert found[0][0] == found[1][0]
+    assert found[0][1] < 0.6 * found[1][1]
 
 
 def test_what_no_width_makes_equal_is_refused() -> None:

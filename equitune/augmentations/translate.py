@@ -16,7 +16,7 @@ def augment(
     images_BCHW: Tensor,
     generator: torch.Generator,
     *,
-    max_px: Annotated[float, Field(ge=0)] = 2.0,
+    max_px: Annotated[float, Field(ge=0, le=1024)] = 2.0,
     fill: Literal["zero", "edge", "reflect"] = "zero",
 ) -> Tensor:
     """Rows and columns are each drawn from U(-max_px, max_px) and rounded: below 0.5 px nothing moves."""

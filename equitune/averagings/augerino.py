@@ -35,7 +35,7 @@ def average(
     acts: Literal["rotation", "translation", "scale", "affine"] = "affine",
     width: float = 0.0,
     learned: bool = True,
-    copies: Annotated[int, Field(ge=1)] = 4,
+    copies: Annotated[int, Field(ge=1, le=1024)] = 4,
 ) -> "Augerino":
     names = [name for name in GENERATORS if acts == "affine" or name.startswith(acts)]
     return Augerino(model, names, width, learned, copies)

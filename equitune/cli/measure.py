@@ -2,9 +2,8 @@
 
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +13,7 @@ from equitune import catalog
 from equitune.cli.options import (
     INTERRUPTED,
     data_root_option,
+    made_folder,
     root_option,
     same_command,
     tracking_option,
@@ -21,7 +21,7 @@ from equitune.cli.options import (
     use_data_root,
 )
 from equitune.cli.output import WIDTH, echo, open_console
-from equitune.errors import UserError, without_passwords
+from equitune.errors import without_passwords
 
 if TYPE_CHECKING:
     from equitune.records.measured import MeasurementRecord
@@ -100,7 +100,7 @@ def measure(
     store = tracking_store(tracking_uri, place) if track else ""
     slug = re.sub(r"[^\w.-]+", "-", " ".join(models)).strip("-.")[:60]
     folder = output or Path("measurements") / f"{slug}-{request.fingerprint()}"
-    with _made(folder):
+    with made_folder(folder):
         try:
             with _showing_progress() as on_progress:
                 record = measure_models(request, root=place, folder=folder, on_progress=on_progress)
@@ -111,24 +111,6 @@ def measure(
         if track:
             _track(record, paths, store, place)
         clear(folder / "journal")  # all is in the record now
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """The folder of results, there before anything is measured; gone again where nothing came of it."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--output: {folder} cannot be written: {error.strerror}: name another folder") from None
-    try:
-        yield
-    finally:
-        for path in new:
-            with suppress(OSError):  # it is not empty
-                path.rmdir()
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """What several commands take, and how they read it."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +111,28 @@ def use_data_root(data_root: str | None) -> None:
 def same_command() -> str:
     """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
     return interrupts.go_on()
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make the folder that --output names before anything is computed; remove it where nothing came of it.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be written: {error.strerror}: name another folder") from None
+    try:
+        yield
+    finally:
+        for path in new:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def say_damaged(study: "StudyRecord") -> None:

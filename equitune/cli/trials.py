@@ -4,13 +4,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from equitune.cli.options import DONE, TRIALS_FAILED, data_root_option, root_option, say_damaged, use_data_root
+from equitune.cli.options import (
+    DONE,
+    TRIALS_FAILED,
+    data_root_option,
+    made_folder,
+    root_option,
+    say_damaged,
+    use_data_root,
+)
 from equitune.cli.output import WIDTH, echo, echo_json, open_console
 from equitune.errors import UserError
 
@@ -94,7 +102,8 @@ def run_trial_again(
     require_device(asked)
     info = read_info(open_study(place, study).study)
     splits = recorded_data(asked, info)
-    with tempfile.TemporaryDirectory(prefix="equitune-") as temporary:
+    keeping = made_folder(output) if output else nullcontext()
+    with keeping, tempfile.TemporaryDirectory(prefix="equitune-") as temporary:
         folder = TrialFolder(Path(temporary), number)
         with _showing_epochs(trial, asked.training.epochs) as on_epoch:
             now = run_again(then, asked, splits, folder, on_epoch)
@@ -158,11 +167,19 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
         for trial in chosen:
             require_weights(trial, folder.trial(trial.number))
         splits = recorded_data(chosen[0].config, record.info)
-    paths = write_frame(record, target)
-    echo(f"{len(record.trials)} trials: {', '.join(str(path) for path in paths)}")
-    for trial in chosen:
-        done = export_trial(trial, folder.trial(trial.number), splits, target / folder.trial(trial.number).path.name)
-        echo(f"trial {done.number}: {', '.join(str(path) for path in done.paths)}")
+    with made_folder(target), tempfile.TemporaryDirectory(prefix="equitune-") as temporary:
+        local = Path(temporary)  # all of it, or nothing
+        paths = write_frame(record, local)
+        exported = []
+        for trial in chosen:
+            source = folder.trial(trial.number)
+            exported.append(export_trial(trial, source, splits, local / source.path.name))
+        for trial in chosen:  # with --force, that of another network
+            (target / folder.trial(trial.number).path.name / "program.pt2").unlink(missing_ok=True)
+        shutil.copytree(local, target, dirs_exist_ok=True)
+    echo(f"{len(record.trials)} trials: {', '.join(str(target / path.relative_to(local)) for path in paths)}")
+    for done in exported:
+        echo(f"trial {done.number}: {', '.join(str(target / path.relative_to(local)) for path in done.paths)}")
         for notice in done.notices:
             echo(f"  notice: {notice}")
     echo(f"Folder:  {target}")

@@ -16,7 +16,9 @@ from equitune.groups.downsampler import Halving
 from equitune.groups.grid import TURNS, Symmetry
 
 
-def build(*, hidden: Annotated[int, Field(ge=1)] = 16, temperature: Annotated[float, Field(gt=0)] = 1.0) -> "LPS":
+def build(
+    *, hidden: Annotated[int, Field(ge=1, le=4096)] = 16, temperature: Annotated[float, Field(gt=0)] = 1.0
+) -> "LPS":
     return LPS(hidden, temperature)
 
 

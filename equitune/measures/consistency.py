@@ -53,8 +53,8 @@ def measure(
     *,
     group: Literal["translation", "rotation", "flip", "d4", "scale", "shear", "hue"] = "translation",
     protocol: Literal["roll", "crop"] = "roll",
-    max_shift_px: Annotated[int, Field(ge=1)] = 3,
-    num_shifts: Annotated[int, Field(ge=2)] = 7,
+    max_shift_px: Annotated[int, Field(ge=1, le=1024)] = 3,
+    num_shifts: Annotated[int, Field(ge=2, le=10_000)] = 7,
 ) -> Report:
     """Measures a trained model beside its untrained copy, on the same images and group elements.
 

@@ -51,7 +51,7 @@ def measure(
     *,
     group: Literal["translation", "rotation", "scale", "shear", "hue"] = "translation",
     method: Literal["jvp", "difference"] = "jvp",
-    epsilon_px: Annotated[float, Field(gt=0)] = 0.05,
+    epsilon_px: Annotated[float, Field(gt=0, le=1024)] = 0.05,
     most_images: Annotated[int, Field(ge=2)] = 128,
 ) -> Report:
     """Measures a trained model beside its untrained copy, on the same images.

@@ -33,8 +33,8 @@ def measure(
     images: EvaluationSet,
     *,
     kind: Literal["diffeomorphism", "translation"] = "diffeomorphism",
-    displacement_px: Annotated[float, Field(gt=0)] = 1.0,
-    cut_off: Annotated[int, Field(ge=2)] = 3,
+    displacement_px: Annotated[float, Field(gt=0, le=1024)] = 1.0,
+    cut_off: Annotated[int, Field(ge=2, le=1024)] = 3,
 ) -> Report:
     """Measures a trained model beside its untrained copy, on the same images, deformations and noise.
 

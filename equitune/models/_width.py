@@ -1,5 +1,6 @@
 """Networks of one size, whatever their prior: the width that has as many parameters as plain convolutions have."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -14,11 +15,11 @@ from equitune.models._meta import on_meta
 MOST = 2  # times the parameters asked for: beyond, networks are not of one size
 
 
-def equal_width(network: Callable[[MapPrior, int], nn.Module], prior: MapPrior, width: int) -> int:
+def equal_width(count: Callable[[MapPrior, int], int], prior: MapPrior, width: int) -> int:
     """The width at which a network comes nearest to the parameters that it has with prior `conv` at `width`.
 
     Args:
-        network: builds it, of a prior and a width.
+        count: gives its parameters, of a prior and a width.
         prior: whose width is looked for.
         width: of the network of plain convolutions.
 
@@ -31,15 +32,20 @@ def equal_width(network: Callable[[MapPrior, int], nn.Module], prior: MapPrior, 
 
     @cache
     def size(width: int) -> int:
-        return _parameters(lambda: network(prior, width)) if width else 0
+        return count(prior, width) if width else 0
 
     plain: MapPrior = catalog.entry("prior", "conv")()
-    wanted = _parameters(lambda: network(plain, width))
-    low, high = 0, width  # a wider network has more parameters: bisection
+    wanted = count(plain, width)
+    low, high = 0, width  # a wider network has more parameters
     while size(high) < wanted:
         low, high = high, 2 * high
+    halves = False
     while high - low > 1:
         middle = (low + high) // 2
+        if not halves:  # they grow as the square of the width, nearly: a step or two, where halving takes many
+            share = (math.sqrt(wanted) - math.sqrt(size(low))) / (math.sqrt(size(high)) - math.sqrt(size(low)))
+            middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        halves = not halves and low + 1 < middle < high - 1
         low, high = (middle, high) if size(middle) < wanted else (low, middle)
     nearest = min((low, high), key=lambda width: abs(size(width) - wanted)) or 1
     if size(nearest) > MOST * wanted:
@@ -50,7 +56,7 @@ def equal_width(network: Callable[[MapPrior, int], nn.Module], prior: MapPrior, 
     return nearest
 
 
-def _parameters(build: Callable[[], nn.Module]) -> int:
+def num_parameters(build: Callable[[], nn.Module]) -> int:
     """Of a network that is built without its weights, and without a draw from the generator that will make them."""
     with torch.random.fork_rng(devices=[]):
         network = on_meta(build)

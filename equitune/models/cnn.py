@@ -5,6 +5,7 @@ named. 25,570 parameters at width 20 on three channels. With `width_rule: equal_
 comes nearest to the parameters of plain convolutions at `width`.
 """
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
-from equitune.models._width import equal_width
+from equitune.models._width import equal_width, num_parameters
 
 PRIOR = "conv"
 DOWNSAMPLER = "pool2"
@@ -27,7 +28,7 @@ def build(
     prior: MapPrior,
     downsampler: Downsampler | None = None,
     *,
-    width: Annotated[int, Field(ge=1)] = 20,
+    width: Annotated[int, Field(ge=1, le=4096)] = 20,
     width_rule: Literal["as_given", "equal_parameters"] = "as_given",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> "CNN":
@@ -36,7 +37,10 @@ def build(
     def network(prior: MapPrior, width: int) -> CNN:
         return CNN(shape, classes, prior, down, width, dropout)
 
-    return network(prior, equal_width(network, prior, width) if width_rule == "equal_parameters" else width)
+    def count(prior: MapPrior, width: int) -> int:
+        return num_parameters(partial(network, prior, width))
+
+    return network(prior, equal_width(count, prior, width) if width_rule == "equal_parameters" else width)
 
 
 class CNN(nn.Module):

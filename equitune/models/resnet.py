@@ -6,6 +6,7 @@ A 3 x 3 stem; all stages but the first begin with a downsampler, a convolution i
 parameters of plain convolutions at `width`.
 """
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,10 +18,11 @@ from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.prior import MapPrior, out_side
 from equitune.models._normalise import Normalise
-from equitune.models._width import equal_width
+from equitune.models._width import equal_width, num_parameters
 
 PRIOR = "conv"
 DOWNSAMPLER = "stride"
+ALIKE = 2  # blocks of a stage: those beyond the first have equally many parameters, so that depth need not be built
 
 
 def build(
@@ -29,8 +31,8 @@ def build(
     prior: MapPrior,
     downsampler: Downsampler | None = None,
     *,
-    depth: Annotated[int, Field(ge=4)] = 20,
-    width: Annotated[int, Field(ge=1)] = 16,
+    depth: Annotated[int, Field(ge=4, le=1202)] = 20,
+    width: Annotated[int, Field(ge=1, le=4096)] = 16,
     width_rule: Literal["as_given", "equal_parameters"] = "as_given",
     stages: Annotated[int, Field(ge=1, le=4)] = 3,
 ) -> "ResNet":
@@ -42,10 +44,16 @@ def build(
         raise Infeasible(f"the depth of a resnet in {stages} {many} is {step}n + 2 ({known}), but got {depth}")
     down = downsampler or catalog.entry("downsampler", DOWNSAMPLER)()
 
-    def network(prior: MapPrior, width: int) -> ResNet:
+    def network(prior: MapPrior, width: int, blocks: int = blocks) -> ResNet:
         return ResNet(shape, classes, prior, down, blocks, stages, width)
 
-    return network(prior, equal_width(network, prior, width) if width_rule == "equal_parameters" else width)
+    def count(prior: MapPrior, width: int) -> int:
+        if blocks <= ALIKE:
+            return num_parameters(partial(network, prior, width))
+        few, more = (num_parameters(partial(network, prior, width, ALIKE + extra)) for extra in (0, 1))
+        return few + (blocks - ALIKE) * (more - few)
+
+    return network(prior, equal_width(count, prior, width) if width_rule == "equal_parameters" else width)
 
 
 class ResNet(nn.Module):

@@ -27,10 +27,10 @@ def build(
     prior: TokenPrior,
     stem: MapPrior | None = None,
     *,
-    depth: Annotated[int, Field(ge=1)] = 4,
-    width: Annotated[int, Field(ge=1)] = 64,
-    heads: Annotated[int, Field(ge=1)] = 4,
-    patch: Annotated[int, Field(ge=1)] = 4,
+    depth: Annotated[int, Field(ge=1, le=512)] = 4,
+    width: Annotated[int, Field(ge=1, le=16384)] = 64,
+    heads: Annotated[int, Field(ge=1, le=1024)] = 4,
+    patch: Annotated[int, Field(ge=1, le=1024)] = 4,
 ) -> "ViT":
     if shape[1] % patch:
         raise Infeasible(f"an image of side {shape[1]} does not divide into patches of {patch}")

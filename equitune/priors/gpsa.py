@@ -26,7 +26,7 @@ def build(
     locality: Annotated[float, Field(gt=0)] = 1.0,
     gate: float = 1.0,
     learned: bool = True,
-    layers: Annotated[int, Field(ge=1)] = 10,
+    layers: Annotated[int, Field(ge=1, le=1000)] = 10,
     position: Literal["learned", "sincos", "none"] = "learned",
 ) -> "GPSA":
     return GPSA(locality, gate, learned, layers, position)

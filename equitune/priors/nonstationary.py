@@ -27,7 +27,7 @@ def build(
     *,
     w2: Annotated[float, Field(ge=0)] = 0.03,
     learned: bool = False,
-    terms: Annotated[int, Field(ge=1)] = 4,
+    terms: Annotated[int, Field(ge=1, le=100)] = 4,
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "NonStationary":
     return NonStationary(w2, learned, terms, padding)

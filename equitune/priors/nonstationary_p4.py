@@ -35,7 +35,7 @@ def build(
     w2: Annotated[float, Field(ge=0)] = 0.03,
     learned: bool = False,
     relaxes: Literal["both", "position", "orientation"] = "both",
-    terms: Annotated[int, Field(ge=1)] = 4,
+    terms: Annotated[int, Field(ge=1, le=100)] = 4,
     head: Literal["max", "mean", "flatten"] = "max",
     padding: Literal["zero", "circular", "reflect"] = "zero",
 ) -> "NonStationaryP4":

@@ -20,7 +20,7 @@ FEATURES = "maps"
 
 def build(
     *,
-    filters: Annotated[int, Field(ge=1)] = 1,
+    filters: Annotated[int, Field(ge=1, le=1024)] = 1,
     spread: Annotated[float, Field(ge=0)] = 0.0,
     learned: bool = True,
     head: Literal["max", "mean", "flatten"] = "max",

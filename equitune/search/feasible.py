@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from equitune.spec.study import StudySpec
     from equitune.spec.trial import TrialConfig
 
-DRAWS = (
-    150  # before a value is refused: one that a hundredth of the networks can have is let through four times in five
-)
+# Before a value is refused: one that a hundredth of the networks can have is let through four times in five.
+DRAWS = 150
+# What the check takes at most, so that it ends in seconds: a deep network is built in seconds itself. Values that come
+# later are the search's to learn.
+MOST_TRIED, MOST_LAYERS = 5_000, 2_000
+MOST_REFUSED = 100
 
 
 def require_networks(spec: "StudySpec") -> None:
@@ -41,6 +44,8 @@ def require_networks(spec: "StudySpec") -> None:
         raise AssertionError
     values, refused = list(_values(spec)), list[Cell]()
     for location, forced, said in values:
+        if builds.is_spent or len(refused) >= MOST_REFUSED:
+            break
         if any(branch.items() <= forced.items() for branch in refused):
             continue  # it lies within a branch that is refused
         builds.first_reason = ""
@@ -59,15 +64,23 @@ class _Builds:
         self._spec = spec
         self._shape, self._classes = declared_shape(spec.data)
         self._known: dict[str, str | None] = {}
+        self._num_tried = self._num_layers = 0
         self.first_reason = ""
         self.first_sides = self._shape[1:]
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether enough was tried and built."""
+        return self._num_tried >= MOST_TRIED or self._num_layers >= MOST_LAYERS
 
     def tried(self, pick: Pick) -> Cell | None:
         """The parameters of the network that is picked; None where it cannot be built."""
         config = self._spec.suggest(0, pick)
+        self._num_tried += 1
         key = config.model_dump_json(include={"input", "model", "averaging", *catalog.PARTS})
         if key not in self._known:
             self._known[key] = self._why_not(config)
+            self._num_layers += config.model.args.get("depth", 1) if self._known[key] is None else 0
         reason = self._known[key]
         if reason is not None and not self.first_reason:
             self.first_reason = reason

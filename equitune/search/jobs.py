@@ -23,6 +23,7 @@ from equitune.errors import UserError
 
 CONNECT_S, ANSWER_S = 5.0, 60.0  # a server that takes longer does not answer
 STOP_S = 45  # what Ray gives a driver between SIGTERM and SIGKILL; it needs up to 30
+MOST_TOKEN = 100_000  # characters of a token's file
 FORM = "http://HOST:PORT"
 MOST_LETTERS = 1000  # of what a job's metadata says
 
@@ -68,8 +69,9 @@ def read_token(file: Path | None) -> str | None:
     if not path:
         return _one_word(given, "RAY_AUTH_TOKEN") if given else None
     try:
-        text = Path(path).expanduser().read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
+        with Path(path).expanduser().open(encoding="ascii") as opened:
+            text = opened.read(MOST_TOKEN).strip()  # a device may have no end
+    except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "it is not plain text"
         raise UserError(f"Ray's token cannot be read from {path}: {reason}") from None
     return _one_word(text, str(path))

@@ -15,7 +15,7 @@ def recorded_params(root: Place, text: str) -> dict[str, Any]:
     Raises:
         UserError: it names no trial, or there is none; says which there are.
     """
-    named = re.fullmatch(r"([^/]+)/(\d+)", text)
+    named = re.fullmatch(r"([^/]+)/(\d{1,9})", text)
     if not named:
         raise UserError(f"must be parameters with their values, or a recorded trial, STUDY/NUMBER, but got {text!r}")
     folder, number = open_study(root, named[1]), int(named[2])

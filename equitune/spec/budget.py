@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Plateau(Strict):
     """No more trials when the hypervolume has grown by no more than a share over the last ones."""
 
-    trials: Annotated[int, Field(ge=1)] = 20  # that have ended
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20  # that have ended
     gain: Annotated[float, Field(ge=0)] = 0.01  # of the hypervolume before them
 
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from equitune.errors import UserError
 from equitune.spec.space import Call, filled
+from equitune.spec.strict import why_not_number, why_not_text
 
 
 def parsed(text: str, where: str) -> tuple[str, dict[str, Any]]:
@@ -27,7 +28,7 @@ def parsed(text: str, where: str) -> tuple[str, dict[str, Any]]:
             raise UserError(f"{where}: arguments are KEY=VALUE, separated by commas, but got '{setting}'")
         if key in arguments:
             raise UserError(f"{where}: {key} is given twice")
-        arguments[key] = _value(value)
+        arguments[key] = _value(value, f"{where}: {key}")
     return name, arguments
 
 
@@ -44,9 +45,13 @@ def checked_call(kind: str, name: str, arguments: dict[str, Any], where: str) ->
         raise UserError("\n".join(f"{where}: {sentence}" for sentence in sentences)) from None
 
 
-def _value(text: str) -> Any:
+def _value(text: str, where: str) -> Any:
+    if reason := why_not_text(text):
+        raise UserError(f"{where}: {reason}")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+    if isinstance(value, int | float) and (reason := why_not_number(value)):
+        raise UserError(f"{where}: {reason}")
     return value if isinstance(value, int | float | bool | str) else text

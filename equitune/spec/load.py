@@ -13,13 +13,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from equitune.catalog import shortened
 from equitune.errors import PASSWORD, UserError
-from equitune.spec.strict import Location, checked
+from equitune.spec.strict import Location, checked, why_not_number, why_not_text
 from equitune.spec.study import StudySpec
 
 MAX_BYTES = 200_000
 MAX_DEPTH = 30
 MAX_NODES = 20_000
+MAX_MISTAKES = 100  # that are said
 
 _NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 _MAP, _SEQ = yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG
@@ -65,7 +67,7 @@ class _Document:
             within = ".".join(str(part) for part in location[len(overridden) :])
             return f"--set {self.overrides[overridden]}: {within}{': ' if within else ''}{text}"
         line, column = next(self.places[part] for part in reversed(known) if part in self.places)
-        path = ".".join(str(part) for part in location)
+        path = ".".join(shortened(str(part)) for part in location)
         return f"{self.name}:{line}:{column} {path}{':' if path else ''} {text}"
 
 
@@ -95,7 +97,10 @@ def load_study(
         spec = checked(StudySpec, document.data)
         require(spec)
     except ValidationError as error:
-        lines = [document.sentence(details["loc"], details["msg"]) for details in error.errors()]
+        found = error.errors()
+        lines = [document.sentence(details["loc"], details["msg"]) for details in found[:MAX_MISTAKES]]
+        if len(found) > MAX_MISTAKES:
+            lines.append(f"{path}: and {len(found) - MAX_MISTAKES:,} more mistakes: mend these first")
         raise UserError("\n".join(lines)) from None
     return spec
 
@@ -171,6 +176,9 @@ class _Builder:
                 self.document.places[(*location, "?")] = place
                 self.refuse((*location, "?"), "a key must be plain text")
             key = key_node.value
+            if reason := why_not_text(key):
+                self.document.places[(*location, "?")] = place
+                self.refuse((*location, "?"), f"a key {reason}")
             self.document.places[(*location, key)] = place
             if key in found:
                 self.refuse((*location, key), "stands twice: remove one")
@@ -182,19 +190,24 @@ class _Builder:
     def scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
         text = node.value
         if node.tag == _STR:
-            return text
+            reason = why_not_text(text)
+            return self.refuse(location, reason) if reason else text
         if node.tag == _NULL:
             return None
         try:
             if node.tag == _BOOL:
                 return {"true": True, "false": False}[text.lower()]
             if node.tag == _INT:
-                return int(text)
+                return self.number(int(text), location)
             if node.tag == _FLOAT:
-                return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
+                return self.number(float(re.sub(r"\.(inf|nan)$", r"\1", text.lower())), location)
         except (ValueError, KeyError):
             return self.refuse(location, f"is not a {node.tag.rsplit(':', 1)[-1]}: {text[:40]!r}")
         return self.refuse(location, f"tags that construct objects are not taken, but got {node.tag}: write plain data")
+
+    def number(self, number: float, location: Location) -> float:
+        reason = why_not_number(number)
+        return self.refuse(location, reason) if reason else number
 
     def refuse(self, location: Location, text: str) -> Any:
         raise UserError(self.document.sentence(location, text))

@@ -8,10 +8,14 @@ from equitune.spec.space import Choice, Section
 from equitune.spec.strict import Mistakes, Strict, checked, rule, shown
 from equitune.spec.trial import TrainingConfig
 
+MOST_GPUS = 1024  # of a trial
+
 
 def _gpus(data: Any) -> Any:
     is_number = isinstance(data, int | float) and not isinstance(data, bool)
     if data is None or data == "auto" or (is_number and data >= 0 and (data <= 1 or float(data).is_integer())):
+        if is_number and data > MOST_GPUS:
+            raise rule(f"must be <= {MOST_GPUS}, but got {shown(data)}")
         return data
     raise rule(f"is a share of a GPU from 0 to 1, a whole number of GPUs, or auto, but got {shown(data)}")
 
@@ -20,10 +24,10 @@ class Size(Strict):
     """What a trial occupies whose network has so many parameters or more; what is left out is as for all."""
 
     parameters: Annotated[float, Field(ge=1)]
-    cpu: Annotated[float, Field(gt=0)] | None = None
+    cpu: Annotated[float, Field(gt=0, le=10_000)] | None = None
     gpu: Annotated[float | None, BeforeValidator(_gpus)] = None
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
-    workers: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 def _sizes(data: Any) -> Any:
@@ -47,12 +51,12 @@ class Resources(Strict):
     `hung_after` times as long as is usual in the study, is given up as lost; None: never.
     """
 
-    cpu: Annotated[float, Field(gt=0)] = 1
+    cpu: Annotated[float, Field(gt=0, le=10_000)] = 1
     gpu: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_sizes)] = ()  # in the order of their parameters
-    concurrent: Annotated[int, Field(ge=1)] | None = None
+    concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = None
     hung_after: Annotated[float, Field(ge=2)] | None = 20
 
     @model_validator(mode="after")

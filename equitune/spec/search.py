@@ -19,10 +19,10 @@ class SearchSpec(Strict):
     """Who proposes the trials, and when the study has had enough of them."""
 
     sampler: Literal["tpe", "random", "qmc", "grid", "nsga2", "nsga3", "gp", "cmaes"] = "tpe"
-    trials: Annotated[int, Field(ge=1)] = 20  # of a design: cells times replicates
-    replicates: Annotated[int, Field(ge=1)] = 1  # of each cell of a design, with seeds paired over the cells
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20  # of a design: cells times replicates
+    replicates: Annotated[int, Field(ge=1, le=10_000)] = 1  # of each cell of a design, with seeds paired over the cells
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    population: Annotated[int, Field(ge=2)] | None = None  # trials a generation of nsga2 and nsga3
+    population: Annotated[int, Field(ge=2, le=1_000_000)] | None = None  # trials a generation of nsga2 and nsga3
     design: Design | None = None  # a list of trials in place of a sampler; `sampler: grid` is `design: factorial`
     baseline: dict[str, Scalar] | None = None  # by parameter: what others are compared with; trained first
     best: dict[str, Scalar] | None = None  # of toggles: what is taken apart; or STUDY/NUMBER, looked up by then

@@ -14,6 +14,8 @@ from equitune.catalog import Arguments
 from equitune.errors import UserError
 from equitune.spec.strict import Location, Mistakes, Strict, checked, mapping_with_text_keys, rule, shown
 
+MOST_STEPS = 10**9  # of a range
+
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]  # argument name -> constant or Distribution
 
@@ -299,6 +301,8 @@ def _check_range(low: float, high: float, *, log: bool, step: float | None) -> N
         raise rule(f"log: true needs low > 0, but got low={low}")
     if log and step is not None:
         raise rule("log: true and step exclude each other: remove one")
+    if step is not None and (high - low) / step > MOST_STEPS:
+        raise rule(f"a range has at most {MOST_STEPS:,} steps, but got step={step}, low={low}, high={high}")
     if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-9:
         raise rule(f"step must divide high - low, but got step={step}, low={low}, high={high}")
 

@@ -15,9 +15,11 @@ class SchedulerSpec(Strict):
     """Which trials go on after a rung: an epoch at which the objectives are measured cheaply, on few images."""
 
     name: Literal["mo_asha", "median", "none"]
-    reduction: Annotated[int, Field(ge=2)] = 3  # between two rungs; of mo_asha also: one of so many goes on, rounded up
-    first_epoch: Annotated[int, Field(ge=1)] = 1  # the first rung
-    min_trials: Annotated[int, Field(ge=2)] | None = None  # at a rung before any is stopped: `reduction`, of median 5
+    # Between two rungs; of mo_asha also: one of so many goes on, rounded up.
+    reduction: Annotated[int, Field(ge=2, le=1_000_000)] = 3
+    first_epoch: Annotated[int, Field(ge=1, le=1_000_000)] = 1  # the first rung
+    # At a rung before any is stopped there; None: `reduction`, of median 5.
+    min_trials: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     ties: Literal["epsilon_net", "crowding"] = "epsilon_net"  # of mo_asha: who goes first within a front
     images: Annotated[int, Field(ge=1)] = 64  # of the validation split, by each measure at a rung
 

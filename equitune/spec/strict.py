@@ -1,16 +1,20 @@
 """Validation in one voice: every mistake becomes a place and a sentence, and all of them are reported at once."""
 
+import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from equitune.catalog import unknown
+from equitune.catalog import shortened, unknown
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
+
+MOST_INT, MOST_FLOAT = 2**53, 1e100  # in a study
 
 _RULE = "rule"  # the type of an error whose message is already a sentence
 _SENTENCES = {
@@ -103,10 +107,28 @@ def mapping_with_text_keys(data: Any, what: str) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A given value within a sentence, cut to a readable length."""
-    if isinstance(value, Mapping):
-        return "a mapping"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return "a mapping" if isinstance(value, Mapping) else shortened(repr(value))
+
+
+def why_not_text(text: str) -> str | None:
+    """Say what is wrong with a text of a user that no file's name and no terminal can hold; None: nothing."""
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
+            return f"must hold neither control characters nor halves of characters, but got {character!a}"
+    return None
+
+
+def why_not_number(number: float) -> str | None:
+    """Say what is wrong with a number that is beyond all use; None: nothing. Infinity and NaN are left to the model.
+
+    Arithmetic within the bounds neither overflows nor leaves the whole numbers that a double has.
+    """
+    if isinstance(number, int):
+        inside = -MOST_INT <= number <= MOST_INT
+        return None if inside else f"must lie between -2**53 and 2**53, but got {shown(number)}"
+    if math.isfinite(number) and number and not 1 / MOST_FLOAT <= abs(number) <= MOST_FLOAT:
+        return f"must be 0, or between {1 / MOST_FLOAT:g} and {MOST_FLOAT:g} in size, but got {number:g}"
+    return None
 
 
 def _sentence(details: ErrorDetails, known: list[str]) -> InitErrorDetails:

@@ -46,6 +46,8 @@ from equitune.spec.stopping import idle_scheduler
 from equitune.spec.strict import Mistakes, Strict, checked, mapping_with_text_keys, nested, rule, shown
 from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig, TrialConfig
 
+MOST_MEASURES = 100
+
 
 def _data_config(data: Any) -> DataConfig:
     data = {"name": data} if isinstance(data, str) else mapping_with_text_keys(data, "data")
@@ -69,16 +71,20 @@ def _data_config(data: Any) -> DataConfig:
 def _measures(data: Any) -> tuple[Call, ...]:
     if not isinstance(data, list):
         raise rule(f"measures must be a list, but got {shown(data)}")
+    if len(data) > MOST_MEASURES:
+        raise rule(f"a study has at most {MOST_MEASURES} measures, but got {len(data):,}")
     mistakes, calls = Mistakes(), []
     for index, item in enumerate(data):
         calls.append(mistakes.under((index,), partial(constant_call, "measure", item)))
     mistakes.raise_any()
     found = tuple(call for call in calls if call is not None)
+    reporting: dict[str, int] = {}
     for index, call in enumerate(found):
-        for earlier in range(index):
-            twice = declared_metrics((call,)).keys() & declared_metrics((found[earlier],))
-            if twice:
-                mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
+        metrics = declared_metrics((call,))
+        if twice := metrics.keys() & reporting.keys():
+            earlier = reporting[min(twice)]
+            mistakes.add((index,), f"reports {min(twice)}, as measures.{earlier} does: keep one of the two")
+        reporting = dict.fromkeys(metrics, index) | reporting
     mistakes.raise_any()
     return found
 

@@ -14,13 +14,13 @@ from equitune.spec.strict import Strict
 class TrainingConfig(Arguments):
     """How a trial trains."""
 
-    epochs: Annotated[int, Field(ge=1)] = 10
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     symmetry_penalty: Annotated[float, Field(ge=0)] = 0.0  # times the mean squared amount of the layers
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -45,7 +45,7 @@ class DataConfig(Strict):
     task: Literal["class", "turned", "half_turn", "axis", "six_nine", "quadrant", "placed"] = "class"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # where the data set has no test split of its own
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None  # at most so many images before the splits
     root: str | None = None  # None: --data-root, EQUITUNE_DATA or ./data
     args: Values = {}

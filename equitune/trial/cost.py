@@ -1,5 +1,6 @@
 """What a trial will cost, before it runs: its size, its multiply-adds, and a guess at its seconds."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from equitune.trial.build import build_augmentation, chosen_width, count_paramet
 from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
 from equitune.trial.split import DeviceSplit
+
+MOST_VALUES = 2**25  # of the images of a step that is timed: 223 of 3 x 224 x 224
+SLOW_S = 2.0  # a pass so long is not timed again
 
 
 class OutsideBounds(Infeasible):
@@ -66,18 +70,24 @@ def require_network(config: TrialConfig, shape: tuple[int, int, int], classes: i
 
 
 def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], classes: int, steps: int = 3) -> float:
-    """Times a few training steps of the configured network on random images."""
+    """Times a few training steps of the configured network on random images: with fewer a step where they are huge."""
     make_deterministic(config.device)
     model = initial_model(config, shape, classes).to(config.device)
-    n = config.training.batch_size * steps
-    images = torch.randint(0, 256, (n, *config.input.shape_of(shape)), dtype=torch.uint8, device=config.device)
+    sides = config.input.shape_of(shape)
+    training = config.training
+    if training.batch_size * math.prod(sides) > MOST_VALUES:
+        training = training.model_copy(update={"batch_size": max(2, MOST_VALUES // math.prod(sides))})
+    n = training.batch_size * steps
+    images = torch.randint(0, 256, (n, *sides), dtype=torch.uint8, device=config.device)
     split = DeviceSplit(images, torch.randint(0, classes, (n,), device=config.device))
-    optimizer, augmentation = build_optimizer(model, config.training), build_augmentation(config)
+    optimizer, augmentation = build_optimizer(model, training), build_augmentation(config)
     generator = torch.Generator(config.device).manual_seed(0)
     for _ in range(2):  # the first pass warms up
         started = time.perf_counter()
-        train_epoch(model, split, augmentation, config.training, optimizer, generator)
+        train_epoch(model, split, augmentation, training, optimizer, generator)
         elapsed = time.perf_counter() - started
+        if elapsed > SLOW_S:
+            break
     return elapsed / n
 
 
