@@ -11,6 +11,7 @@ from equitune import catalog
 from equitune.datasets._splits import declared_shape, load_splits
 from equitune.errors import UserError
 from equitune.search.feasible import require_networks
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.space import Call, filled
 from equitune.spec.trial import DataConfig
@@ -149,7 +150,7 @@ def test_no_group_asks_for_a_width_that_it_divides(model: str, width: int) -> No
     small = {"depth": 8} if model == "resnet" else {}
     for prior in catalog.parts(model, "prior"):
         call = filled("model", Call(name=model, args={"width": width, **small}))
-        network = assembled(call, {"prior": filled("prior", Call(name=prior))}, (3, 8, 8), 5)
+        network = assembled(call, {"prior": filled("prior", Call(name=prior))}, DataShape((3, 8, 8), 5))
         with torch.inference_mode():
             assert network.eval()(torch.rand(2, 3, 8, 8)).shape == (2, 5), prior
 
@@ -164,17 +165,17 @@ def test_no_group_asks_for_a_width_that_it_divides(model: str, width: int) -> No
 )
 def test_what_data_declare_is_what_they_load(config: DataConfig) -> None:
     splits = load_splits(config)
-    assert declared_shape(config) == (splits.shape, len(splits.class_names))
+    assert declared_shape(config) == splits.data_shape
 
 
 @pytest.mark.parametrize("name", catalog.names("dataset"))
 def test_every_data_set_declares_its_shape(name: str) -> None:
-    shape, classes = declared_shape(DataConfig(name=name))
-    assert len(shape) == 3
-    assert shape[1] == shape[2]
-    assert classes >= 2
+    declared = declared_shape(DataConfig(name=name))
+    assert len(declared.image) == 3
+    assert declared.image[1] == declared.image[2]
+    assert declared.classes >= 2
 
 
 def test_a_folder_declares_what_it_is_asked_for() -> None:
-    assert declared_shape(DataConfig(name="imagefolder", args={"size": 64, "grey": True}))[0] == (1, 64, 64)
-    assert declared_shape(DataConfig(name="imagefolder", args={"size": 24, "grey": False}))[0] == (3, 24, 24)
+    assert declared_shape(DataConfig(name="imagefolder", args={"size": 64, "grey": True})).image == (1, 64, 64)
+    assert declared_shape(DataConfig(name="imagefolder", args={"size": 24, "grey": False})).image == (3, 24, 24)
