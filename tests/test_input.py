@@ -86,7 +86,7 @@ def test_a_trial_at_a_size_is_that_trial_on_data_of_the_size(small_config: Trial
         small_data,
         train=replace(small_data.train, pixels=resized(small_data.train.pixels, 13)),
         validation=replace(small_data.validation, pixels=resized(small_data.validation.pixels, 13)),
-        shape=(1, 13, 13),
+        data_shape=DataShape((1, 13, 13), 10),
     )
     mean, std = moments(own.train.pixels.numpy())
     own = replace(own, mean=mean, std=std)
