@@ -30,7 +30,7 @@ from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.resources import Resources, Size
 from equitune.spec.trial import TrialConfig
-from equitune.trial import memory, run
+from equitune.trial import blueprint, memory, run
 from equitune.trial.blueprint import describe
 from equitune.trial.build import initial_model
 from equitune.trial.memory import GIB, Footprint, cap_memory, saved_bytes
@@ -267,7 +267,7 @@ def placement(
     tmp_path: Path, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Placement]]:
     """A placement over a study's folder; each trial is predicted to hold one GiB, but for constants."""
-    monkeypatch.setattr(memory, "footprint", lambda *_: Footprint(GIB, 0, 0, 0, 0))
+    monkeypatch.setattr(blueprint, "footprint_of", lambda *_: Footprint(GIB, 0, 0, 0, 0))
     monkeypatch.setattr(search_resources, "_predicted", {})
 
     def placed(resources: Resources, device_gib: float = 16.0) -> Placement:
