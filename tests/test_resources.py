@@ -308,13 +308,13 @@ def test_placement_by_size(
 ) -> None:
     place = placement(SIZES)
     for parameters, gpu in ((10, 0.25), (2_000_000, 0.5)):
-        monkeypatch.setattr(memory, "num_parameters", lambda *_, parameters=parameters: parameters)
+        monkeypatch.setattr(blueprint.Blueprint, "parameters", parameters)
         assert place.request(small_config) == Request(1, gpu)
 
     def impossible(*_: Any) -> int:
         raise Infeasible("no such network")
 
-    monkeypatch.setattr(memory, "num_parameters", impossible)
+    monkeypatch.setattr(blueprint, "describe", impossible)
     assert place.request(small_config) == Request(1, 0.25)
 
 
