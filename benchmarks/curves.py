@@ -17,8 +17,8 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.results import Epoch
 from equitune.spec.load import load_study
 from equitune.spec.trial import TrialConfig
+from equitune.trial.blueprint import describe
 from equitune.trial.build import DeviceData, build_augmentation, build_model, to_device
-from equitune.trial.cost import network_cost
 from equitune.trial.device import make_deterministic
 from equitune.trial.fit import fit
 from equitune.trial.rung import Rungs
@@ -51,7 +51,7 @@ def learn(config: TrialConfig, data: DeviceData) -> list[Epoch]:
         config.training,
         seed=config.seed,
         on_epoch=epochs.append,
-        at_rung=Rungs(config, validation, network_cost(config, data.shape, data.classes)).metrics,
+        at_rung=Rungs(config, validation, describe(config, data.data_shape).cost).metrics,
     )
     return epochs
 

@@ -21,6 +21,7 @@ from equitune.report.front import write_page
 from equitune.report.machine import as_json
 from equitune.report.profile import write_profile
 from equitune.report.terminal import front_table
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.space import Call
 from equitune.spec.study import StudySpec
@@ -52,7 +53,7 @@ NAMES = [name for name in catalog.names("prior") if "learned" in catalog.describ
 def network(name: str, **args: object) -> nn.Module:
     model = next(model for model in ("resnet", "vit") if name in catalog.parts(model, "prior"))
     size: dict[str, int] = {"depth": 8, "width": 2} if model == "resnet" else {"depth": 2, "width": 8}
-    return assembled(Call(name=model, args=size), {"prior": Call(name=name, args=args)}, (1, 16, 16), 10)
+    return assembled(Call(name=model, args=size), {"prior": Call(name=name, args=args)}, DataShape((1, 16, 16), 10))
 
 
 def stripes(by_direction: bool, n: int = 256, side: int = 17) -> DeviceData:
@@ -68,7 +69,7 @@ def stripes(by_direction: bool, n: int = 256, side: int = 17) -> DeviceData:
     images = torch.where(turned[:, None, None, None], images.transpose(2, 3), images)
     pixels = (127 * (1 + images)).to(torch.uint8).contiguous()
     split = DeviceSplit(pixels, (turned if by_direction else wide).long())
-    return DeviceData(split, split, (1, side, side), 2, (0.5,), (0.35,))
+    return DeviceData(split, split, DataShape((1, side, side), 2), (0.5,), (0.35,))
 
 
 def trial(
@@ -129,7 +130,7 @@ def test_a_layer_that_stays_free_has_the_amount_that_its_weights_tell(small_conf
     found = trial(small_config, "relaxed_p4", data, {"epochs": 1}, spread=0.5, learned=False).amounts
     torch.manual_seed(small_config.seed)
     untrained = assembled(
-        small_config.model, {"prior": Call(name="relaxed_p4", args={"spread": 0.5, "learned": False})}, data.shape, 2
+        small_config.model, {"prior": Call(name="relaxed_p4", args={"spread": 0.5, "learned": False})}, data.data_shape
     )
     assert len(found) == 9
     for path, amount in found.items():

@@ -17,11 +17,12 @@ from equitune.groups.relaxable import symmetry_penalty
 from equitune.groups.resample import affine
 from equitune.records.folder import TrialFolder
 from equitune.records.results import Amount
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
+from equitune.trial.blueprint import describe
 from equitune.trial.build import DeviceData, assembled, chosen_width, initial_model, to_device
-from equitune.trial.exact import predict_exact
 from equitune.trial.run import run_trial
 
 NAMES = catalog.names("averaging")
@@ -29,7 +30,9 @@ FULL_TURN = math.log(math.expm1(2 * math.pi))  # softplus of it is 2 pi
 
 
 def network() -> nn.Module:
-    model = assembled(Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="conv")}, (1, 16, 16), 10)
+    model = assembled(
+        Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="conv")}, DataShape((1, 16, 16), 10)
+    )
     model(torch.rand(8, 1, 16, 16))  # a batch norm that has seen images
     return model.eval()
 
@@ -79,7 +82,9 @@ def test_the_model_within_is_trained_and_starts_as_it_would_alone(name: str) -> 
 )  # whose networks are large
 def test_every_model_can_be_averaged(name: str, model: str) -> None:
     priors = catalog.parts(model, "prior")
-    net = averaging(name, assembled(Call(name=model), {"prior": Call(name=priors[0])}, (1, 16, 16), 10)).eval()
+    net = averaging(
+        name, assembled(Call(name=model), {"prior": Call(name=priors[0])}, DataShape((1, 16, 16), 10))
+    ).eval()
     assert net(torch.rand(2, 1, 16, 16)).shape == (2, 10)
 
 
@@ -111,9 +116,9 @@ def test_a_trial_is_averaged_measured_and_said_to_be_unknown(name: str, tmp_path
         assert (metric.value is not None) == (metric.status == "ok")
         assert metric.value is not None or metric.reason
     assert result.metrics["translation_consistency"].value is not None
-    exactness = predict_exact(config, (1, 16, 16), 10)
+    exactness = describe(config, DataShape((1, 16, 16), 10)).exactness
     assert {each.broken_by for each in exactness.values()} == {f"network: nothing is known of averaging {name}"}
-    plain = predict_exact(config.model_copy(update={"averaging": None}), (1, 16, 16), 10)
+    plain = describe(config.model_copy(update={"averaging": None}), DataShape((1, 16, 16), 10)).exactness
     assert plain["translation"].broken_by != exactness["translation"].broken_by
 
 
@@ -121,11 +126,11 @@ def test_a_trial_is_averaged_measured_and_said_to_be_unknown(name: str, tmp_path
 def test_the_width_that_a_rule_chose_is_that_of_the_model_within(name: str, tmp_path: Path) -> None:
     text = STUDY.format(name=name, measures="").replace("width: 2", "width: 8, width_rule: equal_parameters")
     config = config_of(tmp_path / "study.yaml", text + "prior: p4\n")
-    width = chosen_width(config, initial_model(config, (1, 16, 16), 10))
+    width = chosen_width(config, initial_model(config, DataShape((1, 16, 16), 10)))
     assert width is not None
     assert width < 8
     alone = config.model_copy(update={"averaging": None})
-    assert chosen_width(alone, initial_model(alone, (1, 16, 16), 10)) == width
+    assert chosen_width(alone, initial_model(alone, DataShape((1, 16, 16), 10))) == width
 
 
 def test_a_study_without_an_averaging_is_what_it_was(study_file: Callable[..., Path]) -> None:

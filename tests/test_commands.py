@@ -24,6 +24,7 @@ from equitune.records.reader import StudyReader
 from equitune.records.results import Measurement
 from equitune.report.table import trial_frame
 from equitune.search.study import begin
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -396,7 +397,7 @@ def test_networks_that_look_at_each_image_export_for_any_number_of_them(
     text = f"study: s\nmodel: {{name: resnet, depth: 8, width: 4}}\n{parts}\nobjectives: {{accuracy: maximize}}\n"
     (tmp_path / "study.yaml").write_text(text)
     config = load_study(tmp_path / "study.yaml").suggest(0, lambda name, distribution: 0)
-    model = initial_model(config, (3, 16, 16), 10).eval()
+    model = initial_model(config, DataShape((3, 16, 16), 10)).eval()
     notices = write_program(model, torch.rand(5, 3, 16, 16), tmp_path / "program.pt2")
     assert is_measurable == (not notices)
     assert all("`equitune measure` does not take its program.pt2" in notice for notice in notices)

@@ -36,11 +36,13 @@ from equitune.priors.orbit_c4 import OrbitConv
 from equitune.priors.rpp import ResidualPathway
 from equitune.priors.softeq import SoftConv2d
 from equitune.search.plan import Plan, PlannedTrial
+from equitune.spec.data_shape import DataShape
 from equitune.spec.space import Call, constant_call
 from equitune.spec.trial import DataConfig, TrainingConfig, TrialConfig
 from equitune.trial import exact
+from equitune.trial.blueprint import describe
 from equitune.trial.build import initial_model
-from equitune.trial.exact import Exactness, predict_exact
+from equitune.trial.exact import Exactness
 
 GATE = 1e-10  # in float64: rounding gives 1e-14, a border or a stride 1e-4 and more
 
@@ -102,12 +104,12 @@ def built(trial: TrialConfig, side: int, channels: int = 1) -> tuple[nn.Module, 
     """A network with random weights in float64, and what is said of it; None: there is no such network."""
     shape = (channels, side, side)
     try:
-        said = predict_exact(trial, shape, 10)
+        said = describe(trial, DataShape(shape, 10)).exactness
     except Infeasible:
         with pytest.raises(Infeasible):
-            initial_model(trial, shape, 10)
+            initial_model(trial, DataShape(shape, 10))
         return None
-    net = initial_model(trial, shape, 10).double()
+    net = initial_model(trial, DataShape(shape, 10)).double()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             module.momentum = 1.0
@@ -269,7 +271,7 @@ def test_a_false_rule_is_caught(twin: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert_agree(made[1][symmetry], seen, twin)
     monkeypatch.setattr(kind, rule, lambda *_: None)
     with pytest.raises(AssertionError, match="said None"):
-        assert_agree(predict_exact(trial, (channels, side, side), 10)[symmetry], seen, twin)
+        assert_agree(describe(trial, DataShape((channels, side, side), 10)).exactness[symmetry], seen, twin)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_a_false_rule_is_caught(twin: str, monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_it_names_what_training_may_break(trial: TrialConfig, side: int, symmetry: str, rule: str | None) -> None:
-    loosened = predict_exact(trial, (1, side, side), 10)[symmetry].loosened_by
+    loosened = describe(trial, DataShape((1, side, side), 10)).exactness[symmetry].loosened_by
     assert loosened is None if rule is None else loosened is not None and loosened.startswith(rule)
 
 
@@ -402,21 +404,21 @@ def test_so_it_is_for_turns_where_kernels_are_symmetric(name: str, side: int, mo
 def test_the_first_module_that_breaks_it_is_named_with_its_rule(
     trial: TrialConfig, side: int, symmetry: str, rule: str | None
 ) -> None:
-    assert predict_exact(trial, (1, side, side), 10)[symmetry].broken_by == rule
+    assert describe(trial, DataShape((1, side, side), 10)).exactness[symmetry].broken_by == rule
 
 
 def test_what_is_not_known_is_never_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = config("resnet", "conv", "circular", "stride").model_copy(
         update={"model": Call(name="timm", args={"architecture": "resnet10t"}), "prior": None, "downsampler": None}
     )
-    said = predict_exact(foreign, (3, 16, 16), 10)
+    said = describe(foreign, DataShape((3, 16, 16), 10)).exactness
     assert list(said) == ["translation", "translation_substride", "c4", "d4", "hue"]
     assert {each.broken_by for each in said.values()} == {"network: nothing is known of model timm"}
     averaged = config("resnet", "conv", "circular", "aps").model_copy(update={"averaging": Call(name="augerino")})
-    said = predict_exact(averaged, (1, 16, 16), 10)
+    said = describe(averaged, DataShape((1, 16, 16), 10)).exactness
     assert said["translation"].broken_by == "network: nothing is known of averaging augerino"
     monkeypatch.setattr(exact, "POINTWISE", tuple(kind for kind in exact.POINTWISE if kind is not nn.ReLU))
-    said = predict_exact(config("resnet", "conv", "circular", "stride"), (1, 16, 16), 10)
+    said = describe(config("resnet", "conv", "circular", "stride"), DataShape((1, 16, 16), 10)).exactness
     assert said["translation"].broken_by == "stages.0.0.relu: nothing is known of ReLU"
 
 
@@ -448,7 +450,7 @@ def test_a_dry_run_says_which_trials_are_exact_and_what_breaks_the_others(study_
 
 def test_a_dry_run_says_what_training_may_break() -> None:
     planned = [
-        PlannedTrial(trial, 1, 1.0, exact={"c4": predict_exact(trial, (1, 16, 16), 10)["c4"].verdict})
+        PlannedTrial(trial, 1, 1.0, exact={"c4": describe(trial, DataShape((1, 16, 16), 10)).exactness["c4"].verdict})
         for trial in (config("cnn", prior, "zero", "pool2") for prior in ("relaxed_p4", "p4", "conv"))
     ]
     assert list(Plan(planned, 3).exactness()) == [

@@ -12,10 +12,11 @@ from equitune.datasets._splits import declared_shape, load_splits
 from equitune.errors import UserError
 from equitune.search import feasible
 from equitune.search.feasible import require_networks
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.space import Call, filled
 from equitune.spec.trial import DataConfig
-from equitune.trial import cost
+from equitune.trial import blueprint
 from equitune.trial.build import assembled
 
 Write = Callable[..., Path]
@@ -151,7 +152,7 @@ def test_no_group_asks_for_a_width_that_it_divides(model: str, width: int) -> No
     small = {"depth": 8} if model == "resnet" else {}
     for prior in catalog.parts(model, "prior"):
         call = filled("model", Call(name=model, args={"width": width, **small}))
-        network = assembled(call, {"prior": filled("prior", Call(name=prior))}, (3, 8, 8), 5)
+        network = assembled(call, {"prior": filled("prior", Call(name=prior))}, DataShape((3, 8, 8), 5))
         with torch.inference_mode():
             assert network.eval()(torch.rand(2, 3, 8, 8)).shape == (2, 5), prior
 
@@ -166,20 +167,20 @@ def test_no_group_asks_for_a_width_that_it_divides(model: str, width: int) -> No
 )
 def test_what_data_declare_is_what_they_load(config: DataConfig) -> None:
     splits = load_splits(config)
-    assert declared_shape(config) == (splits.shape, len(splits.class_names))
+    assert declared_shape(config) == splits.data_shape
 
 
 @pytest.mark.parametrize("name", catalog.names("dataset"))
 def test_every_data_set_declares_its_shape(name: str) -> None:
-    shape, classes = declared_shape(DataConfig(name=name))
-    assert len(shape) == 3
-    assert shape[1] == shape[2]
-    assert classes >= 2
+    declared = declared_shape(DataConfig(name=name))
+    assert len(declared.image) == 3
+    assert declared.image[1] == declared.image[2]
+    assert declared.classes >= 2
 
 
 def test_a_folder_declares_what_it_is_asked_for() -> None:
-    assert declared_shape(DataConfig(name="imagefolder", args={"size": 64, "grey": True}))[0] == (1, 64, 64)
-    assert declared_shape(DataConfig(name="imagefolder", args={"size": 24, "grey": False}))[0] == (3, 24, 24)
+    assert declared_shape(DataConfig(name="imagefolder", args={"size": 64, "grey": True})).image == (1, 64, 64)
+    assert declared_shape(DataConfig(name="imagefolder", args={"size": 24, "grey": False})).image == (3, 24, 24)
 
 
 def test_a_long_list_of_values_is_checked_for_seconds_alone(
@@ -202,7 +203,7 @@ def test_deep_networks_are_built_a_few_times_alone(
     study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
-    monkeypatch.setattr(cost, "require_network", lambda config, *_: built.append(config.model.args["depth"]))
+    monkeypatch.setattr(blueprint, "describe", lambda config, *_: built.append(config.model.args["depth"]))
     depths = ", ".join(map(str, range(8, 1203, 6)))
     text = f"study: s\nmodel: {{name: resnet, width: 2, depth: {{choice: [{depths}]}}}}\nobjectives: {{accuracy: maximize}}\n"
     load_study(study_file(text), (), require_networks)

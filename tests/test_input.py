@@ -17,14 +17,15 @@ from equitune.records.folder import StudyFolder, write_json
 from equitune.search import trainable
 from equitune.search.plan import require_feasible
 from equitune.search.trainable import MOST_SIZES, device_data
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.space import Call
 from equitune.spec.trial import InputConfig, TrialConfig
 from equitune.trial import split
+from equitune.trial.blueprint import describe
 from equitune.trial.build import DeviceData
 from equitune.trial.compare import measure_models
-from equitune.trial.cost import network_cost, require_network, train_seconds_per_image
-from equitune.trial.exact import predict_exact
+from equitune.trial.cost import train_seconds_per_image
 from equitune.trial.request import Request
 from equitune.trial.resize import at_size
 from equitune.trial.run import run_trial
@@ -85,7 +86,7 @@ def test_a_trial_at_a_size_is_that_trial_on_data_of_the_size(small_config: Trial
         small_data,
         train=replace(small_data.train, pixels=resized(small_data.train.pixels, 13)),
         validation=replace(small_data.validation, pixels=resized(small_data.validation.pixels, 13)),
-        shape=(1, 13, 13),
+        data_shape=DataShape((1, 13, 13), 10),
     )
     mean, std = moments(own.train.pixels.numpy())
     own = replace(own, mean=mean, std=std)
@@ -102,19 +103,19 @@ def test_a_trial_at_a_size_is_that_trial_on_data_of_the_size(small_config: Trial
 
 
 def test_all_that_asks_for_the_shape_is_told_the_trial_s(small_config: TrialConfig) -> None:
-    data, local = (1, 16, 16), at(small_config, 12, "local")
-    cost = network_cost(local, data, 10)
-    assert cost == network_cost(at(small_config, None, "local"), (1, 12, 12), 10)
-    assert cost != network_cost(at(small_config, None, "local"), data, 10)
-    assert train_seconds_per_image(local, data, 10, steps=1) > 0
+    data, local = DataShape((1, 16, 16), 10), at(small_config, 12, "local")
+    cost = describe(local, data).cost
+    assert cost == describe(at(small_config, None, "local"), DataShape((1, 12, 12), 10)).cost
+    assert cost != describe(at(small_config, None, "local"), data).cost
+    assert train_seconds_per_image(local, data, steps=1) > 0
     circular = at(small_config, None).model_copy(update={"prior": Call(name="conv", args={"padding": "circular"})})
-    assert predict_exact(circular, data, 10)["translation"].broken_by is None
-    odd = predict_exact(circular.model_copy(update={"input": InputConfig(size=15)}), data, 10)["translation"].broken_by
+    assert describe(circular, data).exactness["translation"].broken_by is None
+    odd = describe(circular.model_copy(update={"input": InputConfig(size=15)}), data).exactness["translation"].broken_by
     assert "does not divide the side of 15" in str(odd)
     pooled = at(small_config, 12).model_copy(update={"downsampler": Call(name="aps")})
-    require_network(pooled, data, 10)
+    describe(pooled, data)
     with pytest.raises(Infeasible, match="aps needs maps of even side, but got 13 x 13"):
-        require_network(pooled.model_copy(update={"input": InputConfig(size=13)}), data, 10)
+        describe(pooled.model_copy(update={"input": InputConfig(size=13)}), data)
 
 
 def test_a_worker_resizes_once_a_size_and_keeps_a_few(
@@ -205,7 +206,7 @@ def test_the_sizes_of_a_study_are_seen_in_its_plan_and_its_mistakes(study_file: 
             load_study(path, (override,))
         assert sentence in str(caught.value)
     with pytest.raises(UserError, match="no network of study sizes can be built for images of 5 x 5: a map of 2 x 2"):
-        require_feasible(load_study(path, ("model={name: cnn}", "input.size=5")), (1, 16, 16), 10)
+        require_feasible(load_study(path, ("model={name: cnn}", "input.size=5")), DataShape((1, 16, 16), 10))
 
 
 def test_studies_without_the_axis_are_what_they_were(

@@ -76,7 +76,7 @@ def study(tmp_path: Path, small_config: TrialConfig, small_data: DeviceData) -> 
 def test_a_recorded_trial_comes_with_its_weights_its_untrained_copy_and_its_data(
     study: Path, small_config: TrialConfig, small_data: DeviceData
 ) -> None:
-    subject = load("small/0", study, small_data.shape)
+    subject = load("small/0", study, small_data.data_shape.image)
     initial = build_model(small_config.model_copy(update={"seed": 5}), small_data)
     assert subject.untrained is not None
     for name, weight in initial.state_dict().items():

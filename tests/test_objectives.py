@@ -20,12 +20,13 @@ from equitune.report.machine import as_json
 from equitune.report.terminal import front_table, summary
 from equitune.search.plan import plan
 from equitune.search.study import begin, require_same_search
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.objectives import TRIAL_METRICS, UNMEASURED, Bound
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
+from equitune.trial.blueprint import describe
 from equitune.trial.build import DeviceData
-from equitune.trial.cost import network_cost
 from equitune.trial.run import run_trial
 
 Write = Callable[..., Path]
@@ -167,7 +168,7 @@ def test_a_reason_names_the_value_and_the_bound() -> None:
 def test_a_trial_reports_what_it_costs(small_config: TrialConfig, small_data: DeviceData) -> None:
     epochs: list[Epoch] = []
     result = run_trial(small_config, small_data, on_epoch=epochs.append)
-    cost = network_cost(small_config, small_data.shape, small_data.classes)
+    cost = describe(small_config, small_data.data_shape).cost
     assert set(TRIAL_METRICS) <= set(result.metrics)
     assert result.metrics["parameters"].value == cost.parameters
     assert result.metrics["multiply_adds"].value == cost.multiply_adds
@@ -220,7 +221,7 @@ def test_the_dry_run_says_what_costs_too_much(small_spec: StudySpec, small_split
     trials = plan(constrained(small_spec, **bounds), small_splits).trials  # type: ignore[arg-type]
     by_width = {trial.config.params["model.width"]: trial for trial in trials}
     assert by_width[2].reason is None
-    cost = network_cost(by_width[4].config, (1, 16, 16), 10).multiply_adds
+    cost = describe(by_width[4].config, DataShape((1, 16, 16), 10)).cost.multiply_adds
     assert by_width[4].reason == f"multiply_adds: {cost:,} is above at_most 60,000"
 
 

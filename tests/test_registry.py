@@ -23,6 +23,7 @@ from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
+from equitune.spec.data_shape import DataShape
 from equitune.spec.study import StudySpec
 from equitune.tracking.projector import Projector
 from equitune.tracking.registry import register_front
@@ -45,7 +46,7 @@ def invent_networks(path: Path, spec: StudySpec, num_trials: int) -> StudyFolder
 
 def give_weights(folder: StudyFolder, number: int) -> None:
     trial = StudyReader(folder).read().trials[number]
-    model = initial_model(trial.config, SHAPE, 10)
+    model = initial_model(trial.config, DataShape(SHAPE, 10))
     save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder.trial(number).weights)
 
 

@@ -26,12 +26,14 @@ from equitune.search.resources import (
     require_memory,
     share,
 )
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.resources import Resources, Size
 from equitune.spec.trial import TrialConfig
-from equitune.trial import memory, run
+from equitune.trial import blueprint, memory, run
+from equitune.trial.blueprint import describe
 from equitune.trial.build import initial_model
-from equitune.trial.memory import GIB, Footprint, cap_memory, footprint, num_parameters, saved_bytes
+from equitune.trial.memory import GIB, Footprint, cap_memory, saved_bytes
 from equitune.trial.run import run_trial
 
 SIZES = Resources(cpu=1, gpu=0.25, sizes=(Size(parameters=1e6, gpu=0.5), Size(parameters=1e7, gpu=1, cpu=4)))
@@ -206,7 +208,7 @@ def saved_in_graph(loss: Tensor, owned: set[int]) -> int:
 
 
 def on_cpu(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> int:
-    model = initial_model(config, shape, classes).train()
+    model = initial_model(config, DataShape(shape, classes)).train()
     n = config.training.batch_size
     loss = functional.cross_entropy(model(torch.rand(n, *shape)), torch.zeros(n, dtype=torch.int64))
     return saved_in_graph(loss, {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()})
@@ -225,14 +227,14 @@ MODELS = [
 def test_predicted_activations_are_what_autograd_saves(model: str, study_file: Callable[..., Path]) -> None:
     text = f"study: m\nmodel: {model}\ntraining: {{batch_size: 16}}\nobjectives: {{accuracy: maximize}}\n"
     config = load_study(study_file(text)).suggest(0, lambda name, distribution: 0)
-    said = footprint(config, (1, 12, 12), 10)
+    said = describe(config, DataShape((1, 12, 12), 10)).footprint
     held = on_cpu(config, (1, 12, 12), 10)
     # Kernels of the CPU keep a little more or less than the meta device does: statistics of norms, indices of pools.
     assert said.activations == pytest.approx(held, rel=0.05)
     half = config.model_copy(update={"training": config.training.model_copy(update={"batch_size": 8})})
-    of_half = footprint(
-        half, (1, 12, 12), 10
-    ).activations  # not one half: kernels that are made of weights are kept, too
+    of_half = describe(
+        half, DataShape((1, 12, 12), 10)
+    ).footprint.activations  # not one half: kernels that are made of weights are kept, too
     assert of_half < said.activations <= 2 * of_half
 
 
@@ -243,10 +245,10 @@ def test_a_chain_by_hand(small_config: TrialConfig) -> None:
     images.requires_grad_()  # now their gradient needs the weight, which nobody is said to own
     assert saved_bytes(lambda: linear(images).relu().square().sum(), ())[0] == kept + 4 * 3 * 4
     training = small_config.training
-    parameters = 4 * num_parameters(small_config, (1, 16, 16), 10)
+    parameters = 4 * describe(small_config, DataShape((1, 16, 16), 10)).parameters
     for changes, times in (({}, 2), ({"optimizer": "sgd"}, 1), ({"optimizer": "sgd", "momentum": 0.0}, 0)):
         config = small_config.model_copy(update={"training": training.model_copy(update=changes)})
-        said = footprint(config, (1, 16, 16), 10)
+        said = describe(config, DataShape((1, 16, 16), 10)).footprint
         assert (said.gradients, said.optimizer) == (parameters, times * parameters)
 
 
@@ -265,7 +267,7 @@ def placement(
     tmp_path: Path, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Placement]]:
     """A placement over a study's folder; each trial is predicted to hold one GiB, but for constants."""
-    monkeypatch.setattr(memory, "footprint", lambda *_: Footprint(GIB, 0, 0, 0, 0))
+    monkeypatch.setattr(blueprint, "footprint_of", lambda *_: Footprint(GIB, 0, 0, 0, 0))
     monkeypatch.setattr(search_resources, "_predicted", {})
 
     def placed(resources: Resources, device_gib: float = 16.0) -> Placement:
@@ -306,13 +308,13 @@ def test_placement_by_size(
 ) -> None:
     place = placement(SIZES)
     for parameters, gpu in ((10, 0.25), (2_000_000, 0.5)):
-        monkeypatch.setattr(memory, "num_parameters", lambda *_, parameters=parameters: parameters)
+        monkeypatch.setattr(blueprint.Blueprint, "parameters", parameters)
         assert place.request(small_config) == Request(1, gpu)
 
     def impossible(*_: Any) -> int:
         raise Infeasible("no such network")
 
-    monkeypatch.setattr(memory, "num_parameters", impossible)
+    monkeypatch.setattr(blueprint, "describe", impossible)
     assert place.request(small_config) == Request(1, 0.25)
 
 
@@ -349,9 +351,9 @@ def test_a_worker_sets_the_cap_before_each_trial(
     worker._cap_memory(small_config, request_of(SIZES, 0))
     assert cuda == []  # on the CPU there is nothing to limit
     on_gpu = small_config.model_copy(update={"device": "cuda"})
-    worker._cap_memory(on_gpu, request_for(on_gpu, SIZES, small_splits.shape, len(small_splits.class_names)))
+    worker._cap_memory(on_gpu, request_for(on_gpu, SIZES, small_splits.data_shape))
     capped = Resources(gpu=0.5, sizes=(Size(parameters=10, gpu_memory_gib=2),))
-    worker._cap_memory(on_gpu, request_for(on_gpu, capped, small_splits.shape, len(small_splits.class_names)))
+    worker._cap_memory(on_gpu, request_for(on_gpu, capped, small_splits.data_shape))
     assert cuda == [0.5 - memory.CONTEXT_GIB / 16, 2 / 16]
 
 

@@ -20,6 +20,7 @@ from equitune.search.plan import num_exact, proposals, require_feasible
 from equitune.search.searcher import StopAll, StudySearcher
 from equitune.search.storage import open_storage
 from equitune.search.study import begin, require_same_search
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import load_study
 from equitune.spec.objectives import UNMEASURED, Bound
 from equitune.spec.resources import Resources
@@ -327,11 +328,11 @@ def test_what_is_planned_is_what_is_asked(folder: StudyFolder, small_spec: Study
 
 def test_a_study_without_any_feasible_network_is_refused(study_file: Callable[..., Path]) -> None:
     path = study_file()
-    require_feasible(load_study(path, ("model.depth={choice: [8, 9]}",)), (1, 16, 16), 10)
+    require_feasible(load_study(path, ("model.depth={choice: [8, 9]}",)), DataShape((1, 16, 16), 10))
     with pytest.raises(
         UserError, match="no network of study small can be built for images of 16 x 16: the depth of a resnet"
     ):
-        require_feasible(load_study(path, ("model.depth=9",)), (1, 16, 16), 10)
+        require_feasible(load_study(path, ("model.depth=9",)), DataShape((1, 16, 16), 10))
 
 
 @pytest.mark.parametrize(

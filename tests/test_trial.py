@@ -14,11 +14,12 @@ from equitune.measures._evaluation import EvaluationSet
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import read_trial
 from equitune.records.results import Epoch, Epochs, TrialResult
+from equitune.spec.data_shape import DataShape
 from equitune.spec.objectives import BEFORE_TRAINING, Bound
 from equitune.spec.trial import TrainingConfig, TrialConfig
-from equitune.trial import run
+from equitune.trial import blueprint, run
+from equitune.trial.blueprint import describe
 from equitune.trial.build import DeviceData, build_model
-from equitune.trial.cost import network_cost
 from equitune.trial.fit import build_optimizer, learning_rate, num_batches, train_epoch
 from equitune.trial.run import run_trial
 from equitune.trial.test import measure_on_test
@@ -49,7 +50,7 @@ def test_what_is_said_of_a_network_is_recorded_and_never_costs_a_trial(
     def fails(*_: object) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(run, "predict_exact", fails)
+    monkeypatch.setattr(blueprint, "predict_exact", fails)
     without = run_trial(small_config, small_data)
     assert without.state == "COMPLETE"
     assert without.exact == {}
@@ -234,11 +235,11 @@ def test_one_step_is_that_of_plain_torch(small_data: DeviceData) -> None:
 
 
 def test_cost_is_counted_without_computing(small_config: TrialConfig) -> None:
-    cost = network_cost(small_config, (1, 16, 16), 10)
+    cost = describe(small_config, DataShape((1, 16, 16), 10)).cost
     model = small_config.model_copy(
         update={"model": small_config.model.model_copy(update={"args": {"depth": 8, "width": 4}})}
     )
-    wider = network_cost(model, (1, 16, 16), 10)
+    wider = describe(model, DataShape((1, 16, 16), 10)).cost
     assert wider.parameters > cost.parameters
     # stem 9 * 256 * w, then per stage 2 (or 1.5) 3 x 3 layers: the convolutions of width w cost w^2, the stem w.
     assert 3 < wider.multiply_adds / cost.multiply_adds < 4

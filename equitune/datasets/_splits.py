@@ -15,6 +15,7 @@ from equitune.datasets._files import Files, Pixels, counted, histogram
 from equitune.datasets._tasks import num_classes, with_task
 from equitune.errors import UserError
 from equitune.spec.address import store_address
+from equitune.spec.data_shape import DataShape
 from equitune.spec.trial import DataConfig
 
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -60,6 +61,11 @@ class Splits:
         _, channels, height, width = self.train.pixels.shape
         return channels, height, width
 
+    @property
+    def data_shape(self) -> DataShape:
+        """The shape of the images with the number of classes."""
+        return DataShape(self.shape, len(self.class_names))
+
 
 def data_root(config: DataConfig) -> str:
     """Where data sets lie, a folder or a URL: the study's `data.root`, EQUITUNE_DATA (`--data-root`), or ./data."""
@@ -68,7 +74,7 @@ def data_root(config: DataConfig) -> str:
     return root if is_url(root) else os.path.expanduser(root)
 
 
-def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+def declared_shape(config: DataConfig) -> DataShape:
     """The shape (C, H, W) of a data set's images and the number of its classes, without loading any.
 
     A folder's classes are not counted; ten stand for them.
@@ -77,7 +83,7 @@ def declared_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     channels, side, _ = constants["SHAPE"]
     side = config.args.get("size", side)
     classes = num_classes(config.task, constants.get("CLASSES", 10))
-    return (1 if config.args.get("grey") else channels, side, side), classes
+    return DataShape((1 if config.args.get("grey") else channels, side, side), classes)
 
 
 def load_splits(config: DataConfig, say: Say = lambda sentence: None) -> Splits:

@@ -201,9 +201,9 @@ def attend(
     """Return the attendance of a study, which knows a hung worker by what its networks compute."""
 
     def work_of(config: TrialConfig) -> float:
-        from equitune.trial.cost import network_cost
+        from equitune.trial.blueprint import describe
 
-        return network_cost(config, splits.shape, len(splits.class_names)).multiply_adds
+        return describe(config, splits.data_shape).cost.multiply_adds
 
     watchdog = Watchdog(spec.resources.hung_after, work_of)
     found = Attendance(folder, watchdog, say, is_shared=is_shared, is_draining=lambda: engine.draining)

@@ -62,11 +62,11 @@ class _Builds:
 
     def __init__(self, spec: "StudySpec") -> None:
         self._spec = spec
-        self._shape, self._classes = declared_shape(spec.data)
+        self._data_shape = declared_shape(spec.data)
         self._known: dict[str, str | None] = {}
         self._num_tried = self._num_layers = 0
         self.first_reason = ""
-        self.first_sides = self._shape[1:]
+        self.first_sides = self._data_shape.image[1:]
 
     @property
     def is_spent(self) -> bool:
@@ -84,14 +84,14 @@ class _Builds:
         reason = self._known[key]
         if reason is not None and not self.first_reason:
             self.first_reason = reason
-            self.first_sides = config.input.shape_of(self._shape)[1:]
+            self.first_sides = config.input.shape_of(self._data_shape.image)[1:]
         return None if reason is not None else config.params
 
     def _why_not(self, config: "TrialConfig") -> str | None:
-        from equitune.trial.cost import require_network
+        from equitune.trial.blueprint import describe
 
         try:
-            require_network(config, self._shape, self._classes)
+            describe(config, self._data_shape)
         except Infeasible as error:
             return str(error)
         return None

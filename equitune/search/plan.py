@@ -10,6 +10,7 @@ import numpy as np
 from equitune.datasets._splits import Splits
 from equitune.errors import Infeasible, UserError
 from equitune.records.results import Verdict
+from equitune.spec.data_shape import DataShape
 from equitune.spec.space import Choice, Distribution, IntRange, Pick, Scalar
 from equitune.spec.study import StudySpec
 from equitune.spec.trial import TrialConfig
@@ -58,26 +59,26 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
     Raises:
         UserError: no network of the study can exist.
     """
-    from equitune.trial.cost import network_cost, train_seconds_per_image
-    from equitune.trial.exact import predict_exact
+    from equitune.trial.blueprint import describe
+    from equitune.trial.cost import train_seconds_per_image
 
-    shape, classes = splits.shape, len(splits.class_names)
-    require_feasible(spec, shape, classes)
+    require_feasible(spec, splits.data_shape)
     trials: list[PlannedTrial] = []
     seconds_per_multiply_add = None
     for config in proposals(spec):
         try:
-            cost = network_cost(config, shape, classes)
+            blueprint = describe(config, splits.data_shape)
+            cost = blueprint.cost
             cost.require_within(config.bounds)
         except Infeasible as error:
             trials.append(PlannedTrial(config, None, None, str(error)))
             continue
         if seconds_per_multiply_add is None:
-            seconds_per_multiply_add = train_seconds_per_image(config, shape, classes) / cost.multiply_adds
+            seconds_per_multiply_add = train_seconds_per_image(config, splits.data_shape) / cost.multiply_adds
         passes = MEASURE_PASSES / 3 * len(config.measures)  # a forward pass is a third of a training step
         images = config.training.epochs * len(splits.train) + passes * len(splits.validation)
         seconds = images * cost.multiply_adds * seconds_per_multiply_add
-        exact = {symmetry: said.verdict for symmetry, said in predict_exact(config, shape, classes).items()}
+        exact = {symmetry: said.verdict for symmetry, said in blueprint.exactness.items()}
         trials.append(PlannedTrial(config, cost.parameters, seconds, exact=exact, width=cost.width))
     return Plan(trials, num_exact(spec))
 
@@ -105,21 +106,21 @@ def num_exact(spec: StudySpec) -> int:
     return num_independent(spec.search)
 
 
-def require_feasible(spec: StudySpec, shape: tuple[int, int, int], classes: int) -> None:
+def require_feasible(spec: StudySpec, data_shape: DataShape) -> None:
     """Refuses a study none of whose networks can be built; a few infeasible ones are left to the search.
 
     Raises:
         UserError: with the reason.
     """
-    from equitune.trial.cost import require_network
+    from equitune.trial.blueprint import describe
 
     reasons: list[tuple[str, str]] = []
     for draw in range(TRIES):
         try:
             config = spec.suggest(draw, random_pick(draw))
-            require_network(config, shape, classes)
+            describe(config, data_shape)
         except Infeasible as error:
-            reasons.append((" x ".join(map(str, config.input.shape_of(shape)[1:])), str(error)))
+            reasons.append((" x ".join(map(str, config.input.shape_of(data_shape.image)[1:])), str(error)))
         else:
             return
     sides, reason = reasons[0]

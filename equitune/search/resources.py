@@ -12,6 +12,7 @@ from equitune.records.checked import DamagedError
 from equitune.records.folder import StudyFolder
 from equitune.records.place import place_of
 from equitune.records.reader import read_trial
+from equitune.spec.data_shape import DataShape
 from equitune.spec.resources import Resources
 from equitune.spec.trial import TrialConfig
 
@@ -53,12 +54,12 @@ def request_of(resources: Resources, parameters: int) -> Request:
     return Request(cpu, gpu, memory_gib, int(gpu) if gpu > 1 else workers)
 
 
-def request_for(config: TrialConfig, resources: Resources, shape: tuple[int, int, int], classes: int) -> Request:
+def request_for(config: TrialConfig, resources: Resources, data_shape: DataShape) -> Request:
     """What a trial asks for, a GPU's share at `auto` aside; a network that cannot exist ends at once: the least."""
-    from equitune.trial.memory import num_parameters
+    from equitune.trial.blueprint import describe
 
     try:
-        parameters = num_parameters(config, shape, classes) if resources.sizes else 0
+        parameters = describe(config, data_shape).parameters if resources.sizes else 0
     except Infeasible:
         parameters = 0  # it ends at once
     return request_of(resources, parameters)
@@ -125,7 +126,7 @@ class Placement:
 
     def __init__(self, resources: Resources, folder: StudyFolder, splits: Splits, device_gib: float = 0.0) -> None:
         self._resources, self._path, self._device_gib = resources, folder.path, device_gib
-        self._shape, self._classes = splits.shape, len(splits.class_names)
+        self._data_shape = splits.data_shape
         on_device = (split for split in (splits.train, splits.validation) if not isinstance(split.pixels, Files))
         self._images = sum(map(len, on_device))
 
@@ -135,7 +136,7 @@ class Placement:
 
     def request(self, config: TrialConfig) -> Request:
         """What a trial asks for; of a network that cannot exist the least, for it ends at once."""
-        request = request_for(config, self._resources, self._shape, self._classes)
+        request = request_for(config, self._resources, self._data_shape)
         if self._resources.gpu != "auto":
             return request
         try:
@@ -152,13 +153,15 @@ class Placement:
 
     def predicted_gib(self, config: TrialConfig) -> float:
         """What torch will allocate for a trial at its peak, the data on the GPU included."""
-        from equitune.trial.memory import GIB, WORKSPACE_GIB, footprint
+        from equitune.trial.blueprint import describe
+        from equitune.trial.memory import GIB, WORKSPACE_GIB
 
         key = (str(self._path), config.number)
         if key not in _predicted:
-            sides = {self._shape, config.input.shape_of(self._shape)}  # resized images lie beside the others
-            data = self._images * sum(math.prod(shape) for shape in sides) + 8 * self._images * len(sides)
-            _predicted[key] = (footprint(config, self._shape, self._classes).total + data) / GIB + WORKSPACE_GIB
+            shape = self._data_shape.image
+            sides = {shape, config.input.shape_of(shape)}  # resized images lie beside the others
+            data = self._images * sum(math.prod(side) for side in sides) + 8 * self._images * len(sides)
+            _predicted[key] = (describe(config, self._data_shape).footprint.total + data) / GIB + WORKSPACE_GIB
         return _predicted[key]
 
     def _measured(self, before: int) -> list[tuple[TrialConfig, float]]:

@@ -94,7 +94,7 @@ def run_study(
                 require_ray(address)
             say(f"loading {spec.data.name}")
             splits = load_splits(spec.data, say)
-            require_feasible(spec, splits.shape, len(splits.class_names))
+            require_feasible(spec, splits.data_shape)
             from equitune.search.extend import adapted  # imports optuna, most of a second
             from equitune.search.storage import storage_at
             from equitune.search.warm_start import warmly_begun

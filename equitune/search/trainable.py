@@ -55,7 +55,7 @@ def trainable(
 def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: str, shared: tuple[Any, ...]) -> None:
     folder = TrialFolder(place_of(config["folder"], is_known=True), token=token)
     trial = TrialConfig.from_json_text(config.get("trial") or folder.config.read_text())
-    request = request_for(trial, resources, splits.shape, len(splits.class_names))
+    request = request_for(trial, resources, splits.data_shape)
     if config.get("test"):
         _cap_memory(trial, request)
         tune.report({"test": _test(folder, splits, request.cpu)})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from equitune import catalog
 from equitune.datasets._splits import Splits
 from equitune.groups.averaging import Averaging
+from equitune.spec.data_shape import DataShape
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 from equitune.trial.split import AnySplit, move
@@ -23,8 +24,7 @@ class DeviceData:
 
     train: AnySplit
     validation: AnySplit
-    shape: tuple[int, int, int]
-    classes: int
+    data_shape: DataShape
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -43,8 +43,7 @@ def to_device(splits: Splits, device: str, processes: int | None = None) -> Devi
     return DeviceData(
         train=move(splits.train, device, processes),
         validation=move(splits.validation, device, processes),
-        shape=splits.shape,
-        classes=len(splits.class_names),
+        data_shape=splits.data_shape,
         mean=splits.mean,
         std=splits.std,
     )
@@ -56,7 +55,7 @@ def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
     Raises:
         Infeasible: no such network can exist for these data.
     """
-    model = initial_model(config, data.shape, data.classes)
+    model = initial_model(config, data.data_shape)
     model.normalise.use(torch.tensor(data.mean), torch.tensor(data.std))  # type: ignore[union-attr,operator]
     return placed(model, config.device)
 
@@ -68,10 +67,20 @@ def placed(model: nn.Module, device: str) -> nn.Module:
     return model.to(device)
 
 
-def initial_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def initial_model(config: TrialConfig, data_shape: DataShape) -> nn.Module:
     """The configured model before it has seen data of this shape, on the current default device."""
     torch.manual_seed(config.seed)
-    model = assembled(config.model, parts_of(config), config.input.shape_of(shape), classes)
+    return configured(config, data_shape)
+
+
+def configured(config: TrialConfig, data_shape: DataShape) -> nn.Module:
+    """The configured model on the current default device, its weights from the stream of random numbers as it is.
+
+    Raises:
+        Infeasible: no such network can exist for these data.
+    """
+    seen = DataShape(config.input.shape_of(data_shape.image), data_shape.classes)
+    model = assembled(config.model, parts_of(config), seen)
     if config.averaging is None:
         return model
     averaged: nn.Module = catalog.entry("averaging", config.averaging.name)(model, **config.averaging.args)
@@ -83,22 +92,23 @@ def parts_of(config: TrialConfig) -> dict[str, Call]:
     return {part: call for part in catalog.PARTS if (call := getattr(config, part)) is not None}
 
 
-def assembled(model: Call, parts: dict[str, Call], shape: tuple[int, int, int], classes: int) -> nn.Module:
+def assembled(model: Call, parts: dict[str, Call], data_shape: DataShape) -> nn.Module:
     """A model with its parts and random initial weights.
 
     Args:
         model: a component of the catalogue.
         parts: what it is built of, by its part; where one is left out, the model has its own. A model without a prior
             brings its own layers.
-        shape: of the images, (C, H, W).
-        classes: of its scores.
+        data_shape: of the images that it sees, and of its scores.
 
     Raises:
         Infeasible: no such network can exist.
     """
     made = {part: catalog.entry(catalog.PARTS[part], call.name)(**call.args) for part, call in parts.items()}
     prior = made.pop("prior", None)
-    built: nn.Module = catalog.entry("model", model.name)(shape, classes, prior, **made, **model.args)
+    built: nn.Module = catalog.entry("model", model.name)(
+        data_shape.image, data_shape.classes, prior, **made, **model.args
+    )
     return built
 
 
@@ -122,7 +132,21 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def chosen_width(config: TrialConfig, model: nn.Module) -> int | None:
+def chosen_width(config: TrialConfig, network: nn.Module) -> int | None:
     """The width of a network whose rule has chosen another one than the configuration names."""
-    width: int | None = getattr(model.model if isinstance(model, Averaging) else model, "width", None)
+    width = _width_of(network)
     return None if width == config.model.args.get("width") else width
+
+
+def with_width(config: TrialConfig, network: nn.Module) -> TrialConfig:
+    """The configuration of the same network whose width stands in it, so that no rule looks for it again."""
+    if "width_rule" not in config.model.args:
+        return config
+    args = {name: value for name, value in config.model.args.items() if name != "width_rule"}
+    model = config.model.model_copy(update={"args": args | {"width": _width_of(network)}})
+    return config.model_copy(update={"model": model})
+
+
+def _width_of(network: nn.Module) -> int | None:
+    width: int | None = getattr(network.model if isinstance(network, Averaging) else network, "width", None)
+    return width

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from equitune.errors import Infeasible
-from equitune.models._meta import on_meta
 from equitune.records.results import Measurement
+from equitune.spec.data_shape import DataShape
 from equitune.spec.objectives import BEFORE_TRAINING, Bound
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import build_augmentation, chosen_width, count_parameters, initial_model
+from equitune.trial.build import build_augmentation, initial_model
 from equitune.trial.device import make_deterministic
 from equitune.trial.fit import build_optimizer, train_epoch
 from equitune.trial.split import DeviceSplit
@@ -51,35 +51,17 @@ class Cost:
                 raise OutsideBounds(f"{name}: {reason}")
 
 
-def network_cost(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:
-    """Counts without computing: the network is built on torch's meta device, or on the CPU where it cannot be.
-
-    Raises:
-        Infeasible: no such network can exist for data of this shape.
-    """
-    return on_meta(lambda: _counted(config, shape, classes))
-
-
-def require_network(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> None:
-    """Builds the network without its weights.
-
-    Raises:
-        Infeasible: no such network can exist for data of this shape.
-    """
-    on_meta(lambda: initial_model(config, shape, classes))
-
-
-def train_seconds_per_image(config: TrialConfig, shape: tuple[int, int, int], classes: int, steps: int = 3) -> float:
-    """Times a few training steps of the configured network on random images: with fewer a step where they are huge."""
+def train_seconds_per_image(config: TrialConfig, data_shape: DataShape, steps: int = 3) -> float:
+    """Time a few training steps of the configured network on random images: with fewer a step where they are huge."""
     make_deterministic(config.device)
-    model = initial_model(config, shape, classes).to(config.device)
-    sides = config.input.shape_of(shape)
+    model = initial_model(config, data_shape).to(config.device)
+    shape = config.input.shape_of(data_shape.image)
     training = config.training
-    if training.batch_size * math.prod(sides) > MOST_VALUES:
-        training = training.model_copy(update={"batch_size": max(2, MOST_VALUES // math.prod(sides))})
+    if training.batch_size * math.prod(shape) > MOST_VALUES:
+        training = training.model_copy(update={"batch_size": max(2, MOST_VALUES // math.prod(shape))})
     n = training.batch_size * steps
-    images = torch.randint(0, 256, (n, *sides), dtype=torch.uint8, device=config.device)
-    split = DeviceSplit(images, torch.randint(0, classes, (n,), device=config.device))
+    images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, device=config.device)
+    split = DeviceSplit(images, torch.randint(0, data_shape.classes, (n,), device=config.device))
     optimizer, augmentation = build_optimizer(model, training), build_augmentation(config)
     generator = torch.Generator(config.device).manual_seed(0)
     for _ in range(2):  # the first pass warms up
@@ -99,10 +81,3 @@ def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module.eval()(torch.zeros(shape, device=device))
     return int(counter.get_total_flops()) // 2
-
-
-def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Cost:
-    with torch.inference_mode():
-        model = initial_model(config, shape, classes)
-        steps = multiply_adds(model, (1, *config.input.shape_of(shape)))
-    return Cost(count_parameters(model), steps, chosen_width(config, model))

@@ -6,6 +6,7 @@ never as exact.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,11 +17,9 @@ from equitune import catalog
 from equitune.groups.downsampler import Halving
 from equitune.groups.grid import PERMUTED_BY, Symmetry, of_free_kernels
 from equitune.groups.layout import Layout, Tokens
-from equitune.models._meta import on_meta
 from equitune.priors._plain import Lifted, OnMaps
 from equitune.records.results import Verdict
 from equitune.spec.trial import TrialConfig
-from equitune.trial.build import initial_model
 
 # What treats every position, channel and entry of a group axis alike, in evaluation, or gives an axis another name.
 POINTWISE = (nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.GELU, nn.Dropout, nn.Identity, nn.Unflatten)
@@ -53,28 +52,25 @@ class Exactness:
         return Verdict(broken_by=self.broken_by, loosened_by=self.loosened_by)
 
 
-def predict_exact(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> dict[str, Exactness]:
+def predict_exact(config: TrialConfig, network: nn.Module, image: tuple[int, int, int]) -> dict[str, Exactness]:
     """Each symmetry, and whether the configured network commutes with it at random weights.
 
     Of `translation_substride`, shifts by any number of pixels, only the class scores are judged. `hue` is left out
     where images have not three channels.
 
-    Raises:
-        Infeasible: no such network can exist.
+    Args:
+        config: names the parts of the network.
+        network: on the current default device; it is left in evaluation mode.
+        image: the shape (C, H, W) of what it sees.
     """
-    return on_meta(lambda: _predicted(config, shape, classes))
-
-
-def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> dict[str, Exactness]:
-    symmetries = [symmetry for symmetry in SYMMETRIES if symmetry != "hue" or shape[0] == 3]
+    symmetries = [symmetry for symmetry in SYMMETRIES if symmetry != "hue" or image[0] == 3]
     if not catalog.parts(config.model.name, "prior"):  # this program's own do nothing else between their modules
         rule = f"network: nothing is known of model {config.model.name}"
         return {symmetry: Exactness({"network": rule}) for symmetry in symmetries}
     if config.averaging:
         rule = f"network: nothing is known of averaging {config.averaging.name}"
         return {symmetry: Exactness({"network": rule}) for symmetry in symmetries}
-    model = initial_model(config, shape, classes).eval()
-    layers: dict[str, Layout] = model.layers  # type: ignore[assignment]
+    layers: dict[str, Layout] = network.layers  # type: ignore[assignment]
     features = next(iter(layers.values()))
     broken: dict[Symmetry, str | None] = dict.fromkeys(symmetries)
     loosened: dict[Symmetry, str | None] = dict.fromkeys(symmetries)
@@ -91,12 +87,14 @@ def _predicted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -
         for symmetry, rule in broken.items():
             found[symmetry][layer] = rule
 
-    for name, module in _parts(model):
-        module.register_forward_hook(lambda module, args, _, name=name: check(name, module, args[0]))
-    for layer in layers:
-        model.get_submodule(layer).register_forward_hook(lambda *_, layer=layer: note(layer))
-    with torch.inference_mode():
-        model(torch.zeros(1, *config.input.shape_of(shape)))
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, module in _parts(network):
+            hook = module.register_forward_hook(lambda module, args, _, name=name: check(name, module, args[0]))
+            hooks.enter_context(hook)
+        for layer in layers:
+            hook = network.get_submodule(layer).register_forward_hook(lambda *_, layer=layer: note(layer))
+            hooks.enter_context(hook)
+        network.eval()(torch.zeros(1, *image))
     output = list(layers)[-1]
     found["translation_substride"] = {output: found["translation_substride"][output]}
     return {

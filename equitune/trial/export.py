@@ -82,7 +82,7 @@ def trained(record: TrialRecord, source: TrialFolder, splits: Splits) -> tuple[n
     """
     require_weights(record, source)
     config = record.config.model_copy(update={"device": "cpu"})
-    model = initial_model(config, splits.shape, len(splits.class_names)).eval()
+    model = initial_model(config, splits.data_shape).eval()
     try:
         model.load_state_dict(read_tensors(source.weights))
     except (RuntimeError, SafetensorError) as error:

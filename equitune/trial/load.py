@@ -33,6 +33,7 @@ from equitune.records.place import Place
 from equitune.records.reader import read_trial
 from equitune.records.results import TrialResult
 from equitune.spec.call import checked_call, parsed
+from equitune.spec.data_shape import DataShape
 from equitune.spec.space import Call
 from equitune.spec.trial import TrialConfig
 from equitune.trial.build import assembled, initial_model, parts_of
@@ -138,7 +139,8 @@ def _from_trial(text: str, study: str, number: int, shape: Shape, classes: int, 
     config = read_trial(folder, brief=True).config
     if not folder.weights.is_file():
         raise UserError(f"{text} has no weights: {_how_it_stands(folder.result)}; name a trial that is COMPLETE")
-    build = partial(_built, text, partial(initial_model, config.model_copy(update={"device": "cpu"}), shape))
+    on_cpu = config.model_copy(update={"device": "cpu"})
+    build = partial(_built, text, lambda classes: initial_model(on_cpu, DataShape(shape, classes)))
     model, classes = fitted(text, build, read_weights(folder.weights), classes)
     provenance = {
         "trial": f"{study}/{number}",
@@ -180,7 +182,7 @@ def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subj
 
     def initial(classes: int) -> nn.Module:
         torch.manual_seed(seed)
-        model = assembled(model_call, parts, shape, classes)
+        model = assembled(model_call, parts, DataShape(shape, classes))
         for name, values in zip(("mean", "std"), getattr(model, "statistics", ()), strict=False):
             _normalise(model, name, values if len(values) == shape[0] else [sum(values) / len(values)])
         return model

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.models._meta import on_meta
-from equitune.spec.trial import TrainingConfig, TrialConfig
-from equitune.trial.build import count_parameters, initial_model
+from equitune.spec.trial import TrainingConfig
 
 GIB = 2**30
 # Assumptions, for none of them has been measured here; what trials measure corrects them.
@@ -36,27 +34,24 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + self.activations + self.working
 
 
-def num_parameters(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> int:
-    """The number of trainable weights of a trial's network, which is built without them.
-
-    Raises:
-        Infeasible: no such network can exist.
-    """
-    return on_meta(lambda: count_parameters(initial_model(config, shape, classes)))
-
-
-def footprint(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Footprint:
-    """Counts without computing, on torch's meta device; on the CPU, with real images, where that cannot be.
+def footprint_of(network: nn.Module, image: tuple[int, int, int], training: TrainingConfig) -> Footprint:
+    """Count what training a network holds; on the meta device nothing is computed.
 
     Args:
-        config: the trial's.
-        shape: of the data's images, (C, H, W).
-        classes: of the data.
-
-    Raises:
-        Infeasible: no such network can exist.
+        network: on the current default device; it is left in training mode.
+        image: the shape (C, H, W) of what it sees.
+        training: says the size of a batch and the optimizer.
     """
-    return on_meta(lambda: _counted(config, shape, classes))
+    network.train()
+    images = torch.zeros(training.batch_size, *image)
+    labels = torch.zeros(training.batch_size, dtype=torch.int64)
+
+    def forward() -> Tensor:
+        return functional.cross_entropy(network(images), labels)
+
+    kept, largest = saved_bytes(forward, (*network.parameters(), *network.buffers()))
+    weights, trained = _bytes(network.state_dict().values()), _bytes(_trained(network))
+    return Footprint(weights, trained, optimizer_states(training) * trained, kept, 2 * largest)
 
 
 def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> tuple[int, int]:
@@ -114,20 +109,6 @@ def reset_peak() -> None:
 def peak(device: str) -> dict[str, str]:
     """The most memory that was in use at once, for a trial's provenance; nothing on the CPU."""
     return {"peak_memory_mib": f"{torch.cuda.max_memory_allocated() / 2**20:.1f}"} if device == "cuda" else {}
-
-
-def _counted(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> Footprint:
-    model = initial_model(config, shape, classes).train()
-    n = config.training.batch_size
-    images = torch.zeros(n, *config.input.shape_of(shape))
-    labels = torch.zeros(n, dtype=torch.int64)
-
-    def forward() -> Tensor:
-        return functional.cross_entropy(model(images), labels)
-
-    kept, largest = saved_bytes(forward, (*model.parameters(), *model.buffers()))
-    weights, trained = _bytes(model.state_dict().values()), _bytes(_trained(model))
-    return Footprint(weights, trained, optimizer_states(config.training) * trained, kept, 2 * largest)
 
 
 def _trained(model: nn.Module) -> Iterable[Tensor]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from equitune.spec.data_shape import DataShape
 from equitune.spec.trial import InputConfig
 from equitune.trial.build import DeviceData
 from equitune.trial.split import split_at_size
@@ -13,9 +14,9 @@ def at_size(data: DeviceData, given: InputConfig) -> DeviceData:
     Mean and deviation are those of the resized training pixels: what the network is given has mean 0 and deviation 1
     at every size, as if the data had been of that size from the start.
     """
-    shape = given.shape_of(data.shape)
-    if shape == data.shape:
+    shape = DataShape(given.shape_of(data.data_shape.image), data.data_shape.classes)
+    if shape == data.data_shape:
         return data
     train, validation = (split_at_size(split, given) for split in (data.train, data.validation))
     mean, std = train.moments()
-    return replace(data, train=train, validation=validation, shape=shape, mean=mean, std=std)
+    return replace(data, train=train, validation=validation, data_shape=shape, mean=mean, std=std)

@@ -14,10 +14,9 @@ from equitune.records.folder import TrialFolder, write_json, write_whole
 from equitune.records.results import Measurement, TrialResult, Verdict
 from equitune.spec.trial import TrialConfig
 from equitune.trial.amounts import learned_amounts, relaxation
-from equitune.trial.build import DeviceData, build_augmentation, build_model, chosen_width
-from equitune.trial.cost import network_cost
+from equitune.trial.blueprint import Blueprint, describe
+from equitune.trial.build import DeviceData, build_augmentation, build_model
 from equitune.trial.device import is_out_of_memory, make_deterministic, provenance, require_sound
-from equitune.trial.exact import predict_exact
 from equitune.trial.fit import OnEpoch, fit
 from equitune.trial.measure import measure
 from equitune.trial.memory import peak, reset_peak
@@ -59,12 +58,13 @@ def run_trial(
     result = TrialResult(number=config.number, state="COMPLETE", provenance=known)
     try:
         data = at_size(data, config.input)
-        cost = network_cost(config, data.shape, data.classes)
-        result = result.model_copy(update={"exact": exactness(config, data), "metrics": cost.metrics()})
+        blueprint = describe(config, data.data_shape)
+        cost = blueprint.cost
+        result = result.model_copy(update={"exact": verdicts(blueprint), "metrics": cost.metrics()})
         cost.require_within(config.bounds)
-        model = build_model(config, data)
-        if width := chosen_width(config, model):
-            result = result.model_copy(update={"provenance": result.provenance | {"width": str(width)}})
+        model = blueprint.build(data)
+        if cost.width:
+            result = result.model_copy(update={"provenance": result.provenance | {"width": str(cost.width)}})
         clock.lap("build")
         validation = EvaluationSet(data.validation.pixels, data.validation.labels, "validation")
         augmentation = build_augmentation(config)
@@ -82,7 +82,7 @@ def run_trial(
                 ranks=ranks,
             )
         clock.lap("fit")
-        untrained = build_model(config, data)
+        untrained = blueprint.build(data)
         metrics, profile = measure(config, model, untrained, validation)
         amounts = learned_amounts(model, untrained)
         clock.lap("measure")
@@ -114,20 +114,19 @@ def run_trial(
     return result
 
 
-def exactness(config: TrialConfig, data: DeviceData) -> dict[str, Verdict]:
+def verdicts(blueprint: Blueprint) -> dict[str, Verdict]:
     """What is said of the network before it trains; nothing where that fails, since its training does not need it.
 
     Raises:
         Infeasible: no such network can exist.
     """
     try:
-        said = predict_exact(config, data.shape, data.classes)
+        return {symmetry: found.verdict for symmetry, found in blueprint.exactness.items()}
     except Infeasible:
         raise
     except Exception:
-        log.warning("nothing is said of the exactness of trial %d", config.number, exc_info=True)
+        log.warning("nothing is said of the exactness of trial %d", blueprint.config.number, exc_info=True)
         return {}
-    return {symmetry: found.verdict for symmetry, found in said.items()}
 
 
 def training_time(seconds: float) -> dict[str, Measurement]:

@@ -24,7 +24,7 @@ def measure_on_test(
         processes: that decode images which stay in files; None: as many as there are cores.
     """
     make_deterministic(config.device)
-    model = placed(initial_model(config, splits.shape, len(splits.class_names)), config.device)
+    model = placed(initial_model(config, splits.data_shape), config.device)
     model.load_state_dict(read_tensors(folder.weights, config.device))
     test = split_at_size(move(splits.test, config.device, processes), config.input)
     metrics, _ = measure(config, model, None, EvaluationSet(test.pixels, test.labels, "test"))
