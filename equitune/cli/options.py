@@ -4,11 +4,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from equitune.errors import PASSWORD, UserError
+from equitune.spec.shipped import find_study_file
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 TYPED = "EQUITUNE_TYPED"  # tells a job what was typed to submit it
 ENDED = "equitune ends with code {code}"  # the last line of a job
 DONE, TRIALS_FAILED, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130  # what the program ends with
+
+
+class StudyFile(click.Path):
+    """A study's YAML file, or the name of one that comes with the package."""
+
+    name = "file or name"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return find_study_file(Path(os.fsdecode(super().convert(value, param, ctx))))
+
 
 root_option = click.option(
     "--root",

@@ -13,6 +13,7 @@ from equitune.cli.options import (
     DONE,
     INTERRUPTED,
     TRIALS_FAILED,
+    StudyFile,
     data_root_option,
     extend_option,
     register_option,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=StudyFile(), metavar="FILE")
 @set_option
 @root_option
 @data_root_option
@@ -61,7 +62,11 @@ def search(
     storage: str | None,
     dry_run: bool,
 ) -> None:
-    """Run the study in FILE, or go on with it where it was interrupted."""
+    """Run the study in FILE, or resume it where it was interrupted.
+
+    FILE is a YAML file, or the name of a study that comes with equitune, such as `capacity`: `equitune catalog
+    searchspace` lists them.
+    """
     from equitune.records.folder import StudyFolder, studies_root
 
     spec = load(file, overrides, root)
@@ -89,7 +94,7 @@ def search(
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=StudyFile(), metavar="FILES")
 @set_option
 @root_option
 def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: str | None) -> None:

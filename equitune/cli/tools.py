@@ -21,6 +21,7 @@ from equitune.cli.options import (
     use_data_root,
 )
 from equitune.errors import UserError, without_passwords
+from equitune.spec.shipped import FOLDER, read_question, shipped_names
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
@@ -115,10 +116,13 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
 
 
 @click.command("catalog")
-@click.argument("kind", required=False, type=click.Choice(list(catalog.KINDS)))
+@click.argument("kind", required=False, type=click.Choice([*catalog.KINDS, "searchspace"]))
 def show_catalog(kind: str | None) -> None:
-    """List the components that a study may name, with their arguments."""
-    for each in [kind] if kind else catalog.KINDS:
+    """List the components that a study may name, with their arguments; and the studies that come with equitune."""
+    for each in [kind] if kind else [*catalog.KINDS, "searchspace"]:
+        if each == "searchspace":
+            _list_shipped()
+            continue
         click.echo(f"{each}")
         for name in catalog.names(each):
             component = catalog.describe(each, name)
@@ -126,6 +130,12 @@ def show_catalog(kind: str | None) -> None:
             for parameter, (_, default) in component.parameters.items():
                 given = "required" if default is ... else f"default {default!r}"
                 click.echo(f"      {parameter}: {component.annotations[parameter]}, {given}")
+
+
+def _list_shipped() -> None:
+    click.echo(f"searchspace (in {FOLDER})")
+    for name in shipped_names():
+        click.echo(f"  {name}: {read_question(name)}")
 
 
 @click.command()
