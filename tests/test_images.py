@@ -142,3 +142,21 @@ def test_every_database_address_names_its_driver() -> None:
 
 def test_the_jobs_study_is_valid() -> None:
     load_study(DEPLOY / "overlays/prod-job/study.yaml", ())
+
+
+CONSTRAINTS = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", ["common", "cpu", "cuda"])
+def test_an_image_holds_the_versions_that_everything_is_tested_with(lock: str) -> None:
+    locked = pins(IMAGES / f"trial/{lock}.lock")
+    assert {name: version.removesuffix("+cpu") for name, version in locked.items()}.items() <= CONSTRAINTS.items()
+
+
+def test_the_ranges_of_the_package_hold_the_versions_that_everything_is_tested_with() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    for requirement in map(Requirement, texts):
+        if requirement.name != "equitune":
+            name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            assert requirement.specifier.contains(CONSTRAINTS[name]), str(requirement)

@@ -53,5 +53,5 @@ def test_both_lines_of_set_up_begin_with_a_fresh_environment() -> None:
     setup = [line for line in LINES if "pip install" in line]
     assert len(setup) == 2
     for line in setup:
-        assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
-    assert "grep -m 1 -F \"pip install -q -e '.[dev]'\"" in (REPOSITORY / ".ci" / "run").read_text()
+        assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
+    assert "grep -m 1 -F \"pip install -q -c constraints.txt -e '.[dev]'\"" in (REPOSITORY / ".ci" / "run").read_text()

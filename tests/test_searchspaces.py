@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from equitune.errors import UserError
 from equitune.spec.load import load_study
+from equitune.spec.shipped import find_study_file, read_question, shipped_names
 
 REPOSITORY = Path(__file__).parent.parent
 FILES = sorted((REPOSITORY / "searchspaces").rglob("*.yaml"))
@@ -33,3 +35,19 @@ def test_the_same_file_runs_on_other_data(file: Path, name: str) -> None:
 def test_every_question_of_the_sources_has_a_study() -> None:
     asked = {"ablation", "augmentation", "capacity", "depth_vs_width", "full", "priors", "relaxed", "subsampling"}
     assert {file.stem for file in ON_DIGITS} == asked
+
+
+def test_a_study_that_comes_with_the_package_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in FILES:
+        name = file.relative_to(REPOSITORY / "searchspaces").with_suffix("")
+        assert load_study(find_study_file(name), ()) == load_study(file, ())
+    assert find_study_file(Path("capacity.yaml")) == Path("capacity.yaml")  # a file's name is a file's
+    (tmp_path / "capacity").write_text("a file of one's own comes first")
+    assert find_study_file(Path("capacity")) == Path("capacity")
+    assert {read_question(name)[-1] for name in shipped_names()} == {"?"}
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="no such file: .* comes with equitune: .*capacity, .*reproduce/relaxing_turns"):
+        load_study(find_study_file(Path("capacities")), ())

@@ -1,7 +1,7 @@
 """Writes the locks of both images, for Linux on x86-64 and Python 3.11: `python deploy/images/lock.py`, with `uv`.
 
 What a trial needs is locked twice, with torch for CPUs and with torch for CUDA. What both have in common is
-trial/common.lock, the rest trial/cpu.lock and trial/cuda.lock.
+trial/common.lock, the rest trial/cpu.lock and trial/cuda.lock. The versions are those of constraints.txt.
 """
 
 import re
@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 PLATFORM = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:"]
-PROGRAM = [str(HERE.parent.parent / "pyproject.toml"), "--extra", "postgres", "--extra", "s3"]
+PROGRAM = [str(REPOSITORY / "pyproject.toml"), "--extra", "postgres", "--extra", "s3"]
+PROGRAM += ["--constraint", str(REPOSITORY / "constraints.txt")]
 COMMENT = "# written by deploy/images/lock.py\n"
 
 

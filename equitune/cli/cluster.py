@@ -15,6 +15,7 @@ import click
 from equitune.cli.options import (
     INTERRUPTED,
     TYPED,
+    StudyFile,
     cluster_option,
     extend_option,
     register_option,
@@ -52,7 +53,7 @@ driver_option = click.option(
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=StudyFile(), metavar="FILE")
 @set_option
 @cluster_option
 @token_option

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +15,26 @@ from equitune.errors import PASSWORD, UserError
 from equitune.interrupts import ENDED as ENDED
 from equitune.interrupts import INTERRUPTED as INTERRUPTED
 from equitune.interrupts import TYPED as TYPED
+from equitune.spec.shipped import find_study_file
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
     from equitune.records.reader import StudyRecord
 
 DONE, TRIALS_FAILED, USERS_MISTAKE = 0, 1, 2  # what the program ends with, or INTERRUPTED
+
+
+class StudyFile(click.Path):
+    """A study's YAML file, or the name of one that comes with the package."""
+
+    name = "file or name"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return find_study_file(Path(os.fsdecode(super().convert(value, param, ctx))))
+
 
 root_option = click.option(
     "--root",

@@ -12,6 +12,7 @@ from equitune.cli.options import (
     DONE,
     INTERRUPTED,
     TRIALS_FAILED,
+    StudyFile,
     data_root_option,
     extend_option,
     register_option,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=StudyFile(), metavar="FILE")
 @set_option
 @root_option
 @data_root_option
@@ -62,7 +63,11 @@ def search(
     storage: str | None,
     dry_run: bool,
 ) -> None:
-    """Run the study in FILE, or go on with it where it was interrupted."""
+    """Run the study in FILE, or resume it where it was interrupted.
+
+    FILE is a YAML file, or the name of a study that comes with equitune, such as `capacity`: `equitune catalog
+    searchspace` lists them.
+    """
     from equitune.records.folder import StudyFolder, studies_root
 
     spec = load(file, overrides, root)
@@ -92,7 +97,7 @@ def search(
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=StudyFile(), metavar="FILES")
 @set_option
 @root_option
 def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: str | None) -> None:

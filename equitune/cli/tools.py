@@ -22,6 +22,7 @@ from equitune.cli.options import (
 )
 from equitune.cli.output import echo
 from equitune.errors import UserError, without_passwords
+from equitune.spec.shipped import FOLDER, read_question, shipped_names
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
@@ -116,10 +117,13 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
 
 
 @click.command("catalog")
-@click.argument("kind", required=False, type=click.Choice(list(catalog.KINDS)))
+@click.argument("kind", required=False, type=click.Choice([*catalog.KINDS, "searchspace"]))
 def show_catalog(kind: str | None) -> None:
-    """List the components that a study may name, with their arguments."""
-    for each in [kind] if kind else catalog.KINDS:
+    """List the components that a study may name, with their arguments; and the studies that come with equitune."""
+    for each in [kind] if kind else [*catalog.KINDS, "searchspace"]:
+        if each == "searchspace":
+            _list_shipped()
+            continue
         echo(f"{each}")
         for name in catalog.names(each):
             component = catalog.describe(each, name)
@@ -127,6 +131,12 @@ def show_catalog(kind: str | None) -> None:
             for parameter, (_, default) in component.parameters.items():
                 given = "required" if default is ... else f"default {default!r}"
                 echo(f"      {parameter}: {component.annotations[parameter]}, {given}")
+
+
+def _list_shipped() -> None:
+    echo(f"searchspace (in {FOLDER})")
+    for name in shipped_names():
+        echo(f"  {name}: {read_question(name)}")
 
 
 @click.command()

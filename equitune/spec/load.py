@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from equitune.catalog import shortened
 from equitune.errors import PASSWORD, UserError
+from equitune.spec.shipped import shipped_names
 from equitune.spec.strict import Location, checked, why_not_number, why_not_text
 from equitune.spec.study import StudySpec
 
@@ -109,7 +110,10 @@ def _read(path: Path) -> _Document:
     document = _Document(str(path))
     try:
         if not path.is_file():
-            raise UserError(f"{path}: no such file: name a study's YAML file, such as searchspaces/capacity.yaml")
+            raise UserError(
+                f"{path}: no such file: name a study's YAML file, or a study that comes with equitune: "
+                f"{', '.join(shipped_names())}"
+            )
         if path.stat().st_size > MAX_BYTES:
             raise UserError(
                 f"{path}: a study has at most {MAX_BYTES:,} bytes, but this file has {path.stat().st_size:,}"
