@@ -61,7 +61,8 @@ DAEMONS = ["raylet KILL", "gcs_server KILL"]
 WORKER = ["worker KILL", "worker STOP"]
 TARGETS = {
     "loading": DRIVER,
-    "starting": DRIVER + DAEMONS,
+    # Not its GCS: while Ray's library joins it, it holds Python's lock, and ends the process after a minute.
+    "starting": [*DRIVER, "raylet KILL"],
     "first trial": DRIVER + DAEMONS + WORKER,
     "middle": DRIVER + DAEMONS + WORKER,
     "test split": DRIVER + DAEMONS + WORKER,
@@ -108,8 +109,8 @@ class Kills:
         return {
             "loading": "loading digits" in output,
             "starting": "starting Ray" in output,
-            "first trial": self.search.num_epochs() >= 1,
-            "middle": self.search.num_epochs() >= EPOCHS * TRIALS / 2,
+            "first trial": self.search.num_epochs() >= 1 and bool(self.search.workers()),
+            "middle": self.search.num_epochs() >= EPOCHS * TRIALS / 2 and bool(self.search.workers()),
             "test split": "measuring the" in output,
             "registering": is_trained,
             "drawing": "small: complete" in output,
