@@ -17,8 +17,15 @@ LAYERS = [
     {"models", "priors", "downsamplers", "augmentations", "averagings", "datasets", "measures"},
     {"groups", "records"},
     {"spec"},
-    {"background", "catalog", "errors", "interrupts", "torchvision_mend", ""},  # "" is the package itself: its version
-    {"printable"},
+    {
+        "background",
+        "catalog",
+        "errors",
+        "interrupts",
+        "printable",
+        "torchvision_mend",
+        "",
+    },  # "" is the package itself: its version
 ]
 # library -> the rooms that may import it.
 DOORS = {
