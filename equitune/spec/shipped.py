@@ -13,7 +13,7 @@ def shipped_names() -> list[str]:
 def find_study_file(given: Path) -> Path:
     """Return the file that a user means: a file of theirs, else the shipped study of that name, else what was given."""
     name = given.as_posix()
-    return FOLDER / f"{name}.yaml" if not given.exists() and name in shipped_names() else given
+    return FOLDER / f"{name}.yaml" if name in shipped_names() and not given.exists() else given
 
 
 def read_question(name: str) -> str:

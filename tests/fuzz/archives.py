@@ -32,6 +32,7 @@ def make(rng: random.Random, place: Path) -> Case:
     sent = _text(rng, _archive(rng))
     jobs = [
         SimpleNamespace(
+            id="small@1",
             study="small",
             root=rng.choice([None, "/nowhere", "ftp://x/y", "http://127.0.0.1:9/", str(root), "s3://", "file://x"]),
             url="",

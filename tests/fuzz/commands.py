@@ -71,7 +71,8 @@ def make(rng: random.Random, place: Path) -> Case:
     writes = [out, place / "studies", place.parent / "work", place.parent / "home"] if _may_write(name) else []
     return Case(
         words,
-        [word[:40] for word in words[1:] if len(word) > 3] + ["'", "Usage", str(place), "STUDY", "NUMBER"],
+        [word.partition("=")[2][:40] or word[:40] for word in words[1:] if len(word) > 3]
+        + ["'", "Usage", str(place), "STUDY", "NUMBER", "data root"],
         env={"MLFLOW_TRACKING_URI": LOCAL[0], "AWS_ENDPOINT_URL": LOCAL[0], "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
         codes=(0, 2, *((CLUSTER,) if name in ("search", "submit", "ui") else ()), *((1,) if name in ("trial",) else ())),
         writes=tuple(writes),

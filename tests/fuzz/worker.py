@@ -136,10 +136,14 @@ def _warm_up() -> None:
     import equitune.cli
     import equitune.search.study
     import fuzz.areas  # noqa: F401
+    from equitune.trial import compare, foreign
     from equitune.trial.device import make_deterministic
 
     torch.set_num_threads(1)
     make_deterministic("cpu")
+
+    foreign._kept.append(foreign.Opener())  # not of a case, whose folder goes
+    compare.close_opener = lambda: None  # it imports torch, seconds: one for all cases
 
     def beyond(*_: Any, **__: Any) -> None:
         raise _Beyond
