@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import threading
 from typing import NoReturn
 
 import click
@@ -17,6 +18,8 @@ from equitune.cli.output import echo
 from equitune.cli.report import report
 from equitune.cli.watch import watch
 from equitune.errors import StoreError, UserError
+
+EXIT_S = 5.0  # that what libraries do at the end may take
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +60,9 @@ def main() -> NoReturn:
     if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
         echo(ENDED.format(code=code))
     if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
-        atexit._run_exitfuncs()
+        last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+        last.start()
+        last.join(EXIT_S)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -168,10 +167,7 @@ def leave_ray() -> None:
                 os.kill(process.pid, signal.SIGKILL)
     logger = logging.getLogger("ray")
     logger.handlers, logger.propagate = [logging.NullHandler()], False
-    if "ray" in sys.modules:
-        import ray
-
-        atexit.unregister(ray.shutdown)
+    atexit._clear()  # what Ray and those beside it have registered would wait for it
 
 
 def _daemons() -> dict[str, Any]:
