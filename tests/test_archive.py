@@ -48,7 +48,8 @@ def test_what_did_not_arrive_whole_is_refused(there: StudyFolder) -> None:
     assert from_text("unknown study 'small'\n") is None
     at = text.index("\n") + 9  # within the first line of data
     swapped = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
-    for broken in (text[:-40], text[: at + 80] + text[at + 160 :], swapped):
+    foreign = text[:at] + "ü" + text[at + 1 :]
+    for broken in (text[:-40], text[: at + 80] + text[at + 160 :], swapped, foreign):
         with pytest.raises(UserError, match="did not arrive whole"):
             from_text(broken)
     with pytest.raises(UserError, match="damaged"):

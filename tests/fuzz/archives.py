@@ -13,6 +13,7 @@ from typing import Any
 
 import equitune.search.submit
 from equitune.records.archive import BEGIN, END, from_text
+from equitune.search.jobs import Job
 from fuzz import values
 from fuzz.case import Case
 from fuzz.templates import a_root
@@ -30,14 +31,8 @@ def make(rng: random.Random, place: Path) -> Case:
     if rng.random() < 0.3:
         a_root(root)
     sent = _text(rng, _archive(rng))
-    jobs = [
-        SimpleNamespace(
-            id="small@1",
-            study="small",
-            root=rng.choice([None, "/nowhere", "ftp://x/y", "http://127.0.0.1:9/", str(root), "s3://", "file://x"]),
-            url="",
-        )
-    ]
+    at = rng.choice([None] * 20 + ["/nowhere", "ftp://x/y", "http://127.0.0.1:9/", str(root), "s3://", "file://x"])
+    jobs = [Job("small@1", "small", "SUCCEEDED", 0, "", 0.0, rng.choice(["x", values.text(rng)]), at)]
     cluster = SimpleNamespace(url="http://127.0.0.1:9", jobs=lambda: jobs)
     patches: list[tuple[Any, str, Any]] = [
         (importlib.import_module("equitune.cli.fetch"), "connect", lambda *_, **__: cluster),
