@@ -154,7 +154,7 @@ def test_a_trained_network_scores_the_same_at_every_quarter_turn_where_it_is_exa
         seen = at_size(data, InputConfig(size=side))
         torch.manual_seed(0)
         made = catalog.entry("prior", "p4")()
-        net = catalog.entry("model", "cnn")(seen.shape, 10, made, width=4)
+        net = catalog.entry("model", "cnn")(seen.data_shape.image, 10, made, width=4)
         validation = EvaluationSet(seen.validation.pixels, seen.validation.labels, "validation")
         training = TrainingConfig(epochs=4, batch_size=16, lr=0.01)
         fit(net, seen.train, validation, [], training, seed=0)

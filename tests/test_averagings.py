@@ -237,7 +237,7 @@ def test_the_penalty_widens_until_a_width_reaches_ten() -> None:
     (gradient,) = torch.autograd.grad(penalty, net.reach)
     assert gradient.tolist() == pytest.approx([-torch.tensor(1.0).sigmoid().item() / 6**0.5] * 6)
     relaxed = assembled(
-        Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="rpp")}, (1, 16, 16), 10
+        Call(name="resnet", args={"depth": 8, "width": 2}), {"prior": Call(name="rpp")}, DataShape((1, 16, 16), 10)
     )
     within = symmetry_penalty(relaxed.double()).item()
     assert within > 0

@@ -62,13 +62,13 @@ def test_a_trial_describes_its_network_once_and_builds_it_twice(
 def test_a_rule_looks_for_its_width_once_a_trial(
     small_config: TrialConfig, small_data: DeviceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked, count = list[int](), _width._parameters
+    looked, on_meta = list[nn.Module](), _width.on_meta
 
-    def counting(build: Callable[[], nn.Module]) -> int:
-        looked.append(count(build))
+    def counting(build: Callable[[], nn.Module]) -> nn.Module:
+        looked.append(on_meta(build))
         return looked[-1]
 
-    monkeypatch.setattr(_width, "_parameters", counting)
+    monkeypatch.setattr(_width, "on_meta", counting)
     config = of_cnn(small_config)
     network = describe(config, SHAPE)
     once = len(looked)

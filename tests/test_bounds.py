@@ -12,6 +12,7 @@ from equitune import catalog
 from equitune.errors import UserError
 from equitune.spec.budget import Plateau
 from equitune.spec.call import parsed
+from equitune.spec.data_shape import DataShape
 from equitune.spec.load import MAX_MISTAKES, load_study
 from equitune.spec.resources import Resources, Size
 from equitune.spec.search import SearchSpec
@@ -140,5 +141,5 @@ def test_a_dry_run_takes_no_memory_for_a_huge_batch(small_config: Any, monkeypat
         cost, "train_epoch", lambda model, split, *args: sizes.append(len(split.labels)) or train(model, split, *args)
     )
     huge = small_config.model_copy(update={"training": TrainingConfig(batch_size=1_000_000)})
-    assert cost.train_seconds_per_image(huge, (1, 16, 16), 10, steps=1) > 0
+    assert cost.train_seconds_per_image(huge, DataShape((1, 16, 16), 10), steps=1) > 0
     assert sizes[0] == 64

@@ -128,7 +128,7 @@ def test_a_worker_resizes_once_a_size_and_keeps_a_few(
     assert device_data(small_splits, at(small_config, 16)) is plain
     assert made == []
     first = device_data(small_splits, at(small_config, 10))
-    assert first.shape == (1, 10, 10)
+    assert first.data_shape.image == (1, 10, 10)
     for size in range(11, 10 + MOST_SIZES):
         device_data(small_splits, at(small_config, size))
     assert device_data(small_splits, at(small_config, 10)) is first
