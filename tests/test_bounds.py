@@ -6,9 +6,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from annotated_types import Le, Lt
+from click.testing import CliRunner
 from pydantic.fields import FieldInfo
 
 from equitune import catalog
+from equitune.cli import cli
 from equitune.errors import UserError
 from equitune.spec.budget import Plateau
 from equitune.spec.call import parsed
@@ -143,3 +145,24 @@ def test_a_dry_run_takes_no_memory_for_a_huge_batch(small_config: Any, monkeypat
     huge = small_config.model_copy(update={"training": TrainingConfig(batch_size=1_000_000)})
     assert cost.train_seconds_per_image(huge, DataShape((1, 16, 16), 10), steps=1) > 0
     assert sizes[0] == 64
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ui", "--port", "1000000000000"],
+        ["ui", "--port", "-1"],
+        ["measure", "resnet", "--mean", "inf,inf,inf"],
+        ["measure", "resnet", "--std", "nan"],
+        ["show", "nothing", "--against", "x"],
+    ],
+)
+def test_an_option_beyond_all_use_is_named(words: list[str]) -> None:
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2
+    assert words[-2] in done.output
+
+
+def test_a_dry_run_of_what_diverges_guesses_all_the_same(small_config: Any) -> None:
+    wild = small_config.model_copy(update={"training": TrainingConfig(lr=1e60, batch_size=32)})
+    assert cost.train_seconds_per_image(wild, (1, 16, 16), 10, steps=3) > 0

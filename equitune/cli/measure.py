@@ -1,5 +1,6 @@
 """The command that measures models: recorded trials, timm's and torchvision's, weights, exported programs."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,10 @@ GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["g
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     try:
-        return tuple(float(part) for part in text.split(",")) if text else None
+        numbers = tuple(float(part) for part in text.split(",")) if text else None
+        if not all(map(math.isfinite, numbers or ())):
+            raise ValueError(text)
+        return numbers
     except ValueError:
         raise click.BadParameter(f"numbers separated by commas are needed, but got '{text}'") from None
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @root_option
 @tracking_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=5000, show_default=True, help="Port to listen on.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI on the studies' runs, until Ctrl-C."""
     from equitune.records.folder import studies_root

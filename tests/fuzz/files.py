@@ -127,7 +127,7 @@ def _odd_tensor(rng: random.Random, like: torch.Tensor) -> Any:
     return rng.choice([
         lambda: like.to_sparse(), lambda: torch.zeros(shape, dtype=torch.complex64), lambda: torch.full(shape, float("nan")), lambda: torch.full(shape, float("inf")),
         lambda: torch.zeros(shape, device="meta"), lambda: torch.zeros(shape, dtype=torch.bool), lambda: torch.zeros(shape, dtype=torch.int64), lambda: like.double(),
-        lambda: like.half(), lambda: torch.zeros(()), lambda: torch.zeros((*shape, 1)), lambda: torch.zeros(1).expand(shape), lambda: torch.zeros(0),
+        lambda: like.half(), lambda: torch.zeros(()), lambda: torch.zeros((*shape, 1)), lambda: torch.zeros(1).expand(shape or (1,)), lambda: torch.zeros(0),
         lambda: torch.quantize_per_tensor(like.float(), 0.1, 0, torch.qint8), lambda: "x", lambda: None, lambda: [like], lambda: nn.Parameter(like.float()),
         lambda: torch.zeros(1).expand(10**9), lambda: like.to(torch.bfloat16), lambda: torch.zeros(shape, dtype=torch.float8_e4m3fn),
     ])()  # fmt: skip

@@ -47,7 +47,7 @@ def make(rng: random.Random, place: Path) -> Case:
         return case
     else:
         case.words = ["search", str(a_study_file(place)), "--no-register", "--tracking-uri", "http://127.0.0.1:9"]
-        case.writes, case.codes = (root,), (0, 1, 2, CLUSTER)
+        case.logs, case.codes = (root,), (0, 1, 2, CLUSTER)  # it draws the answer of what is whole, then refuses
     case.words = [*case.words, "--root", str(root)]
     return case
 
