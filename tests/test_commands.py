@@ -172,7 +172,7 @@ def test_a_trial_that_does_not_exist(command: str, equitune: Run, root: Path) ->
     assert "unknown study 'smal': did you mean 'small'?" in equitune(command, "smal/1", code=2)[1]
     assert "small/7: study small has no trial 7: its trials are 0 to 1" in equitune(command, "small/7", code=2)[1]
     (root / "small" / "trials" / "00000" / "config.json").write_text('{"study": "sma')
-    assert "00000/config.json is not whole (Invalid JSON" in equitune(command, "small/0", code=2)[1]
+    assert "00000/config.json is damaged (no JSON" in equitune(command, "small/0", code=2)[1]
 
 
 # trial

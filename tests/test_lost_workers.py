@@ -4,6 +4,7 @@
 """
 
 import json
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,9 @@ class Trained:
 
     stopping = False
     halted = None
+
+    def __init__(self) -> None:
+        self.hearing = threading.Lock()
 
     def reached(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         return True

@@ -28,7 +28,7 @@ from equitune.spec.study import StudySpec
 from equitune.tracking import live
 from equitune.tracking.live import projecting
 from equitune.tracking.projector import Projector, sync
-from equitune.tracking.store import flat
+from equitune.tracking.store import connect, default_tracking_uri, flat
 
 LOAD = "system/cpu_utilization_percentage"
 pytestmark = pytest.mark.slow  # MLflow makes its tables: seconds
@@ -508,3 +508,29 @@ def test_a_configuration_as_parameters() -> None:
         "rungs": "1, 3",
         "rung_metrics": "accuracy",
     }
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search may be killed while MLflow makes its tables, and MLflow cannot go on with half of them."""
+    import mlflow
+
+    uri = default_tracking_uri(tmp_path)
+
+    class Killed:
+        def __init__(self, tracking_uri: str) -> None:
+            self.path = Path(tracking_uri.removeprefix("sqlite:///"))
+
+        def search_experiments(self) -> None:
+            self.path.write_bytes(b"half of the tables")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow, "MlflowClient", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            connect(uri)
+    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in connect(uri).search_experiments()] == ["Default"]
+    before = (tmp_path / "mlflow.db").stat().st_ino
+    connect(uri)
+    assert (tmp_path / "mlflow.db").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -3,13 +3,16 @@
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from equitune.errors import without_passwords
+from equitune.records.durable import sync_file, sync_folder
 from equitune.records.folder import StudyFolder
 from equitune.records.on_disk import fetched
 from equitune.records.place import Place
@@ -20,6 +23,7 @@ from equitune.tracking.orphans import FOLDER, FRONT, orphans, place_of_study, su
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # a batch, as MLflow's REST API allows
 FILES = "equitune.files"  # tag of a trial's run: are its files there? FRONT: is it on the front?
+SQLITE = "sqlite:///"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 NAMED = ("params", "number", "seed", "study")  # what a trial's run says elsewhere
 OF_THE_STUDY = ("bounds", "rungs", "rung_images", "rung_metrics")  # what is the same in every trial of it
@@ -194,7 +198,24 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # no code of a stored model is run
     from mlflow import MlflowClient  # more than a second to import
 
+    if tracking_uri.startswith(SQLITE):
+        _make_tables(Path(tracking_uri.removeprefix(SQLITE)), MlflowClient)
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _make_tables(path: Path, client: Any) -> None:
+    """Make a new SQLite store whole or not at all: MLflow cannot go on with one whose making was cut off.
+
+    Its tables take a second or more, in which a program may be killed. What cannot be made here fails where it is used.
+    """
+    if path.exists() or not path.parent.is_dir():
+        return
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        new = Path(folder, path.name)
+        client(tracking_uri=f"{SQLITE}{new}").search_experiments()
+        sync_file(new)
+        os.link(new, path)  # fails where another program was faster
+        sync_folder(path.parent)
 
 
 def experiment(client: Any, name: str, root: Place) -> str:
