@@ -23,7 +23,7 @@ ORIGIN = "<!-- written by docs/generate.py: edit the program, not this file -->\
 
 
 def commands() -> Iterator[str]:
-    """The help of every command, as `equitune COMMAND --help` prints it."""
+    """Yield the help of every command, as `equitune COMMAND --help` prints it."""
     yield ORIGIN
     yield "# The shell\n"
     yield "Exit codes: 0 done, 1 trials failed, 2 the user's mistake (said in one sentence), 130 interrupted.\n"
@@ -81,7 +81,7 @@ def components() -> Iterator[str]:
 
 
 def parts(model: str) -> Iterator[str]:
-    """What a model may be built of, its default first."""
+    """Yield what a model may be built of, its default first."""
     for part in catalog.PARTS:
         fitting = [f"`{name}`" for name in catalog.parts(model, part)]
         if fitting or part == "prior":
@@ -108,7 +108,7 @@ def fields(settings: type[BaseModel]) -> Iterator[tuple[str, str, Any]]:
 
 
 def readable(kind: Any, constraints: list[Any]) -> str:
-    """A type and its bounds, such as `int >= 1`."""
+    """Return a type and its bounds, such as `int >= 1`."""
     if hasattr(kind, "__metadata__"):  # Annotated
         kind, constraints = kind.__origin__, getattr(kind.__metadata__[0], "metadata", [])
     bounds = [
@@ -135,7 +135,7 @@ def table(rows: Any) -> Iterator[str]:
 
 
 def texts() -> dict[Path, str]:
-    """What each generated file should hold."""
+    """Return what each generated file should hold."""
     return {
         DOCS / "cli.md": "\n".join(commands()).rstrip() + "\n",
         DOCS / "components.md": "\n".join(components()).rstrip() + "\n",

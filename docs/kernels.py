@@ -44,7 +44,7 @@ def tied(name: str, **args: Any) -> Drawing:
 
 
 def mirrored(name: str) -> Drawing:
-    """The same under turns that follow a mirror."""
+    """Return the same under turns that follow a mirror."""
     rows = turned(lifting(name), [*TURNS, *(Turn(quarters, True) for quarters in range(4))])
     return [*rows], ["in place", "brought\nback"], [*NAMES, "m", *(f"{turn}m" for turn in NAMES[1:])]
 
@@ -81,7 +81,7 @@ def hues(name: str) -> Drawing:
 
 
 def softened(name: str) -> Drawing:
-    """A kernel at several values of its knob, under quarter turns."""
+    """Draw a kernel at several values of its knob, under quarter turns."""
     softnesses = (0.0, 0.5, 0.9, 1.0)
     kernels = [kernel(lifting(name, softness=softness), 0, CENTRE, CENTRE) for softness in softnesses]
     rows: Tiles = [[moved(g, each) for g in TURNS] for each in kernels]
@@ -89,7 +89,7 @@ def softened(name: str) -> Drawing:
 
 
 def whole(name: str) -> Drawing:
-    """What five positions see of a whole map."""
+    """Draw what five positions see of a whole map."""
     side, places = 9, [(1, 1), (1, 7), (4, 4), (7, 1), (7, 7)]
     layer = made(name).lift(1, 1, KERNEL_PX, side=side, padding=KERNEL_PX // 2)
     found: list[Tensor | None] = [gradient(layer, (1, side, side), 0, *place)[0] for place in places]
@@ -113,7 +113,7 @@ def attended(name: str, heads: int, rows: dict[str, tuple[tuple[int, int], dict[
 
 
 def spread(name: str) -> Drawing:
-    """An image, and what is averaged over instead of it."""
+    """Draw an image, and what is averaged over instead of it."""
     image = torch.zeros(1, 1, 21, 21)
     image[..., 4:17, 7:9] = image[..., 4:6, 7:14] = image[..., 9:11, 7:12] = 1  # an F
     rows: Tiles = []
@@ -158,19 +158,19 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
 
 
 def made(name: str, **args: Any) -> Any:
-    """A prior whose layer is about to be built, always with the same weights."""
+    """Return a prior whose layer is about to be built, always with the same weights."""
     torch.manual_seed(4)
     return catalog.entry("prior", name)(**args)
 
 
 def lifting(name: str, channels: int = 1, **args: Any) -> nn.Module:
-    """A layer from images to maps of one channel, of the same side."""
+    """Return a layer from images to maps of one channel, of the same side."""
     layer: nn.Module = made(name, **args).lift(channels, 1, KERNEL_PX, side=SIDE_PX, padding=KERNEL_PX // 2)
     return layer
 
 
 def turned(layer: nn.Module, group: list[Turn]) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """The kernels of a lifting layer at each entry g and place g PLACE, and what g brings back from there."""
+    """Return the kernels of a lifting layer at each entry g and place g PLACE, and what g brings back from there."""
     marked = torch.zeros(SIDE_PX, SIDE_PX)
     marked[PLACE] = 1
     places = [moved(g, marked).nonzero()[0].tolist() for g in group]
@@ -183,7 +183,7 @@ def moved(g: Turn, picture: Tensor) -> Tensor:
 
 
 def kernel(layer: nn.Module, entry: int, row: int, column: int) -> Tensor:
-    """What a value of a map reads of an image with one channel: (k, k)."""
+    """Return what a value of a map reads of an image with one channel: (k, k)."""
     return around(gradient(layer, (1, SIDE_PX, SIDE_PX), entry, row, column)[0], row, column)
 
 
@@ -201,7 +201,7 @@ def around(plane: Tensor, row: int, column: int) -> Tensor:
 
 
 def draw(name: str, path: Path) -> None:
-    """Writes a picture."""
+    """Write a picture."""
     tiles, rows, columns = DRAWINGS[name]()
     there = [tile.detach() for row in tiles for tile in row if tile is not None]
     largest, side = max(float(tile.abs().max()) for tile in there), len(there[0])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def repeating(call: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Calls it every so many seconds while the block runs, in a thread of its own, and after that once more."""
+    """Call it every so many seconds while the block runs, in a thread of its own, and after that once more."""
     stop = threading.Event()
 
     def loop() -> None:

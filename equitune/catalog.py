@@ -64,13 +64,13 @@ class Component:
 
 
 def names(kind: str) -> list[str]:
-    """The components of a kind: the modules of its folder that do not begin with an underscore."""
+    """Return the components of a kind: the modules of its folder that do not begin with an underscore."""
     return sorted(path.stem for path in _folder(kind).glob("*.py") if not path.name.startswith("_"))
 
 
 @cache
 def describe(kind: str, name: str) -> Component:
-    """Reads what a component declares, without importing it.
+    """Read what a component declares, without importing it.
 
     Raises:
         UserError: no such component; names the nearest one.
@@ -90,13 +90,13 @@ def describe(kind: str, name: str) -> Component:
 
 @cache
 def arguments(kind: str, name: str) -> type[Arguments]:
-    """The pydantic model of what a study may set on a component: types, bounds and defaults of its signature."""
+    """Return the pydantic model of what a study may set on a component: types, bounds and defaults of its signature."""
     fields: dict[str, Any] = describe(kind, name).parameters
     return create_model(f"{name} ({kind})", __base__=Arguments, **fields)
 
 
 def parts(model: str, part: str) -> list[str]:
-    """The components that a model takes as a part of it, a key of PARTS; its default first.
+    """Return the components that a model takes as a part of it, a key of PARTS; its default first.
 
     A model names its default, `PRIOR = "conv"`, and takes all that are for the same features, `FEATURES = "maps"`, but
     for those that it names in `NO_PRIOR`.
@@ -110,7 +110,7 @@ def parts(model: str, part: str) -> list[str]:
 
 
 def entry(kind: str, name: str) -> Callable[..., Any]:
-    """Imports a component and returns its entry function.
+    """Import a component and return its entry function.
 
     Raises:
         UserError: no such component.
@@ -119,13 +119,13 @@ def entry(kind: str, name: str) -> Callable[..., Any]:
 
 
 def module(kind: str, name: str) -> types.ModuleType:
-    """Imports the module of a component, raising UserError where there is none."""
+    """Import the module of a component, raising UserError where there is none."""
     describe(kind, name)
     return importlib.import_module(f"equitune.{KINDS[kind][0]}.{name}")
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """The sentence for a name that does not exist: the nearest known one, and all of them."""
+    """Return the sentence for a name that does not exist: the nearest known one, and all of them."""
     known, name = list(known), shortened(str(name))
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f"did you mean '{nearest[0]}'? " if nearest else ""
@@ -138,7 +138,7 @@ def shortened(text: str) -> str:
 
 
 def _features(kind: str, name: str) -> Any:
-    """What a prior is a prior of; None of a component that does not say."""
+    """Return what a prior is a prior of; None of a component that does not say."""
     return describe(kind, name).constants.get("FEATURES")
 
 

@@ -9,7 +9,7 @@ PASSWORD = re.compile(r"(?<=://)(?P<user>[^/\s:@'\"]*:)[^/\s@'\"]+@|(?<=[?&]pass
 
 
 def without_passwords(text: str) -> str:
-    """A text for people or files: of the addresses within it, the passwords are left out."""
+    """Return a text for people or files: of the addresses within it, the passwords are left out."""
     return PASSWORD.sub(lambda found: f"{found['user']}***@" if found["user"] else "***", text)
 
 

@@ -44,18 +44,18 @@ class Study:
         return self.record.name
 
     def figures(self) -> "dict[str, Figure]":
-        """The pictures of the study's report, by name; a notebook shows each."""
+        """Return the pictures of the study's report, by name; a notebook shows each."""
         pictures = (part for part in chapter_of(self.record, self._folder).parts() if isinstance(part, Picture))
         return {picture.name: picture.draw() for picture in pictures}
 
     def interactive_front(self) -> "InteractiveFigure":
-        """The front as a plotly figure: hovering a trial shows its configuration."""
+        """Return the front as a plotly figure: hovering a trial shows its configuration."""
         from plotly.graph_objects import Figure
 
         return Figure(interactive_front(self.record))
 
     def profile(self, number: int) -> "pd.DataFrame":
-        """What was measured of a trial, one row a layer, set of group elements and measure.
+        """Return what was measured of a trial, one row a layer, set of group elements and measure.
 
         Raises:
             UserError: there is no such trial.
@@ -69,7 +69,7 @@ class Study:
 
 
 def load_study(path: str | Path) -> Study:
-    """Loads a study from its folder, such as `studies/capacity` or `s3://bucket/studies/capacity`; it may still run.
+    """Load a study from its folder, such as `studies/capacity` or `s3://bucket/studies/capacity`; it may still run.
 
     Warns of each file of a trial that is damaged; what it told is left out.
 

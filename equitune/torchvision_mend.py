@@ -71,6 +71,6 @@ def declare_missing() -> None:
 
 
 def install() -> None:
-    """Makes every later `import torchvision` of this process a mended one."""
+    """Make every later `import torchvision` of this process a mended one."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())

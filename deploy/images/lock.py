@@ -19,7 +19,7 @@ COMMENT = "# written by deploy/images/lock.py\n"
 
 
 def locked(*arguments: str) -> list[str]:
-    """The pinned requirements, each with its hashes."""
+    """Return the pinned requirements, each with its hashes."""
     command = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate", *PLATFORM]
     text = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
     return re.findall(r"^[a-z].*(?:\n .*)*", text, re.MULTILINE)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def cuda_pins(requirements: list[str]) -> list[str]:
-    """The versions of all but torch, so that both locks agree."""
+    """Return the versions of all but torch, so that both locks agree."""
     pins = [requirement.split(" ")[0] for requirement in requirements]
     return [pin for pin in pins if not pin.startswith("torch==")]
 

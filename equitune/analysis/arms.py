@@ -63,7 +63,7 @@ class Arm:
         return dict(self.trials[0].config.params)
 
     def by_replicate(self, metric: str, split: str = "validation") -> dict[int, float]:
-        """The metric of each complete trial that has a value, by replicate."""
+        """Return the metric of each complete trial that has a value, by replicate."""
         complete = {trial.config.replicate: trial for trial in self.trials if trial.state == "COMPLETE"}
         found = {replicate: measured_on(trial, split).get(metric) for replicate, trial in complete.items()}
         return {
@@ -73,17 +73,17 @@ class Arm:
         }
 
     def summary(self, metric: str, split: str = "validation") -> Interval:
-        """The metric over replicates. A trial without a value counts in none; see `n`."""
+        """Return the metric over replicates. A trial without a value counts in none; see `n`."""
         return Interval.of(self.by_replicate(metric, split).values())
 
     def difference(self, other: "Arm", metric: str, split: str = "validation") -> Interval:
-        """This arm minus another one, paired by replicate: trials of one replicate began from the same seed."""
+        """Return this arm minus another one, paired by replicate: trials of one replicate began from the same seed."""
         mine, theirs = self.by_replicate(metric, split), other.by_replicate(metric, split)
         return Interval.of(mine[replicate] - theirs[replicate] for replicate in sorted(mine.keys() & theirs))
 
 
 def arms(study: StudyRecord) -> list[Arm]:
-    """The study's trials that count, grouped by equal parameters."""
+    """Return the study's trials that count, grouped by equal parameters."""
     groups: dict[tuple[tuple[str, type, object], ...], list[TrialRecord]] = {}
     for trial in study.counted():
         key = tuple(sorted((name, type(value), value) for name, value in trial.config.params.items()))
@@ -92,7 +92,7 @@ def arms(study: StudyRecord) -> list[Arm]:
 
 
 def arm_of(found: list[Arm], number: int) -> Arm:
-    """The arm of that number.
+    """Return the arm of that number.
 
     Raises:
         UserError: there is none.
@@ -103,7 +103,7 @@ def arm_of(found: list[Arm], number: int) -> Arm:
 
 
 def to_test(study: StudyRecord) -> list[TrialRecord]:
-    """The trials whose test split counts: the front's; all complete ones of a study that compares arms.
+    """Return the trials whose test split counts: the front's; all complete ones of a study that compares arms.
 
     Whoever compares all arms with each other chooses nothing by the test split.
     """
@@ -113,7 +113,7 @@ def to_test(study: StudyRecord) -> list[TrialRecord]:
 
 
 def measured_on(trial: TrialRecord, split: str) -> Mapping[str, Measurement]:
-    """What was measured on a split, `validation` or `test`, and what needs no images."""
+    """Return what was measured on a split, `validation` or `test`, and what needs no images."""
     if split != "test":
         return trial.metrics
     if not trial.test:

@@ -127,7 +127,9 @@ def _spearman(pairs: Array, counts: npt.NDArray[Any]) -> Array:
 
 
 def _ranks(values: Array, counts: npt.NDArray[Any]) -> Array:
-    """The ranks of values (n,), each counted so often (resamples, n), minus their mean; ties share their mean rank."""
+    """Return the ranks of values (n,), each counted so often (resamples, n), minus their mean; ties share their mean
+    rank.
+    """
     group = np.unique(values, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(group.max() + 1))

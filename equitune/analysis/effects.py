@@ -103,13 +103,13 @@ def tables_of(study: StudyRecord, found: list[Arm], split: str) -> Iterator[tupl
 
 
 def factors(found: list[Arm]) -> list[str]:
-    """The parameters that take several values."""
+    """Return the parameters that take several values."""
     names = dict.fromkeys(name for arm in found for name in arm.params)
     return [name for name in names if len({typed(arm.params[name]) for arm in found if name in arm.params}) > 1]
 
 
 def levels(found: list[Arm], factor: str, baseline: Arm) -> list[Level]:
-    """The values of a factor in the order of arms, that of the baseline first."""
+    """Return the values of a factor in the order of arms, that of the baseline first."""
     values = {typed(arm.params[factor]): arm.params[factor] for arm in [baseline, *found] if factor in arm.params}
     return list(values.values())
 
@@ -117,7 +117,7 @@ def levels(found: list[Arm], factor: str, baseline: Arm) -> list[Level]:
 def cells_of(
     found: list[Arm], names: tuple[str, ...], table: Array
 ) -> dict[tuple[tuple[type, Level], ...], dict[Context, Array]]:
-    """The arms by their levels of some factors and then by their other parameters, as numbers by replicate.
+    """Return the arms by their levels of some factors and then by their other parameters, as numbers by replicate.
 
     What a level alone brings, such as `prior.p4.coset_pool` to `prior`, is averaged; NaN in the replicates where one of
     the arms that are averaged has no value.
@@ -154,7 +154,7 @@ def _corrected(comparisons: list[Comparison]) -> Iterator[Comparison]:
 
 
 def compared(objective: str, changes: tuple[Change, ...], differences: Array, certain: bool) -> Comparison:
-    """What differences (contexts, replicates) say once they are averaged over contexts, NaN left out."""
+    """Return what differences (contexts, replicates) say once they are averaged over contexts, NaN left out."""
     has_value = ~np.isnan(differences)
     counts = has_value.sum(axis=0)
     sums = np.where(has_value, differences, 0.0).sum(axis=0)
@@ -164,5 +164,5 @@ def compared(objective: str, changes: tuple[Change, ...], differences: Array, ce
 
 
 def typed(value: Level) -> tuple[type, Level]:
-    """A level by which 1, 1.0 and True differ."""
+    """Return a level by which 1, 1.0 and True differ."""
     return type(value), value

@@ -47,7 +47,7 @@ class Finding:
 
 
 def findings(study: StudyRecord, said: Analysis) -> list[Finding]:
-    """The findings of a study, the strongest first."""
+    """Return the findings of a study, the strongest first."""
     found = [
         *_of_effects(said.arms, [*said.factor_effects, *said.interactions] or said.arm_effects),
         *_of_relations(study, said),
@@ -128,7 +128,7 @@ class _Table:
         self._rows = list(rows.values())
 
     def parameters(self) -> dict[str, Array]:
-        """The numeric parameters that every row has, (rows,) each."""
+        """Return the numeric parameters that every row has, (rows,) each."""
         every = [[row[0].config.params] for row in self._rows]
         names = sorted({name for (params,) in every for name in params})
         columns = {name: [params.get(name) for (params,) in every] for name in names}
@@ -139,7 +139,7 @@ class _Table:
         }
 
     def metric(self, name: str) -> Array:
-        """A metric, (rows,); NaN where a trial of the row has no value."""
+        """Return a metric, (rows,); NaN where a trial of the row has no value."""
         return np.array([np.mean([self._value(trial, name) for trial in row]) for row in self._rows], dtype=np.float64)
 
     def _value(self, trial: TrialRecord, name: str) -> float:

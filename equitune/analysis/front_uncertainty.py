@@ -86,7 +86,7 @@ def front_uncertainty(study: StudyRecord, split: str = "validation") -> FrontUnc
 
 
 def hypervolume_interval(losses: Array, reference: Array) -> Effect:
-    """What the hypervolume of means over endless replicates would be, from losses (arms, n, objectives)."""
+    """Return what the hypervolume of means over endless replicates would be, from losses (arms, n, objectives)."""
     n = losses.shape[1]
     ones = np.ones(n)
     if n < 2:

@@ -29,7 +29,7 @@ class Staircase:
         self._x, self._y = [-math.inf, x], [y, -math.inf]
 
     def add(self, x: float, y: float) -> float:
-        """Adds a point that beats the reference point in both; returns the area that it alone dominates."""
+        """Add a point that beats the reference point in both; return the area that it alone dominates."""
         first = bisect_left(self._x, x)  # the first step that is not left of it
         after = first
         if self._y[first - 1] <= y or (self._x[first] == x and self._y[first] <= y):
@@ -59,7 +59,7 @@ class Hypervolume:
         self._front = np.empty((0, len(self.reference)))
 
     def add(self, point: Sequence[float] | Array) -> float:
-        """Adds a point; returns what it added to the hypervolume: 0 where it is dominated, or has no value."""
+        """Add a point; return what it added to the hypervolume: 0 where it is dominated, or has no value."""
         row = np.asarray(point, dtype=np.float64)
         if not (np.isfinite(row).all() and (row < self.reference).all()):
             return 0.0
@@ -76,7 +76,7 @@ class Hypervolume:
 
 
 def hypervolume(losses: Array, reference: Sequence[float] | Array) -> float:
-    """The volume that points dominate below a reference point.
+    """Return the volume that points dominate below a reference point.
 
     Two objectives by a sweep, three by a sweep over planes (Fonseca, Paquete and Lopez-Ibanez, 2006), O(n log n) both;
     more by exclusive volumes, each in one dimension less (While, Bradstreet and Barone, 2012).
@@ -96,7 +96,7 @@ def hypervolume(losses: Array, reference: Sequence[float] | Array) -> float:
 
 
 def _volume(points: Array, reference: Array) -> float:
-    """The same of points that all beat the reference point."""
+    """Return the same of points that all beat the reference point."""
     if not len(points):
         return 0.0
     if len(reference) == 1:
@@ -129,7 +129,7 @@ def _volume_by_planes(points: Array, reference: Array) -> float:
 
 
 def _exclusive(row: Array, others: Array, reference: Array) -> float:
-    """What a point dominates and no other one does."""
+    """Return what a point dominates and no other one does."""
     return float(np.prod(reference - row)) - _volume(np.maximum(row, others), reference)
 
 
@@ -153,7 +153,7 @@ class Reference:
     given: tuple[str, ...]
 
     def losses(self, study: StudyRecord) -> Array:
-        """The point as losses, (objectives,)."""
+        """Return the point as losses, (objectives,)."""
         row: Array = losses_of([self.point or {}], study.objectives)[0]
         return row
 
@@ -176,7 +176,7 @@ class Step:
 
 
 def reference_point(study: StudyRecord) -> Reference:
-    """What the study gives for an objective, else the worst value of any complete trial."""
+    """Return what the study gives for an objective, else the worst value of any complete trial."""
     given = {name: float(value) for name, value in study.references.items() if name in study.objectives}
     table = _losses(study, [trial for trial in study.trials if trial.state == "COMPLETE"])
     known = table[np.isfinite(table).all(axis=1)]

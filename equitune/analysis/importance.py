@@ -48,7 +48,7 @@ class Importance:
 
 
 def importance(study: StudyRecord) -> list[Importance]:
-    """The importance of every parameter that varies, for each objective."""
+    """Return the importance of every parameter that varies, for each objective."""
     complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
     table = losses([objective_values(study, trial) for trial in complete], study.objectives)
     known = distributions(study)
@@ -91,7 +91,7 @@ def _of_objective(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What Optuna would say is one of our reasons."""
+    """Return what Optuna would say is one of our reasons."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -107,7 +107,9 @@ def _evaluated(
     known: Mapping[str, BaseDistribution | list[str]],
     names: set[str],
 ) -> dict[str, float]:
-    """What an evaluator says of a study of these losses, which lives in memory and minimises them: low is good."""
+    """Return what an evaluator says of a study of these losses, which lives in memory and minimises
+    them: low is good.
+    """
     study = optuna.create_study(direction="minimize")
     trials = []
     for trial, loss in rows:
@@ -125,7 +127,7 @@ def _evaluated(
 
 
 def distributions(study: StudyRecord) -> dict[str, BaseDistribution]:
-    """What each recorded parameter was drawn from, by its name; those of a single value are left out.
+    """Return what each recorded parameter was drawn from, by its name; those of a single value are left out.
 
     As the study's identity in study.json says; the values that occurred where it does not, or where these lie outside.
     """
@@ -178,7 +180,7 @@ def _leaves(place: tuple[str, ...], data: Mapping[str, Any]) -> Iterator[tuple[t
 
 
 def _observed(values: list[Any]) -> BaseDistribution:
-    """A range where there are many different numbers, else categories."""
+    """Return a range where there are many different numbers, else categories."""
     distinct = {repr(value): value for value in values}
     kinds = {type(value) for value in values}
     if len(distinct) > MOST_CATEGORIES and kinds <= {int, float}:

@@ -47,7 +47,7 @@ class Effect:
 
 
 def effect_of(differences: Array, is_certain: bool = False) -> Effect:
-    """What paired differences say, those that are NaN left out.
+    """Return what paired differences say, those that are NaN left out.
 
     The interval is that of Student's t with the t of 4,999 resamples (Efron and Tibshirani, 1993, section 12.5), not
     BCa or percentiles: of 5 to 10 differences these hold the true mean 83 to 91 times of 100 instead of 95 where
@@ -73,7 +73,8 @@ def effect_of(differences: Array, is_certain: bool = False) -> Effect:
 
 
 def sign_flip_p(differences: Array) -> float:
-    """The share of flips of signs whose mean is at least as far from 0: exact where no difference has a true sign.
+    """Return the share of flips of signs whose mean is at least as far from 0: exact where no difference has a true
+    sign.
 
     Up to 15 differences every flip is tried, of more 9,999 are drawn, always the same.
     """
@@ -86,7 +87,7 @@ def sign_flip_p(differences: Array) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """What no test of n signs can fall below."""
+    """Return what no test of n signs can fall below."""
     return min(1.0, 2.0 ** (1 - n))
 
 
@@ -105,14 +106,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def corrected(effects: Sequence[Effect]) -> list[Effect]:
-    """The same effects, corrected for each other by Holm's rule."""
+    """Return the same effects, corrected for each other by Holm's rule."""
     return [
         replace(effect, p_holm=p) for effect, p in zip(effects, holm([effect.p for effect in effects]), strict=True)
     ]
 
 
 def by_replicate(found: Sequence[Arm], metric: str, split: str) -> Array:
-    """A metric of arms as a table (arms, replicates); NaN where a trial has no value."""
+    """Return a metric of arms as a table (arms, replicates); NaN where a trial has no value."""
     rows = [arm.by_replicate(metric, split) for arm in found]
     replicates = sorted({trial.config.replicate for arm in found for trial in arm.trials})
     return np.array([[row.get(replicate, math.nan) for replicate in replicates] for row in rows]).reshape(
@@ -137,7 +138,7 @@ def resampled(n: int, resamples: int = RESAMPLES) -> Array:
 
 
 def _studentised(values: Array) -> tuple[float, float] | None:
-    """The ends of the studentised interval; None where too many resamples are of one number again and again."""
+    """Return the ends of the studentised interval; None where too many resamples are of one number again and again."""
     n = len(values)
     centred = values - values.mean()
     spread = centred.std(ddof=1)

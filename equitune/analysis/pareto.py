@@ -37,7 +37,9 @@ def losses(values: Sequence[Mapping[str, float | None]], objectives: Mapping[str
 
 
 def front(study: StudyRecord) -> list[TrialRecord]:
-    """The trials on the Pareto front, the best in the first objective first; who violates a constraint is on none."""
+    """Return the trials on the Pareto front, the best in the first objective first; who violates a constraint is on
+    none.
+    """
     feasible = study.feasible()
     table = losses([objective_values(study, trial) for trial in feasible], study.objectives)
     order = np.lexsort(table.T[::-1])
@@ -46,5 +48,5 @@ def front(study: StudyRecord) -> list[TrialRecord]:
 
 
 def objective_values(study: StudyRecord, trial: TrialRecord) -> dict[str, float | None]:
-    """A trial's objectives by name; None where one could not be measured."""
+    """Return a trial's objectives by name; None where one could not be measured."""
     return {name: trial.metrics[name].value if name in trial.metrics else None for name in study.objectives}

@@ -38,7 +38,7 @@ class Versus:
 
 
 def versus(studies: Sequence[StudyRecord]) -> tuple[dict[str, float], list[Versus]]:
-    """The reference point, the worst value of any trial of any study, and each study beside the first.
+    """Return the reference point, the worst value of any trial of any study, and each study beside the first.
 
     Raises:
         UserError: the studies share no objective, or one of them has no complete trial.
@@ -69,7 +69,7 @@ def versus(studies: Sequence[StudyRecord]) -> tuple[dict[str, float], list[Versu
 
 
 def shared_objectives(studies: Sequence[StudyRecord]) -> dict[str, str]:
-    """The objectives that every study has, in the order of the first.
+    """Return the objectives that every study has, in the order of the first.
 
     Raises:
         UserError: there is none.

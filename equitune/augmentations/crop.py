@@ -19,7 +19,8 @@ def augment(
     max_area_loss: Annotated[float, Field(ge=0, lt=1)] = 0.3,
     max_aspect: Annotated[float, Field(ge=1, le=4)] = 1.33,
 ) -> Tensor:
-    """The window keeps an area of U(1 - max_area_loss, 1); its aspect is log-uniform up to max_aspect either way.
+    """Return the window keeps an area of U(1 - max_area_loss, 1); its aspect is log-uniform up to max_aspect either
+    way.
 
     A side that would leave the image is cut to it, so the window always lies inside.
     """

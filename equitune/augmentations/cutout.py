@@ -14,7 +14,7 @@ STRENGTH = "side_px"
 def augment(
     images_BCHW: Tensor, generator: torch.Generator, *, side_px: Annotated[int, Field(ge=0, le=1024)] = 4
 ) -> Tensor:
-    """The square's centre is drawn uniformly over the image; what lies outside is cut off."""
+    """Return the square's centre is drawn uniformly over the image; what lies outside is cut off."""
     if side_px == 0:
         return images_BCHW
     height, width = images_BCHW.shape[-2:]

@@ -39,7 +39,7 @@ def augment(
 
 
 def turn_each(images_BCHW: Tensor, turns_B: Tensor) -> Tensor:
-    """Turns each square image by its own number (0 to 3) of quarter turns, counter-clockwise, exactly."""
+    """Turn each square image by its own number (0 to 3) of quarter turns, counter-clockwise, exactly."""
     turned = images_BCHW.clone()
     for turns in range(1, 4):
         which = turns_B == turns

@@ -19,7 +19,9 @@ def augment(
     max_octaves: Annotated[float, Field(ge=0, le=3)] = 0.3,
     fill: Literal["zero", "edge", "reflect"] = "zero",
 ) -> Tensor:
-    """The factor is 2^u with u drawn from U(-max_octaves, max_octaves), so that half and double are equally far."""
+    """Return the factor is 2^u with u drawn from U(-max_octaves, max_octaves), so that half and double
+    are equally far.
+    """
     if max_octaves == 0:
         return images_BCHW
     shrink_B = torch.exp2(-uniform(images_BCHW, generator, -max_octaves, max_octaves))

@@ -53,7 +53,7 @@ for command in (
 
 
 def main() -> NoReturn:
-    """The program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
+    """Run the program: a user's mistake ends in its sentence and code 2; a bug keeps its traceback."""
     interrupts.install()
     code = _exit_code()
     interrupts.ending(code)

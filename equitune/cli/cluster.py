@@ -205,7 +205,7 @@ def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
 
 
 def connect(cluster: str | None, token_file: Path | None) -> "Cluster":
-    """The cluster that was named.
+    """Return the cluster that was named.
 
     Raises:
         UserError: none was, or it cannot be reached; says why.
@@ -219,13 +219,13 @@ def connect(cluster: str | None, token_file: Path | None) -> "Cluster":
 
 
 def watch_job(name: str, cluster: str | None, token_file: Path | None) -> NoReturn:
-    """What `equitune watch STUDY_OR_JOB --cluster URL` does."""
+    """Do what `equitune watch STUDY_OR_JOB --cluster URL` promises."""
     connection = connect(cluster, token_file)
     follow(connection, connection.job(name), _at(cluster, token_file))
 
 
 def follow(connection: "Cluster", job: "Job", at: str) -> NoReturn:
-    """Shows what a job prints until it ends, then ends as its study has."""
+    """Show what a job prints until it ends, then ends as its study has."""
     from equitune.search.submit import followed, verdict
 
     try:
@@ -245,7 +245,7 @@ def follow(connection: "Cluster", job: "Job", at: str) -> NoReturn:
 
 
 def _say_start(connection: "Cluster", job: "Job") -> None:
-    """Looks at a new job for a moment: most of what can be wrong with it shows at once."""
+    """Look at a new job for a moment: most of what can be wrong with it shows at once."""
     from equitune.search.submit import patient, verdict
 
     begun, running = time.monotonic(), None
@@ -266,6 +266,6 @@ def _say_start(connection: "Cluster", job: "Job") -> None:
 
 
 def _at(cluster: str | None, token_file: Path | None) -> str:
-    """What the next commands need to reach the same cluster."""
+    """Return what the next commands need to reach the same cluster."""
     given = {"--cluster": cluster, "--token-file": token_file}
     return "".join(f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value)

@@ -119,7 +119,7 @@ def measure(
 
 @contextmanager
 def _showing_progress() -> "Iterator[OnProgress]":
-    """A bar on standard error for what is being measured; nothing where that is no terminal."""
+    """Return a bar on standard error for what is being measured; nothing where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = open_console(stderr=True)
@@ -139,7 +139,7 @@ def _showing_progress() -> "Iterator[OnProgress]":
 
 
 def _written(record: "MeasurementRecord", folder: Path) -> list[Path]:
-    """Writes the files, prints the tables, says where everything lies."""
+    """Write the files, print the tables, say where everything lies."""
     from equitune.report.measured import lines, write_measurement
 
     paths = write_measurement(record, folder)

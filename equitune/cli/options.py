@@ -80,7 +80,7 @@ set_option = click.option(
 
 
 def tracking_store(given: str | None, root: "Place") -> str:
-    """The address of MLflow's store.
+    """Return the address of MLflow's store.
 
     Raises:
         UserError: it holds a password that others could read, or names a database without its driver.
@@ -109,7 +109,7 @@ def storage_address(given: str | None) -> str | None:
 
 
 def require_lasting(root: object) -> None:
-    """Raises UserError where a job on a cluster would leave its study in its working folder, which Ray clears away."""
+    """Raise UserError where a job on a cluster would leave its study in its working folder, which Ray clears away."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (root or os.environ.get("EQUITUNE_ROOT")):
         raise UserError(
             "a job's own folder goes with the job: say where studies lie, with --root or, on the cluster's machines, "
@@ -123,7 +123,7 @@ def use_data_root(data_root: str | None) -> None:
 
 
 def same_command() -> str:
-    """What was typed, to be typed again: on the laptop, where this is a job on a cluster."""
+    """Return what was typed, to be typed again: on the laptop, where this is a job on a cluster."""
     return interrupts.go_on()
 
 

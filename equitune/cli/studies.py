@@ -140,7 +140,7 @@ def show(study: str, root: str | None, as_json: bool, metrics: tuple[str, ...], 
 
 
 def load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec":
-    """The study of a file, checked as far as that goes without its data; its notices are printed.
+    """Return the study of a file, checked as far as that goes without its data; its notices are printed.
 
     Raises:
         UserError: every mistake in it, a line each.
@@ -172,7 +172,7 @@ def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: 
 
 
 def _register(folder: "StudyFolder", uri: str) -> None:
-    """Registers the front's models; a store that does not answer is no reason to fail."""
+    """Register the front's models; a store that does not answer is no reason to fail."""
     from equitune.cli.tools import register_models
 
     try:
@@ -184,7 +184,7 @@ def _register(folder: "StudyFolder", uri: str) -> None:
 def _print_answer(
     folder: "StudyFolder", root: str | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
 ) -> "StudyRecord":
-    """The front or the arms as a table, where everything lies, and the next command to type."""
+    """Return the front or the arms as a table, where everything lies, and the next command to type."""
     from equitune.records.on_disk import written
     from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer

@@ -97,7 +97,7 @@ def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str 
 
 
 def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None]) -> None:
-    """Registers the front of a study that is complete.
+    """Register the front of a study that is complete.
 
     Raises:
         UserError: the store does not answer.

@@ -51,7 +51,7 @@ def list_studies(root: str | None, as_json: bool) -> None:
 
 
 def show_trial(text: str, root: "Place", as_json: bool) -> None:
-    """What `equitune show STUDY/NUMBER` prints."""
+    """Print what `equitune show STUDY/NUMBER` shows."""
     from equitune.records.folder import open_study, open_trial
     from equitune.records.info import read_info
     from equitune.records.reader import constraints_of, read_trial
@@ -203,7 +203,7 @@ def _require_empty(folder: Path, or_else: str = "") -> None:
 
 @contextmanager
 def _showing_epochs(what: str, epochs: int) -> "Iterator[OnEpoch]":
-    """A bar on standard error for the training; nothing where that is no terminal."""
+    """Return a bar on standard error for the training; nothing where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = open_console(stderr=True)

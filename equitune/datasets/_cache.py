@@ -78,7 +78,7 @@ def cache_root() -> Path:
 
 
 def on_node(source: Source, say: Say = lambda sentence: None) -> tuple[Path, str]:
-    """The folder on this node, and the stamp of what it holds, empty where nothing was copied.
+    """Return the folder on this node, and the stamp of what it holds, empty where nothing was copied.
 
     A folder is read where it lies, unless EQUITUNE_DATA_CACHE names a place for copies. What lies at a URL is copied.
 
@@ -107,7 +107,7 @@ def on_node(source: Source, say: Say = lambda sentence: None) -> tuple[Path, str
 
 @contextmanager
 def locked(target: Path, while_waiting: str, say: Say) -> Iterator[None]:
-    """Holds the lock of what is made at a place; a process that dies lets go of it."""
+    """Hold the lock of what is made at a place; a process that dies lets go of it."""
     lock = FileLock(f"{target}.lock")
     try:
         lock.acquire(timeout=0)
@@ -125,7 +125,7 @@ class CannotKeep(UserError, OSError):
 
 
 def unwritable(error: OSError) -> CannotKeep:
-    """What the cache's disk says, as a sentence."""
+    """Return what the cache's disk says, as a sentence."""
     cache = cache_root()
     if isinstance(error, CannotKeep):
         return error
@@ -189,7 +189,7 @@ def _flush(target: Path, listing: Listing) -> None:
 
 
 def _listed(place: str) -> tuple[Any, str, Listing]:
-    """The file system of a place, the place's name there, and what it holds."""
+    """Return the file system of a place, the place's name there, and what it holds."""
     import fsspec  # a tenth of a second to import, and its doors far more
 
     protocol = place.partition("://")[0] if is_url(place) else "file"
@@ -254,7 +254,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _fetched(system: Any, base: str, target: Path, names: list[str], listing: Listing, place: str) -> Iterator[str]:
-    """Copies files, several at a time; gives the name of each that is whole."""
+    """Copy files, several at a time; give the name of each that is whole."""
 
     def fetch(name: str) -> str:
         path = target / name
@@ -286,7 +286,7 @@ def _fetched(system: Any, base: str, target: Path, names: list[str], listing: Li
 
 
 def require_room(need: int, place: str) -> None:
-    """Raises CannotKeep where the cache's disk has not so many bytes to give."""
+    """Raise CannotKeep where the cache's disk has not so many bytes to give."""
     disk = shutil.disk_usage(cache_root())
     free = disk.free - int(SPARE * disk.total)
     if need > free:
@@ -315,7 +315,7 @@ def _is_there(target: Path, name: str, entry: tuple[int, str]) -> bool:
 
 
 def _journal(target: Path) -> Listing:
-    """The files that are whole; a line that was cut off counts for nothing."""
+    """Return the files that are whole; a line that was cut off counts for nothing."""
     found: Listing = {}
     try:
         lines = _copied_so_far(target).read_text(encoding="utf-8").splitlines()

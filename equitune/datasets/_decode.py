@@ -119,7 +119,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _serve(shared: int) -> None:
-    """Does what each line of the standard input asks for, and answers with a line, until the input ends.
+    """Do what each line of the standard input asks for, and answers with a line, until the input ends.
 
     Args:
         shared: the file descriptor of the memory that pixels are written to.

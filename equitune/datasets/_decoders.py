@@ -77,7 +77,8 @@ class Decoders:
     def decoded(
         self, batches: Iterable[Sequence[str]], most: int, size: int, grey: bool
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """The pixels (n, C, size, size) of each batch, in order. They are overwritten when the next batch is asked for.
+        """Yield the pixels (n, C, size, size) of each batch, in order. They are overwritten when the next batch is
+        asked for.
 
         Args:
             batches: paths of images. They are decoded AHEAD batches before they are needed.
@@ -108,7 +109,7 @@ class Decoders:
         return bool(self._close.alive)
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         self._close()
 
     def _answered(
@@ -138,7 +139,7 @@ class Decoders:
             self._finish()
 
     def _finish(self) -> None:
-        """Waits until nobody writes any more, into what may be a later batch by then."""
+        """Wait until nobody writes any more, into what may be a later batch by then."""
         while self.are_alive and any(self._asked):
             self._hear()
 
@@ -156,7 +157,7 @@ class Decoders:
         return batch
 
     def _hear(self) -> None:
-        """Waits for answers, and takes those that are there."""
+        """Wait for answers, and take those that are there."""
         for key, _ in self._selector.select():
             index: int = key.data
             read = os.read(key.fd, 1 << 16)
@@ -176,7 +177,7 @@ class Decoders:
 
 
 def decoders(count: int) -> Decoders:
-    """This process's decoders, which stay for its next trials; made anew where another number is asked for."""
+    """Return this process's decoders, which stay for its next trials; made anew where another number is asked for."""
     if not _kept or _kept[0].count != count or not _kept[0].are_alive:
         close_decoders()
         _kept.append(Decoders(count))
@@ -184,13 +185,13 @@ def decoders(count: int) -> Decoders:
 
 
 def close_decoders() -> None:
-    """Ends this process's decoders, where there are any."""
+    """End this process's decoders, where there are any."""
     while _kept:
         _kept.pop().close()
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -203,7 +204,7 @@ def _listed(broken: list[str]) -> str:
 
 
 def _anonymous_file() -> int:
-    """A file without a name, in memory where the system has such files: nothing is left of it."""
+    """Return a file without a name, in memory where the system has such files: nothing is left of it."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("equitune")
     with tempfile.TemporaryFile() as file:

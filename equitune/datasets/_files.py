@@ -51,7 +51,7 @@ class Files:
         return Files(self.source, self.names[index], self.num_bytes[index], self.size, self.grey)
 
     def fetch(self, say: Say = lambda sentence: None) -> str:
-        """The folder on this node, to which the files are copied first where they lie elsewhere.
+        """Return the folder on this node, to which the files are copied first where they lie elsewhere.
 
         Raises:
             UserError: they cannot be had.
@@ -59,16 +59,16 @@ class Files:
         return str(on_node(self.source, say)[0])
 
     def paths(self, folder: str, index: npt.NDArray[np.int64]) -> list[str]:
-        """The paths of some of them, in a folder that `fetch` named."""
+        """Return the paths of some of them, in a folder that `fetch` named."""
         return [os.path.join(folder, os.fsdecode(name)) for name in self.names[index].tolist()]
 
     def in_order(self, first: int = 0, most: int = READ) -> Iterator[npt.NDArray[np.int64]]:
-        """The places of all files from the first on, so many at a time."""
+        """Yield the places of all files from the first on, so many at a time."""
         for start in range(first, len(self), most):
             yield np.arange(start, min(start + most, len(self)))
 
     def read(self, folder: str, batches: Iterator[npt.NDArray[np.int64]], most: int, by: Decoders) -> Iterator[Pixels]:
-        """The pixels of each batch of places, in their order; overwritten when the next one is asked for.
+        """Return the pixels of each batch of places, in their order; overwritten when the next one is asked for.
 
         Raises:
             BrokenImage: an image cannot be decoded; names it.
@@ -136,7 +136,7 @@ def counted(pixels: Pixels) -> npt.NDArray[np.int64]:
 def kept(
     files: Files, folder: str, side: int, read: Callable[[int], Iterator[Pixels]], say: Say = lambda sentence: None
 ) -> Pixels:
-    """The pixels (N, C, side, side) of all files, on this node's disk and mapped into memory.
+    """Return the pixels (N, C, side, side) of all files, on this node's disk and mapped into memory.
 
     The first process that asks for them writes them down, the others wait; what was interrupted goes on. They are made
     anew where a file has changed its size or the time of its change.

@@ -75,7 +75,7 @@ def data_root(config: DataConfig) -> str:
 
 
 def declared_shape(config: DataConfig) -> DataShape:
-    """The shape (C, H, W) of a data set's images and the number of its classes, without loading any.
+    """Return the shape (C, H, W) of a data set's images and the number of its classes, without loading any.
 
     A folder's classes are not counted; ten stand for them.
     """
@@ -87,7 +87,7 @@ def declared_shape(config: DataConfig) -> DataShape:
 
 
 def load_splits(config: DataConfig, say: Say = lambda sentence: None) -> Splits:
-    """Loads and divides a data set; the same configuration gives the same division, wherever it runs.
+    """Load and divide a data set; the same configuration gives the same division, wherever it runs.
 
     Args:
         config: which data, and how they are divided.
@@ -120,7 +120,7 @@ def _divided(whole: LabelledImages, config: DataConfig) -> Splits:
 
 
 def _loaded(config: DataConfig, say: Say) -> LabelledImages:
-    """The data set, from where it lies or from this node's copy of it."""
+    """Return the data set, from where it lies or from this node's copy of it."""
     root, args = data_root(config), dict(config.args)
     if not is_url(root) and Path(root).exists() and not Path(root).is_dir():
         raise UserError(f"the data root is a folder, but {root} is a file: name another with --data-root")
@@ -143,7 +143,7 @@ def _loaded(config: DataConfig, say: Say) -> LabelledImages:
 
 
 def fingerprint(*splits: Split, sample: npt.NDArray[np.int64] | None = None) -> str:
-    """A hash of the pixels and labels; of files, of their names, their sizes and the histogram of a sample."""
+    """Return a hash of the pixels and labels; of files, of their names, their sizes and the histogram of a sample."""
     digest = hashlib.blake2b(b"" if sample is None else sample.tobytes(), digest_size=8)
     for split in splits:
         pixels = split.pixels

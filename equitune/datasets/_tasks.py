@@ -38,7 +38,7 @@ class Task:
 
 
 def with_task(task: str, images: "LabelledImages", seed: int) -> "LabelledImages":
-    """The images and labels of a task; `class` leaves them as they are.
+    """Return the images and labels of a task; `class` leaves them as they are.
 
     Raises:
         UserError: the task is one of classes that these data do not have.
@@ -75,7 +75,7 @@ def _in_memory(pixels: Pixels | Files) -> Pixels:
 
 
 def _dealt(labels: "Labels", ways: int, rng: np.random.Generator) -> "Labels":
-    """A number below `ways` for each image, as often as any other within its class."""
+    """Return a number below `ways` for each image, as often as any other within its class."""
     dealt = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         places = np.flatnonzero(labels == label)
@@ -118,7 +118,7 @@ def _names(*suffixes: str) -> Callable[[Names], Names]:
 
 
 def _only_six_and_nine(images: "LabelledImages") -> "LabelledImages":
-    """The images of the digits 6 and 9, as classes 0 and 1."""
+    """Return the images of the digits 6 and 9, as classes 0 and 1."""
     digits = [name.split()[0] if name else "" for name in images.class_names]
     if "6" not in digits or "9" not in digits:
         raise UserError(

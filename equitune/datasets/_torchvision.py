@@ -29,7 +29,7 @@ def load_torchvision(name: str, class_name: str, root: Path) -> LabelledImages:
 
 
 def download_torchvision(class_name: str, root: Path) -> None:
-    """Fetches a torchvision data set into the root."""
+    """Fetch a torchvision data set into the root."""
     kind = _kind(class_name)
     for train in (True, False):
         kind(root=root, train=train, download=True)

@@ -107,6 +107,6 @@ def _read(folder: Path, files: list[str], size: int, grey: bool) -> Pixels:
 
 
 def _streamed(folder: Path, files: list[str], size: int, grey: bool) -> Files:
-    """The files, of each of which the header has been read."""
+    """Return the files, of each of which the header has been read."""
     names = [os.path.relpath(path, folder) for path in files]
     return glanced(Source("", str(folder)), str(folder), names, size, grey, decoders(usable_cores()))

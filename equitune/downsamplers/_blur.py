@@ -44,7 +44,7 @@ class BlurPool(Halving):
 
 
 def binomial(taps: int) -> Tensor:
-    """The outer product of a row of Pascal's triangle with itself, of sum 1: (taps, taps)."""
+    """Return the outer product of a row of Pascal's triangle with itself, of sum 1: (taps, taps)."""
     row = [math.comb(taps - 1, k) for k in range(taps)]  # in Python: on the meta device torch would import a compiler
     return torch.tensor([[one * other / sum(row) ** 2 for other in row] for one in row])
 
@@ -55,7 +55,7 @@ def pads(taps: int) -> tuple[int, int]:
 
 
 def require_room(pad: int, mode: str, side: int) -> None:
-    """Raises Infeasible where a map is too small to be continued so far over its border."""
+    """Raise Infeasible where a map is too small to be continued so far over its border."""
     if mode == "reflect" and pad >= side:
         raise Infeasible(f"reflect padding of {pad} needs a map larger than {side} x {side}")
     if pad > side:

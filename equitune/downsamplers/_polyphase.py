@@ -18,7 +18,7 @@ def half(name: str, side: int) -> int:
 
 
 def components(maps_BCGHW: Tensor) -> Tensor:
-    """A view of maps as (B, 2, 2, C, G, H / 2, W / 2): which rows, which columns."""
+    """Return a view of maps as (B, 2, 2, C, G, H / 2, W / 2): which rows, which columns."""
     *images, height, width = maps_BCGHW.shape
     split = maps_BCGHW.reshape(*images, height // 2, 2, width // 2, 2)
     return split.permute(0, 4, 6, 1, 2, 3, 5)

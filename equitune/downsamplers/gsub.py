@@ -57,7 +57,7 @@ def salient(maps_BCGHW: Tensor) -> Tensor:
 
 
 def _smoothed(planes: Tensor, taps: list[float]) -> Tensor:
-    """A symmetric filter along rows and columns, circularly and however small the plane."""
+    """Return a symmetric filter along rows and columns, circularly and however small the plane."""
     for dim in (-2, -1):
         reach = len(taps) // 2
         planes = sum((weight * planes.roll(k - reach, dim) for k, weight in enumerate(taps)), torch.zeros_like(planes))

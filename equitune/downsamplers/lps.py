@@ -60,7 +60,7 @@ class ScoredComponent(Halving):
         return "the network that scores its grids is free to point anywhere" if symmetry in TURNS else None
 
     def scores(self, maps_BCGHW: Tensor) -> Tensor:
-        """The mean score of each component, (B, 4)."""
+        """Return the mean score of each component, (B, 4)."""
         planes = components(maps_BCGHW).transpose(3, 4)  # (B, 2, 2, G, C, H / 2, W / 2)
         scored: Tensor = self.score(planes.flatten(0, 3)).mean((1, 2, 3))
         return scored.view(maps_BCGHW.shape[0], 4, -1).mean(2)

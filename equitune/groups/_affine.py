@@ -65,7 +65,7 @@ class Warp(ABC):
         return not layout.is_spatial
 
     def visible(self, layout: Layout, height: int, width: int) -> Tensor | None:
-        """The central disc, without positions whose source lies outside the inscribed one.
+        """Return the central disc, without positions whose source lies outside the inscribed one.
 
         Raises:
             Unmeasurable: a map that is not square or too small, or no such action for its group axis.
@@ -92,7 +92,7 @@ class Warp(ABC):
         return affine(maps_BCHW, to_source_123, fill="edge", mode="bicubic")
 
     def _radii(self, side: int) -> tuple[Tensor, Tensor]:
-        """The distance from the centre, of each position and of its source, (side, side) each."""
+        """Return the distance from the centre, of each position and of its source, (side, side) each."""
         offset = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
         y, x = offset[:, None], offset
         (xx, xy), (yx, yy) = self.to_source

@@ -25,7 +25,7 @@ def check_entries(layout: Layout, entries: int) -> None:
 
 
 def move_planes(features_BCGHW: Tensor, layout: Layout, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """Moves the planes of features as one moves the image; the group axis stays.
+    """Move the planes of features as one moves the image; the group axis stays.
 
     Entry r of an orbit is computed from the image turned by -r quarters: its plane is moved in that frame.
     """
@@ -36,7 +36,7 @@ def move_planes(features_BCGHW: Tensor, layout: Layout, move: Callable[[Tensor],
 
 
 def see_planes(visible_HW: Tensor, layout: Layout) -> Tensor:
-    """The positions that are visible in every plane, from those visible in the image's frame."""
+    """Return the positions that are visible in every plane, from those visible in the image's frame."""
     if layout.axis != "orbit_c4":
         return visible_HW
     return torch.stack([visible_HW.rot90(turn) for turn in range(4)]).all(0)

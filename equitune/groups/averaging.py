@@ -33,12 +33,12 @@ class Averaging(nn.Module, ABC):
 
     @abstractmethod
     def averaged(self, images: Tensor) -> Tensor:
-        """The averaged scores (B, classes); those of an image do not depend on the others of its batch."""
+        """Return the averaged scores (B, classes); those of an image do not depend on the others of its batch."""
 
     def widths(self) -> dict[str, tuple[float, str]]:
         """How far each kind of transformation reaches, where that is learned: its full width and the unit."""
         return {}
 
     def width_penalty(self) -> Tensor:
-        """What a loss may add (`training.symmetry_penalty`) so that the widths grow; 0 where none is learned."""
+        """Return what a loss may add (`training.symmetry_penalty`) so that the widths grow; 0 where none is learned."""
         return torch.zeros(())

@@ -104,7 +104,7 @@ class Turn:
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)  # what is kept must serve where gradients flow, too
 def _sources(turn: Turn, axis: Axis, is_spatial: bool, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The index, within (G, H, W), of the value that comes to each place, (G * H * W)."""
+    """Return the index, within (G, H, W), of the value that comes to each place, (G * H * W)."""
     places_GHW = torch.arange(shape[0] * shape[1] * shape[2], device=device).view(shape)
     moved = places_GHW[turn._axis_sources(axis, shape[0])]
     if is_spatial and axis != "orbit_c4":  # the planes of an orbit do not turn

@@ -32,13 +32,13 @@ class Halving(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Maps (B, C, G, H, W) and others beside them -> each at half the side, all at the same positions.
+        """Return maps (B, C, G, H, W) and others beside them -> each at half the side, all at the same positions.
 
         The first alone decide which positions these are, for each image by itself.
         """
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side; None: it commutes."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side; None: it commutes."""
         return f"nothing is known of {type(self).__name__}"
 
 
@@ -50,7 +50,7 @@ class Downsampler(Protocol):
         """Of its first convolution, and of a 1 x 1 shortcut: 2 where they halve the maps themselves, else 1."""
 
     def halving(self, channels: int, side: int) -> Halving | None:
-        """What follows that convolution's ReLU, on maps of `channels` and this side; None: nothing.
+        """Return what follows that convolution's ReLU, on maps of `channels` and this side; None: nothing.
 
         Raises:
             Infeasible: such maps cannot be halved.

@@ -24,10 +24,10 @@ class Element(Protocol):
         """What happens at the image's border: `roll`, `crop`, `disc`, or `none` where nothing enters or leaves."""
 
     def inverse(self) -> Self:
-        """The element that undoes this one."""
+        """Return the element that undoes this one."""
 
     def after(self, first: Self) -> Self:
-        """The element that acts like `first` followed by this one."""
+        """Return the element that acts like `first` followed by this one."""
 
     def on_images(self, images_BCHW: Tensor) -> Tensor:
         """T_g x. It is compared with T_e x, e the identity: x itself, or what a `disc` leaves of it.
@@ -47,7 +47,7 @@ class Element(Protocol):
         """Whether rho(g) moves the values of a (height, width) map without mixing them; else it interpolates."""
 
     def visible(self, layout: Layout, height: int, width: int) -> Tensor | None:
-        """The positions that can be compared, (height, width) bool; None: all of them.
+        """Return the positions that can be compared, (height, width) bool; None: all of them.
 
         Raises:
             Unmeasurable: the element cannot act on such a map, or no position is left.
@@ -55,7 +55,7 @@ class Element(Protocol):
 
 
 def sets(group: str, strides: list[int], side_px: int, **options: Any) -> dict[str, list[Element]]:
-    """The elements of a group to measure with, by set; the headline set first. A set may be empty.
+    """Return the elements of a group to measure with, by set; the headline set first. A set may be empty.
 
     Args:
         group: the name of a file beside this one.

@@ -58,7 +58,7 @@ class Flow(Protocol):
         """rho(g_t) f, for features that move and a small t."""
 
     def visible(self, layout: Layout, height: int, width: int) -> Tensor | None:
-        """The positions that can be compared, (height, width) bool; None: all of them.
+        """Return the positions that can be compared, (height, width) bool; None: all of them.
 
         Raises:
             Unmeasurable: the flow has no derivative on such a map.
@@ -180,7 +180,7 @@ class Hue:
 
 
 def flows(group: str, side_px: int) -> list[Flow]:
-    """The flows that generate a group, for images of a side."""
+    """Return the flows that generate a group, for images of a side."""
     match group:
         case "translation":
             return [Translation("shift y", -2), Translation("shift x", -1)]
@@ -198,7 +198,7 @@ def flows(group: str, side_px: int) -> list[Flow]:
 
 
 def _disc(height: int, width: int, share: float = 1) -> Tensor:
-    """The positions within a share of the inscribed disc's radius, (H, W) bool."""
+    """Return the positions within a share of the inscribed disc's radius, (H, W) bool."""
     if height != width:
         raise Unmeasurable("non_square", f"a disc needs a square grid, not {height} x {width}")
     place = torch.arange(height) - (height - 1) / 2

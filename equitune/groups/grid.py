@@ -35,7 +35,8 @@ def grid_exact(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> 
 
 
 def uneven(symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: int, wraps: bool) -> str | None:
-    """The rule by which the windows of a layer fail to commute with a symmetry of its grid; None: they do not fail.
+    """Return the rule by which the windows of a layer fail to commute with a symmetry of its grid; None: they do not
+    fail.
 
     Args:
         symmetry: of the grid.
@@ -64,7 +65,7 @@ def uneven(symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: 
 def of_free_kernels(
     symmetry: Symmetry, side: int, kernel: int, *, stride: int, padding: int, wraps: bool
 ) -> str | None:
-    """The same of a convolution whose kernels are not tied to each other, with the arguments of `uneven`."""
+    """Return the same of a convolution whose kernels are not tied to each other, with the arguments of `uneven`."""
     if symmetry == "hue":
         return COLOURS
     if symmetry in TURNS and kernel > 1:

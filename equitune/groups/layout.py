@@ -29,7 +29,7 @@ class Layout(Protocol):
         """What the group axis is; `none`: each entry is a channel of its own."""
 
     def read(self, output: Tensor) -> Tensor:
-        """The layer's output as (B, C, G, H, W).
+        """Return the layer's output as (B, C, G, H, W).
 
         Raises:
             Unmeasurable: the output is not what was declared.

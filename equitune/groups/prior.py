@@ -61,12 +61,12 @@ class MapPrior(ABC):
         padding: int = 0,
         bias: bool = False,
     ) -> nn.Module:
-        """Maps (B, inputs, G, H, W) -> maps (B, outputs, G, H', W')."""
+        """Return maps (B, inputs, G, H, W) -> maps (B, outputs, G, H', W')."""
         return self.built(Shape(inputs, outputs, kernel, stride, padding, bias, lifts=False), side)
 
     @abstractmethod
     def built(self, shape: Shape, side: int) -> nn.Module:
-        """The layer of that shape, for maps of that side."""
+        """Return the layer of that shape, for maps of that side."""
 
     @abstractmethod
     def norm(self, channels: int) -> nn.Module:
@@ -81,14 +81,14 @@ class TokenPrior(Protocol):
     """A prior over the tokens (B, T, D) of a transformer on a square grid of T = grid * grid patches."""
 
     def position(self, width: int, grid: int) -> nn.Module:
-        """Adds what a token knows of its place: (B, T, D) -> (B, T, D)."""
+        """Add what a token knows of its place: (B, T, D) -> (B, T, D)."""
 
     def mix(self, width: int, heads: int, grid: int, *, block: int) -> nn.Module:
         """Exchanges information between tokens in a block, the first one being 0: (B, T, D) -> (B, T, D)."""
 
 
 def out_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
-    """The side of a map after a convolution or a pooling.
+    """Return the side of a map after a convolution or a pooling.
 
     Raises:
         Infeasible: nothing is left of the map.

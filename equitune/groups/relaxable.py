@@ -18,7 +18,9 @@ class Relaxable(ABC):
 
     @abstractmethod
     def squared_amount(self) -> Tensor:
-        """The square of the amount, through which gradients flow: what a loss may add (`training.symmetry_penalty`)."""
+        """Return the square of the amount, through which gradients flow: what a loss may add
+        (`training.symmetry_penalty`).
+        """
 
     @torch.no_grad()
     def amount(self) -> float:
@@ -27,12 +29,12 @@ class Relaxable(ABC):
 
 
 def relaxable_layers(model: nn.Module) -> dict[str, Relaxable]:
-    """The layers of a model that may leave their symmetry, by path, in the order in which they stand in it."""
+    """Return the layers of a model that may leave their symmetry, by path, in the order in which they stand in it."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Relaxable)}
 
 
 def symmetry_penalty(model: nn.Module) -> Tensor:
-    """The mean of the squared amounts of a model's layers, and the penalty of an averaging around it.
+    """Return the mean of the squared amounts of a model's layers, and the penalty of an averaging around it.
 
     Gradients flow through it; 0 where there is neither.
     """

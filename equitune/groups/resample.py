@@ -53,7 +53,7 @@ def shift_edge(maps: Tensor, shift_px: float, dim: int) -> Tensor:
 
 
 def _along(maps: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """A linear map (side, side) of one dimension."""
+    """Return a linear map (side, side) of one dimension."""
     matrix = matrix.to(maps)
     if dim % maps.ndim == maps.ndim - 2:
         return matrix @ maps  # the same, and contiguous
@@ -63,7 +63,7 @@ def _along(maps: Tensor, matrix: Tensor, dim: int) -> Tensor:
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # what is kept must serve where gradients flow, too
 def _fourier_shift(side: int, shift_px: float) -> Tensor:
-    """The Fourier shift as a matrix (side, side) in float64; at the sides of feature maps it beats an FFT."""
+    """Return the Fourier shift as a matrix (side, side) in float64; at the sides of feature maps it beats an FFT."""
     frequency = torch.arange(side // 2 + 1, dtype=torch.float64)
     phase = torch.exp(-2j * torch.pi * frequency * (shift_px / side))
     impulses = torch.eye(side, dtype=torch.float64)
@@ -74,7 +74,7 @@ def _fourier_shift(side: int, shift_px: float) -> Tensor:
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def _bicubic_shift(side: int, shift_px: float) -> Tensor:
-    """The bicubic shift as a matrix (side, side) in float64: what becomes of each impulse."""
+    """Return the bicubic shift as a matrix (side, side) in float64: what becomes of each impulse."""
     impulses = torch.eye(side, dtype=torch.float64).view(1, 1, side, side)
     to_source = torch.tensor([[[1, 0, -shift_px], [0, 1, 0]]], dtype=torch.float64)
     return affine(impulses, to_source, fill="edge", mode="bicubic")[0, 0].T
@@ -83,7 +83,7 @@ def _bicubic_shift(side: int, shift_px: float) -> Tensor:
 def affine(
     images_BCHW: Tensor, inverse_B23: Tensor, *, fill: Fill = "zero", mode: Interpolation = "bilinear"
 ) -> Tensor:
-    """Samples each image at affinely mapped pixels.
+    """Sample each image at affinely mapped pixels.
 
     Args:
         images_BCHW: floating-point images.
@@ -143,7 +143,7 @@ def _inside(index: Tensor, side: int, fill: LatticeFill) -> Tensor:
 
 
 def warp(images_BCHW: Tensor, displacements_B2HW: Tensor) -> Tensor:
-    """Moves each image by its own displacement field, bilinearly; beyond the border lie the border's pixels.
+    """Move each image by its own displacement field, bilinearly; beyond the border lie the border's pixels.
 
     Args:
         images_BCHW: floating-point images.
@@ -160,7 +160,7 @@ def warp(images_BCHW: Tensor, displacements_B2HW: Tensor) -> Tensor:
 
 
 def derivative_circular(maps: Tensor, dim: int) -> Tensor:
-    """The derivative along one dimension, per pixel: that of the Fourier shift, with the opposite sign.
+    """Return the derivative along one dimension, per pixel: that of the Fourier shift, with the opposite sign.
 
     Exact below the Nyquist frequency; at it, on an even side, the derivative is 0.
 
@@ -176,7 +176,7 @@ def derivative_circular(maps: Tensor, dim: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _fourier_derivative(side: int) -> Tensor:
-    """The spectral derivative as a matrix (side, side) in float64."""
+    """Return the spectral derivative as a matrix (side, side) in float64."""
     frequency = torch.arange(side // 2 + 1, dtype=torch.float64)
     factor = 2j * torch.pi / side * frequency * (2 * frequency != side)
     impulses = torch.eye(side, dtype=torch.float64)
@@ -185,7 +185,8 @@ def _fourier_derivative(side: int) -> Tensor:
 
 
 def gradient(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The derivatives of (..., H, W) along rows and columns, per pixel, without wrapping around; sides of 3 or more.
+    """Return the derivatives of (..., H, W) along rows and columns, per pixel, without wrapping around; sides of 3 or
+    more.
 
     Central differences, one-sided at the border: local, and exact for polynomials of degree 2.
     """

@@ -46,7 +46,7 @@ class Shift:
         return _along_both(shift_circular, images_BCHW, self.dy_px, self.dx_px)
 
     def on_features(self, features_BCGHW: Tensor, layout: Layout) -> Tensor:
-        """The same translation on a map of a layer, d pixels of the image being d / stride of the map.
+        """Return the same translation on a map of a layer, d pixels of the image being d / stride of the map.
 
         The output shift follows from the input shift once, unrounded. Class scores do not move.
         """
@@ -104,7 +104,7 @@ class CropShift:
         return padded[..., bottom : bottom + height, right : right + width]
 
     def on_features(self, features_BCGHW: Tensor, layout: Layout) -> Tensor:
-        """The same translation on a map of a layer: exact for whole positions of it, bicubic otherwise."""
+        """Return the same translation on a map of a layer: exact for whole positions of it, bicubic otherwise."""
         if not layout.is_spatial:
             return features_BCGHW
         rows, cols = self.dy_px / layout.stride, self.dx_px / layout.stride
@@ -115,7 +115,7 @@ class CropShift:
         return _is_whole_on_map(self.dy_px, self.dx_px, layout)
 
     def visible(self, layout: Layout, height: int, width: int) -> Tensor | None:
-        """The overlap of both grids, without the margin.
+        """Return the overlap of both grids, without the margin.
 
         Raises:
             Unmeasurable: fewer than 9 positions overlap.
@@ -172,7 +172,9 @@ def _is_whole_on_map(dy_px: float, dx_px: float, layout: Layout) -> bool:
 
 
 def _overlap(side: int, shift: float, margin: int) -> Tensor:
-    """The positions of one axis that lie, as do their sources, at least the margin within the map, (side) bool."""
+    """Return the positions of one axis that lie, as do their sources, at least the margin within the
+    map, (side) bool.
+    """
     place = torch.arange(side)
     source = place - shift
     return (torch.minimum(place, source) >= margin) & (torch.maximum(place, source) <= side - 1 - margin)

@@ -29,13 +29,13 @@ def class_scores(model: nn.Module, images_BCHW: Tensor) -> Tensor:
 
 
 def one_pixel_shifts(n: int, generator: torch.Generator) -> Tensor:
-    """A step to one of the four neighbouring pixels for each image: (n, 2) int64, rows and columns."""
+    """Return a step to one of the four neighbouring pixels for each image: (n, 2) int64, rows and columns."""
     steps = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
     return steps[torch.randint(4, (n,), generator=generator)]
 
 
 def refuse_empty(measure: str, images: EvaluationSet) -> None:
-    """Raises a UserError where there is no image."""
+    """Raise a UserError where there is no image."""
     if not len(images):
         raise UserError(f"{measure} needs at least one image, but the {images.split} split is empty: give it images")
 

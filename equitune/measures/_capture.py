@@ -43,7 +43,7 @@ def capturing(
 
 
 def modified_in_place(model: nn.Module, layers: Collection[str], images: Tensor) -> set[str]:
-    """The layers whose output a later module of the same forward pass writes over, such as an in-place ReLU."""
+    """Return the layers whose output a later module of the same forward pass writes over, such as an in-place ReLU."""
     seen: list[tuple[str, Tensor, int]] = []
 
     def note(name: str, output: Any) -> None:

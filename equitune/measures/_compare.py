@@ -91,7 +91,7 @@ class Plan:
                     self.problems[layer, name] = error
 
     def with_control(self, name: str) -> "Plan":
-        """The same plan with each set once more, under `SET/name`; its elements take no further passes."""
+        """Return the same plan with each set once more, under `SET/name`; its elements take no further passes."""
         plan = copy(self)
         plan.sets = dict(self.sets) | {f"{each}/{name}": elements for each, elements in self.sets.items()}
         plan.problems = dict(self.problems) | {
@@ -116,7 +116,7 @@ def compare(
     *,
     stage: str = "trained",
 ) -> dict[Key, PairStatistics]:
-    """A statistic for each layer, set and element.
+    """Return a statistic for each layer, set and element.
 
     Args:
         orders: the channels of rho(g) f(x) that go with those of f(T_g x), where they are not the same ones.
@@ -166,7 +166,7 @@ def _stream(
     statistics: Mapping[Key, PairStatistics] | None = None,
     stage: str = "",
 ) -> None:
-    """Calls `add` for every batch, element and layer.
+    """Call `add` for every batch, element and layer.
 
     An element that stands in several sets passes through the model once; so do the images at rest, T_e x, which are
     the images themselves unless an element hides a part of them.
@@ -221,7 +221,7 @@ def _refusal(elements: list[Element], image: Tensor) -> Unmeasurable | None:
 
 
 def require_size(layout: Layout, height: int, width: int) -> None:
-    """Raises Unmeasurable where a layer's map is too small to be compared."""
+    """Raise Unmeasurable where a layer's map is too small to be compared."""
     if layout.is_spatial and height * width < MIN_POSITIONS:
         raise Unmeasurable("too_small", f"{height * width} positions, at least {MIN_POSITIONS} are needed")
 
@@ -245,7 +245,7 @@ def _place(g: Element, layout: Layout, features: Tensor) -> Place:
 
 
 def _another(elements: list[Element]) -> Element | None:
-    """An element that is not the first one: its inverse, or a neighbour in the set."""
+    """Return an element that is not the first one: its inverse, or a neighbour in the set."""
     first = elements[0]
     return next((g for g in (first.inverse(), *elements[1:]) if g != first), None)
 

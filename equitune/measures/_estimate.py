@@ -41,12 +41,12 @@ class Estimate:
 
     @classmethod
     def mean(cls, values_n: Tensor) -> "Estimate":
-        """The mean of one number an image."""
+        """Return the mean of one number an image."""
         return cls.ratio(values_n, torch.ones_like(values_n))
 
     @classmethod
     def ratio(cls, numerators_n: Tensor, denominators_n: Tensor) -> "Estimate":
-        """The ratio of two sums over images, or over clusters of them."""
+        """Return the ratio of two sums over images, or over clusters of them."""
         sums = clustered(torch.stack([numerators_n, denominators_n], 1).double().cpu())
         above, below = sums.sum(0)
         influence = (sums[:, 0] - above / below * sums[:, 1]) / below
@@ -54,7 +54,7 @@ class Estimate:
 
     @classmethod
     def correlation(cls, ab_K: Tensor, aa_K: Tensor, bb_K: Tensor) -> "Estimate":
-        """The correlation whose covariance and variances are sums over clusters of images."""
+        """Return the correlation whose covariance and variances are sums over clusters of images."""
         sums = torch.stack([ab_K, aa_K, bb_K], 1)
         ab, aa, bb = sums.sum(0)
         scale = (aa * bb).sqrt()
@@ -63,11 +63,11 @@ class Estimate:
 
     @classmethod
     def average(cls, estimates: Sequence["Estimate"]) -> "Estimate":
-        """The mean of statistics of the same images; their covariance is accounted for."""
+        """Return the mean of statistics of the same images; their covariance is accounted for."""
         return Estimate._weighted(estimates, [1 / len(estimates)] * len(estimates))
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """The paired difference of two statistics of the same images."""
+        """Return the paired difference of two statistics of the same images."""
         return Estimate._weighted([self, other], [1.0, -1.0])
 
     @property
@@ -76,7 +76,7 @@ class Estimate:
         return float(torch.linalg.vector_norm(self.influence_K))
 
     def interval(self, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-        """The 95 % percentile interval of the bootstrap over images, the same resamples for equal seeds."""
+        """Return the 95 % percentile interval of the bootstrap over images, the same resamples for equal seeds."""
         values = self.function(_weights(len(self.sums_Kk), seed, resamples) @ self.sums_Kk)
         low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
         return low, high
@@ -108,7 +108,7 @@ class Estimate:
 
 
 def clustered(per_image: Tensor) -> Tensor:
-    """Sums over the clusters of images: (n, ...) -> (min(n, CLUSTERS), ...)."""
+    """Return sums over the clusters of images: (n, ...) -> (min(n, CLUSTERS), ...)."""
     if len(per_image) <= CLUSTERS:
         return per_image
     sums = per_image.new_zeros(CLUSTERS, *per_image.shape[1:])
@@ -118,7 +118,7 @@ def clustered(per_image: Tensor) -> Tensor:
 def measured(
     estimate: Estimate, images: EvaluationSet, *, chance: float | None = None, untrained: Estimate | None = None
 ) -> Measurement:
-    """An estimate as a trial records it."""
+    """Return an estimate as a trial records it."""
     value = estimate.value
     if not math.isfinite(value):
         return unmeasured(images, "undefined", f"the statistic is {value}")
@@ -134,7 +134,7 @@ def measured(
 
 
 def unmeasured(images: EvaluationSet, status: str, reason: str | None) -> Measurement:
-    """A metric without a value, as a trial records it."""
+    """Return a metric without a value, as a trial records it."""
     return Measurement.model_validate(
         {"value": None, "n": len(images), "split": images.split, "status": status, "reason": reason}
     )

@@ -19,13 +19,13 @@ class Journal(Protocol):
     """Where a long measurement writes down how far it has come, and from where it goes on."""
 
     def find(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
-        """The number of images that a stage has seen, and its sums; None: it has not begun."""
+        """Return the number of images that a stage has seen, and its sums; None: it has not begun."""
 
     def keep(self, stage: str, done: int, state: Callable[[], dict[str, Tensor]], *, is_last: bool) -> None:
-        """Called after each batch of a stage; whether to write is the journal's choice."""
+        """Take the sums after each batch of a stage; whether to write is the journal's choice."""
 
     def passed(self, done: int, total: int) -> None:
-        """Called after each batch of any pass over the images."""
+        """Take how far a pass has come, after each of its batches."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class EvaluationSet:
         return self.subset(order.sort().values)
 
     def subset(self, index: Tensor) -> "EvaluationSet":
-        """The images of these indices."""
+        """Return the images of these indices."""
         pixels = self.pixels[index.to(self.pixels.device)]
         return replace(self, pixels=pixels, labels=self.labels[index.to(self.device)])
 

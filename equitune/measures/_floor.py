@@ -17,7 +17,8 @@ EXACT, INEXACT = 10, 100  # times the floor: up to the first a network is exact,
 
 @cache
 def numeric_floor(device: torch.device, dtype: torch.dtype) -> float:
-    """|a - b| / (|a| + |b|) of circular convolutions under shifts (K1) and of the identity (K12); at least rounding.
+    """Return |a - b| / (|a| + |b|) of circular convolutions under shifts (K1) and of the identity (K12); at least
+    rounding.
 
     Source: K1 and K12 of the project's reference; both are zero but for the arithmetic.
     """

@@ -64,5 +64,5 @@ def _is_even(module: Any, sides: torch.Size) -> bool:
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    """A setting for rows and columns; `same` padding (a word) comes with stride 1 alone."""
+    """Return a setting for rows and columns; `same` padding (a word) comes with stride 1 alone."""
     return (value, value) if isinstance(value, int | str) else (value[0], value[1])

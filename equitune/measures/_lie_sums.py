@@ -51,12 +51,12 @@ class LieSums:
 
     @classmethod
     def of_state(cls, state: dict[str, Tensor], device: torch.device) -> "LieSums":
-        """What to go on from."""
+        """Return what to go on from."""
         centre = state["centre"].to(device) if "centre" in state else None
         return cls(state["sums"].clone(), centre, bool(state["moves"]), str(state["dtype"].dtype).split(".")[1])
 
     def add(self, plain_BCP: Tensor, motion_BCP: Tensor, prescribed_BCP: Tensor | None, start: int) -> None:
-        """Adds a batch of images, the first of which is number `start`, to the rows of their clusters."""
+        """Add a batch of images, the first of which is number `start`, to the rows of their clusters."""
         plain, motion = plain_BCP.double(), motion_BCP.double()
         # The difference in the model's own precision, in which an exact layer's motions agree.
         failure = motion if prescribed_BCP is None else (motion_BCP - prescribed_BCP).double()
@@ -101,7 +101,7 @@ def _square(values_BCP: Tensor) -> Tensor:
 
 
 def _spread(sums: Tensor) -> Tensor:
-    """The sum over images and positions of |f - mean f|^2, centred per channel, from the sums of an output."""
+    """Return the sum over images and positions of |f - mean f|^2, centred per channel, from the sums of an output."""
     centred_C = sums[..., 5:]
     per_channel = sums[..., 3] / centred_C.shape[-1]
     return sums[..., 4] - centred_C.square().sum(-1) / per_channel

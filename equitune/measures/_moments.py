@@ -41,7 +41,7 @@ class Moments:
         return cls(sums, squares, torch.stack([part.map_CP for part in parts]).sum(0))
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "Moments":
-        """The moments of the moved features, where moving permutes channels and positions.
+        """Return the moments of the moved features, where moving permutes channels and positions.
 
         Args:
             move: features (n, C, P) or sums over positions (n, C, 1) -> the same, moved.
@@ -113,12 +113,12 @@ class Unrelated:
         )
 
     def flat(self) -> float:
-        """The mean correlation of unrelated images."""
+        """Return the mean correlation of unrelated images."""
         total = (self.flat_a_CP * self.flat_b_CP).sum() - self.flat_itself
         return float(total / (self.images * (self.images - 1)))
 
     def channel(self) -> float:
-        """The mean correlation of a channel in unrelated images, over the channels that vary."""
+        """Return the mean correlation of a channel in unrelated images, over the channels that vary."""
         total = (self.channel_a_CP * self.channel_b_CP).sum() - self.channel_itself
         return float(total / ((self.alive_a_C * self.alive_b_C).sum() - self.alive_itself))
 
@@ -137,7 +137,7 @@ def _normalised(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def parts(values: Tensor) -> Iterator[slice]:
-    """The batch in parts of a few images, small enough for a processor's cache."""
+    """Return the batch in parts of a few images, small enough for a processor's cache."""
     images = max(1, len(values) * PART // max(values.numel(), 1)) if values.device.type == "cpu" else len(values)
     return (slice(start, start + images) for start in range(0, len(values), images))
 
@@ -152,5 +152,5 @@ def scratch(values: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def in_double(values: Tensor) -> Tensor:
-    """The values in float64, in memory that is used again."""
+    """Return the values in float64, in memory that is used again."""
     return values if values.dtype == torch.float64 else scratch(values).copy_(values)

@@ -28,10 +28,10 @@ class Differentiation(Protocol):
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """What a pass needs around it."""
+        """Return what a pass needs around it."""
 
     def moving(self, flow: Flow, images_BCHW: Tensor) -> Tensor:
-        """What to put through the network."""
+        """Return what to put through the network."""
 
     def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) and d/dt f(g_t x), (B, C, G, H, W) each, from the features of that pass.

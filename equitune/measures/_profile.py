@@ -38,7 +38,9 @@ class Profile:
     total_stride: int
 
     def report(self, metrics: list[str]) -> Report:
-        """The rows, and the metrics of these names: GROUP_QUANTITY, GROUP_SET_QUANTITY or GROUP_output_QUANTITY."""
+        """Return the rows, and the metrics of these names: GROUP_QUANTITY, GROUP_SET_QUANTITY or
+        GROUP_output_QUANTITY.
+        """
         estimates: dict[str, Estimate] = {}
         found = {name: self._metric(name, estimates) for name in metrics}
         rows = [
@@ -50,7 +52,7 @@ class Profile:
         return Report(found, rows, estimates, self._controls())
 
     def _metric(self, name: str, estimates: dict[str, Estimate]) -> Measurement:
-        """The mean of a quantity over (layer, set) pairs; without a value where one of them has none."""
+        """Return the mean of a quantity over (layer, set) pairs; without a value where one of them has none."""
         quantity, chosen = self._chosen(name.removeprefix(f"{self.group}_"))
         status, reason = self._problem(quantity, chosen, "trained")
         if status != "ok":
@@ -60,7 +62,7 @@ class Profile:
         return measured(estimate, self.images, chance=chance, untrained=self._control(quantity, chosen))
 
     def _chosen(self, name: str) -> tuple[str, list[tuple[str, str]]]:
-        """The quantity and the (layer, set) pairs that a metric's name stands for."""
+        """Return the quantity and the (layer, set) pairs that a metric's name stands for."""
         sets = list(self.plan.sets)
         output = list(self.plan.layers)[-1]
         if name.startswith("output_"):
@@ -75,7 +77,7 @@ class Profile:
         return "", []
 
     def _at_depths(self, name: str) -> list[str]:
-        """The layers at 1/4, 1/2, 3/4 and the end of those that have a grid on which the set can be measured."""
+        """Return the layers at 1/4, 1/2, 3/4 and the end of those that have a grid on which the set can be measured."""
         spatial = [
             layer
             for layer, layout in self.plan.layers.items()
@@ -159,7 +161,7 @@ class Profile:
         return {"grid_exact": module is None, "grid_broken_by": module}
 
     def _controls(self) -> dict[str, Any]:
-        """What holds for the whole run: the numeric floor, and the first layer that is not exact."""
+        """Return what holds for the whole run: the numeric floor, and the first layer that is not exact."""
         found: dict[str, Any] = {"floor": self._floor, "dtype": str(self.images.dtype).removeprefix("torch.")}
         for name in self.plan.sets:
             for layer in self.plan.layers:
@@ -176,7 +178,7 @@ class Profile:
         return numeric_floor(self.images.device, self.images.dtype)
 
     def _problem(self, quantity: str, chosen: list[tuple[str, str]], stage: str) -> tuple[Status, str | None]:
-        """The first reason why one of the (layer, set) pairs has no number, or `ok`."""
+        """Return the first reason why one of the (layer, set) pairs has no number, or `ok`."""
         if not quantity:
             return (
                 "not_asked",

@@ -60,7 +60,7 @@ class PairStatistics:
         acted_moments: Moments | None = None,
         wrong: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Adds a batch of any floating dtype, a few images at a time.
+        """Add a batch of any floating dtype, a few images at a time.
 
         Differences are taken, and squared over one channel's map, in the features' own precision, where nothing
         cancels; all other sums are in float64.
@@ -106,7 +106,7 @@ class PairStatistics:
         )
 
     def summary(self) -> "Summary":
-        """What follows from the sums so far."""
+        """Return what follows from the sums so far."""
         if self._summary is None:
             self._summary = Summary(self._table_Kk, self._sides, self._unrelated)
         return self._summary
@@ -133,7 +133,7 @@ class PairStatistics:
         self._summary = None
 
     def _begin(self, means_1CP: list[Tensor]) -> None:
-        """Makes room, and keeps the first batch's means of a, b and y: view and rho(g) are linear."""
+        """Make room, and keep the first batch's means of a, b and y: view and rho(g) are linear."""
         self._means = tuple(mean[0].flatten().clone() for mean in means_1CP)
         (_, channels, positions), device = means_1CP[0].shape, means_1CP[0].device
         self._sides = {name: Side.empty(self._clusters, channels, positions, device) for name in ("a", "b", "y")}
@@ -213,7 +213,7 @@ class Summary:
         raise ValueError(quantity)
 
     def chance(self, quantity: str) -> float | None:
-        """What unrelated images score, averaged over pairs i != j: a shared positional pattern, and no more."""
+        """Return what unrelated images score, averaged over pairs i != j: a shared positional pattern, and no more."""
         match quantity:
             case "error" | "invariance_error":
                 return 1.0
@@ -244,23 +244,25 @@ class Summary:
         return "ok", None
 
     def relative_distance(self) -> float:
-        """|a - b| / (|a| + |b|) over all images: 0.707 for independent vectors without a mean."""
+        """Return |a - b| / (|a| + |b|) over all images: 0.707 for independent vectors without a mean."""
         lengths = math.sqrt(self._totals["aa"]) + math.sqrt(self._totals["bb"])
         return math.sqrt(self._totals["ab"]) / lengths
 
     def wrong_error(self) -> float | None:
-        """The error with rho(h) for another element h, in units of the right one's chance; None: not measured."""
+        """Return the error with rho(h) for another element h, in units of the right one's chance; None: not
+        measured.
+        """
         wrong = self._totals["wrong"]
         return wrong / self.n / self._chance_distance("b") if wrong else None
 
     def dead_channels(self) -> float:
-        """The share of channels that never vary over all images."""
+        """Return the share of channels that never vary over all images."""
         a = self._sides["a"]
         variance_C = a.squares_C - a.sums_KC.sum(0).square() / (self.n * self.positions)
         return float((variance_C <= COLLAPSED * a.squares_C).double().mean())
 
     def dropped_channels(self) -> float:
-        """The share of (image, channel) pairs without variance, which `channel_correlation` leaves out."""
+        """Return the share of (image, channel) pairs without variance, which `channel_correlation` leaves out."""
         return 1 - self._totals["channels"] / (self.n * len(self._sides["a"].squares_C))
 
     def _error(self, other: str) -> Estimate:
@@ -292,7 +294,7 @@ class Summary:
         return self._kept_totals[other]
 
     def _products(self, other: str) -> tuple[float, float]:
-        """The products of the two sides' total maps, and of their totals by channel over the positions."""
+        """Return the products of the two sides' total maps, and of their totals by channel over the positions."""
         if other not in self._kept_products:
             a, b = self._sides["a"], self._sides[other]
             centres = torch.dot(a.sums_KC.sum(0), b.sums_KC.sum(0)) / self.positions
@@ -324,6 +326,6 @@ def _dot(values_BCP: Tensor, mean: Tensor) -> Tensor:
 
 
 def _squares(values_BCP: Tensor) -> Tensor:
-    """Sums of squares over positions, (B, C) in float64."""
+    """Return sums of squares over positions, (B, C) in float64."""
     lengths: Tensor = torch.linalg.vector_norm(values_BCP, dim=2)
     return lengths.double().square_()

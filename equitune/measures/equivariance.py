@@ -134,6 +134,6 @@ def _matched(
 
 
 def total_stride(layers: Layers, side_px: int) -> int:
-    """The least common stride of the layers with a grid that is large enough to be measured, in pixels."""
+    """Return the least common stride of the layers with a grid that is large enough to be measured, in pixels."""
     sides = ((layout.stride, math.ceil(side_px / layout.stride)) for layout in layers.values() if layout.is_spatial)
     return math.lcm(*(stride for stride, side in sides if side * side >= MIN_POSITIONS))

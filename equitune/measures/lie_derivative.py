@@ -129,7 +129,7 @@ class Derivatives:
                 images.journal.keep(stage, start, lambda: self._state(flow), is_last=start == len(images))
 
     def _state(self, flow: Flow) -> dict[str, Tensor]:
-        """What is known along a flow: each layer's sums, or its problem as text."""
+        """Return what is known along a flow: each layer's sums, or its problem as text."""
         found = {
             f"{layer}/{name}": value
             for (layer, label), sums in self.sums.items()
@@ -238,14 +238,14 @@ class _Comparison:
         return Report(metrics, rows, estimates)
 
     def _at_depths(self) -> list[str]:
-        """The layers at 1/4, 1/2, 3/4 and the end of those that have a grid that can be differentiated."""
+        """Return the layers at 1/4, 1/2, 3/4 and the end of those that have a grid that can be differentiated."""
         spatial = [layer for layer, layout in self.layers.items() if layout.is_spatial]
         first = self.directions[0].label
         able = [layer for layer in spatial if (layer, first) in self.trained.sums]
         return at_depths(able) or spatial[-1:]  # which will say why
 
     def _metric(self, statistic: Statistic, keys: list[Key]) -> Measurement:
-        """The mean of a statistic over layers and flows; without a value where one of them has none."""
+        """Return the mean of a statistic over layers and flows; without a value where one of them has none."""
         problem = _problem(self.trained, statistic, keys)
         if problem:
             return unmeasured(self.images, *problem)
@@ -304,7 +304,7 @@ class _Comparison:
 
 
 def _problem(found: Derivatives, statistic: Statistic, keys: list[Key]) -> Problem | None:
-    """The first reason why a statistic of one of the layers and flows has no number."""
+    """Return the first reason why a statistic of one of the layers and flows has no number."""
     if not keys:
         return "non_spatial", "no layer has a grid"
     for key in keys:

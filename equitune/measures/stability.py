@@ -129,7 +129,7 @@ def _diffeomorphism(images: EvaluationSet, displacement_px: float, cut_off: int)
 
 
 def draw_coefficients(n: int, displacement_px: float, cut_off: int, height: int, width: int) -> Tensor:
-    """The coefficients (n, 2, cut_off, cut_off) of fields of maximal entropy, in pixels, none of which folds."""
+    """Return the coefficients (n, 2, cut_off, cut_off) of fields of maximal entropy, in pixels, none of which folds."""
     deviations_IJ = mode_deviations(displacement_px, cut_off)
     generator = torch.Generator().manual_seed(0)
 
@@ -145,7 +145,7 @@ def draw_coefficients(n: int, displacement_px: float, cut_off: int, height: int,
 
 
 def mode_deviations(displacement_px: float, cut_off: int) -> Tensor:
-    """The standard deviation of the coefficient of each mode (i, j) = 1 .. cut_off of a field, in pixels.
+    """Return the standard deviation of the coefficient of each mode (i, j) = 1 .. cut_off of a field, in pixels.
 
     Of all fields with the same mean square slope, the ones of maximal entropy have variance T / (i^2 + j^2). A mode's
     mean square over the image is 1/4, so T follows from the mean square displacement of the two components.
@@ -158,7 +158,7 @@ def mode_deviations(displacement_px: float, cut_off: int) -> Tensor:
 
 
 def slope(deviations_IJ: Tensor, side_px: int) -> float:
-    """The root mean square derivative of a component along an axis of this length: pixels by pixels."""
+    """Return the root mean square derivative of a component along an axis of this length: pixels by pixels."""
     order = torch.arange(1, len(deviations_IJ) + 1, dtype=torch.float64)
     return float((deviations_IJ.square() * order**2).sum().div(4).sqrt() * math.pi / side_px)
 

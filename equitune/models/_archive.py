@@ -80,7 +80,7 @@ class Node:
 
 
 def refs(arguments: Any) -> list[Ref]:
-    """The values of the graph that a node, or some arguments, refer to."""
+    """Return the values of the graph that a node, or some arguments, refer to."""
     if isinstance(arguments, Node):
         arguments = (*arguments.positional, *arguments.named.values())
     if isinstance(arguments, Ref):
@@ -103,7 +103,7 @@ class Program:
 
 
 def read_program(path: Path) -> Program:
-    """Reads a file that `torch.export.save` wrote.
+    """Read a file that `torch.export.save` wrote.
 
     Raises:
         UserError: it is no such file, holds what only code could read, or is not a network from images to scores.
@@ -180,7 +180,9 @@ class _Reader:
         )
 
     def _inputs(self, specs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], frozenset[str], str]:
-        """The tensors of the program by the name of their node, the parameters among them, and the images' name."""
+        """Return the tensors of the program by the name of their node, the parameters among them, and the
+        images' name.
+        """
         weights = self._tensors("weights")
         constants = self._tensors("constants")
         tensors: dict[str, Tensor] = {}
@@ -204,7 +206,7 @@ class _Reader:
         return tensors, frozenset(parameters), images[0]
 
     def _tensors(self, kind: str) -> dict[str, Tensor]:
-        """The weights or the constants, by their name in the network that was exported."""
+        """Return the weights or the constants, by their name in the network that was exported."""
         listed = json.loads(self._record(f"data/{kind}/{self._name}_{kind}_config.json"))["config"]
         found, payloads = {}, {}
         for name, entry in listed.items():
@@ -267,7 +269,9 @@ def _node(node: dict[str, Any]) -> Node:
 
 
 def _operator(target: str) -> tuple[Callable[..., Any], str]:
-    """The function that a node names, where it is one of those that are taken, and its name without its overload."""
+    """Return the function that a node names, where it is one of those that are taken, and its name without its
+    overload.
+    """
     found = operator_of(target)
     if found is None:
         reason = "which is not among the operators that are taken (models/_operators.py)"
@@ -277,7 +281,7 @@ def _operator(target: str) -> tuple[Callable[..., Any], str]:
 
 
 def _argument(argument: dict[str, Any]) -> Any:
-    """A node's argument as Python has it; values of the graph become references."""
+    """Return a node's argument as Python has it; values of the graph become references."""
     ((kind, content),) = argument.items()
     if kind in _PLAIN:
         return content
@@ -314,7 +318,7 @@ def _reference(item: dict[str, Any]) -> Any:
 
 
 def _outputs(outputs: list[dict[str, Any]]) -> tuple[tuple[str | None, ...], bool]:
-    """The names of a node's results, and whether they come as a tuple."""
+    """Return the names of a node's results, and whether they come as a tuple."""
     if len(outputs) == 1 and "as_tensors" in outputs[0]:
         return tuple(item["name"] for item in outputs[0]["as_tensors"]), True
     names = [None if "as_none" in output else _reference(next(iter(output.values()))) for output in outputs]

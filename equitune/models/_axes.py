@@ -33,7 +33,7 @@ Axes = tuple[Axis, ...]
 
 
 def layouts(program: Program, shapes: dict[str, Shape]) -> dict[str, Layout]:
-    """The tensors that have a layout, by name, in the order of computation.
+    """Return the tensors that have a layout, by name, in the order of computation.
 
     Args:
         program: what was exported.
@@ -88,7 +88,7 @@ def _is_whole(rows: Factor, columns: Factor, images: Shape) -> bool:
 
 
 def _patches(axis: Axis) -> tuple[Factor, Factor, int]:
-    """The rows, the columns and the number of special tokens of a sequence."""
+    """Return the rows, the columns and the number of special tokens of a sequence."""
     if len(axis) == 2 and (axis[0].kind, axis[1].kind) == ("row", "column"):
         return axis[0], axis[1], 0
     if len(axis) == 1 and axis[0].kind == "token":
@@ -100,7 +100,7 @@ def _patches(axis: Axis) -> tuple[Factor, Factor, int]:
 
 
 def _derived(node: Node, axes: dict[str, Axes], shapes: dict[str, Shape]) -> Sequence[Axes]:
-    """The axes of a node's results."""
+    """Return the axes of a node's results."""
     tensors = [ref.name for ref in refs(node) if ref.name in shapes]
     results = [shapes[name] for name in node.outputs if name in shapes]
     if not tensors or not results:
@@ -121,7 +121,7 @@ def _sizes(axes: Axes) -> Shape:
 
 
 def _merged(factors: Sequence[Factor]) -> Axis:
-    """The factors of one axis, neighbours made one where together they count without a gap."""
+    """Return the factors of one axis, neighbours made one where together they count without a gap."""
     found: list[Factor] = []
     for factor in factors:
         if factor.kind == "other" and factor.size == 1 and len(factors) > 1:
@@ -137,7 +137,7 @@ def _merged(factors: Sequence[Factor]) -> Axis:
 
 
 def _regrouped(axes: Axes, shape: Shape) -> Axes:
-    """The same entries in the same order under another shape."""
+    """Return the same entries in the same order under another shape."""
     pending = [factor for axis in axes for factor in axis]
     found: list[Axis] = []
     for size in shape:

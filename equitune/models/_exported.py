@@ -32,7 +32,8 @@ VIEWS = names("flatten permute reshape transpose view")
 
 
 def load_exported(path: Path, shape: tuple[int, int, int]) -> "Exported":
-    """The network in a file that `torch.export.save` wrote, for images of a shape (C, H, W). Runs no code of the file.
+    """Return the network in a file that `torch.export.save` wrote, for images of a shape (C, H, W). Runs no code of the
+    file.
 
     Raises:
         UserError: it is no such file, not a network from images to one tensor, or it does not take such images.
@@ -83,7 +84,7 @@ class Exported(nn.Module):
         return self.output(self._run_in_parts(images, fewest, most or len(images)))
 
     def find_layers(self, shape: tuple[int, int, int]) -> None:
-        """Runs the program once and inserts a tap behind each tensor that is to be measured."""
+        """Run the program once and insert a tap behind each tensor that is to be measured."""
         fewest, most = self.program.batch
         shapes = {name: tuple(tensor.shape) for name, tensor in self.program.tensors.items()}
 
@@ -109,7 +110,7 @@ class Exported(nn.Module):
         return self.taps[name](value) if name in self.taps else value
 
     def _run(self, images: Tensor, tap: Callable[[str, Any], Any]) -> Tensor:
-        """Calls the operators; every value passes through `tap`.
+        """Call the operators; every value passes through `tap`.
 
         Raises:
             UserError: the batch does not fit into memory, or an operator refuses its arguments.
@@ -118,7 +119,7 @@ class Exported(nn.Module):
         return self._call(images, tap, lambda values: None)
 
     def _call(self, images: Tensor, tap: Callable[[str, Any], Any], after: Callable[[dict[str, Any]], None]) -> Tensor:
-        """Calls the operators, and `after` each one with the values that are still needed."""
+        """Call the operators, and `after` each one with the values that are still needed."""
         values: dict[str, Any] = {
             name: getattr(self.stored, place).to(images.device) for name, place in self._places.items()
         }
@@ -191,7 +192,7 @@ class Exported(nn.Module):
 
 
 def memory_bytes() -> int:
-    """The memory of this machine, or what this process may take of it, where that is less."""
+    """Return the memory of this machine, or what this process may take of it, where that is less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_DATA)[0]]
     return min(limit for limit in limits if limit > 0)
 
@@ -224,7 +225,7 @@ def _done_with(program: Program) -> list[list[str]]:
 
 
 def _to_measure(program: Program, found: dict[str, Layout]) -> list[str]:
-    """The tensors, among those with a layout, that end a step of the network, in the order of computation."""
+    """Return the tensors, among those with a layout, that end a step of the network, in the order of computation."""
     readers: dict[str, set[str]] = defaultdict(set)
     for node in program.nodes:
         for ref in refs(node):

@@ -9,7 +9,9 @@ Made = TypeVar("Made")
 
 
 def on_meta(make: Callable[[], Made]) -> Made:
-    """What `make` gives on torch's meta device, where tensors hold no numbers; on the CPU where it needs some."""
+    """Return what `make` gives on torch's meta device, where tensors hold no numbers; on the CPU where
+    it needs some.
+    """
     try:
         with torch.device("meta"):
             return make()

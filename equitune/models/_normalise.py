@@ -24,7 +24,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
     def use(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the statistics, one value a channel (C,); shared ones are those of all channels' pixels together."""
+        """Set the statistics, one value a channel (C,); shared ones are those of all channels' pixels together."""
         if self.is_shared:
             variance = (std**2 + mean**2).mean() - mean.mean() ** 2
             mean, std = mean.mean().expand_as(mean), variance.sqrt().expand_as(std)
@@ -32,7 +32,7 @@ class Normalise(nn.Module):
         self.std.copy_(std.view_as(self.std))
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry."""
+        """Return the rule by which it fails to commute with a symmetry."""
         is_apart = symmetry == "hue" and not self.is_shared
         return "each channel has a mean and a deviation of its own" if is_apart else None
 

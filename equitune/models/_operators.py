@@ -180,14 +180,14 @@ def _attention(named: Mapping[str, Any]) -> None:
 
 
 def _division(named: Mapping[str, Any]) -> None:
-    """The lowest integer divided by -1 with `trunc` is a signal of the processor."""
+    """Refuse what the processor answers with a signal: the lowest integer divided by -1 with `trunc`."""
     is_real = any(isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) for x in named.values())
     if named.get("rounding_mode") == "trunc" and not is_real:
         raise ValueError("div: integers are divided with rounding_mode floor, but got trunc")
 
 
 def _scales(named: Mapping[str, Any]) -> None:
-    """A scale that is stated beside a size is the one that leads to it: kernels find their pixels by the scale."""
+    """Refuse a scale that does not lead to the size beside it: kernels find their pixels by the scale."""
     sides, size = named.get("input", named.get("self")).shape[2:], named.get("output_size")
     stated = named.get("scale_factors") or [named.get("scales_h"), named.get("scales_w")]
     for index, scale in enumerate(stated):
@@ -199,7 +199,7 @@ def _scales(named: Mapping[str, Any]) -> None:
 
 
 def _indices(named: Mapping[str, Any]) -> None:
-    """A mask picks a number of entries that depends on its values."""
+    """Refuse masks, which pick a number of entries that depends on their values."""
     for index in named["indices"]:
         if index is not None and index.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"index: an index is an integer, but got {index.dtype}: a result has a size of its own")

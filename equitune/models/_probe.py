@@ -15,7 +15,8 @@ PROBE_SIDE_PX = 256  # a multiple of every usual stride
 
 
 def outputs(network: nn.Module, paths: Collection[str], shape: Sequence[int], on_meta: bool = False) -> dict[str, Any]:
-    """What submodules give for one black image (C, H, W), in the order of depth; a list, of one that is called often.
+    """Return what submodules give for one black image (C, H, W), in the order of depth; a list, of one that is called
+    often.
 
     Args:
         network: runs in eval mode, and is left as it was.
@@ -48,7 +49,7 @@ def outputs(network: nn.Module, paths: Collection[str], shape: Sequence[int], on
 
 
 def strides(network: nn.Module, layouts: Mapping[str, Grid], shape: Sequence[int]) -> dict[str, int]:
-    """The strides that a network applies, of those layers where they are whole: an image's side over its map's.
+    """Return the strides that a network applies, of those layers where they are whole: an image's side over its map's.
 
     Args:
         network: tried on a large image, or, where it takes one size only, on images of that.
@@ -75,7 +76,8 @@ def _ratio(layout: Grid, output: Any, sides: Sequence[int]) -> int | None:
 
 
 def held(layout: Layout, stride: int | None, output: Any, shape: Sequence[int]) -> Layout:
-    """The layout with its stride, where the output is so: one position every `stride` pixels; else why it is not read.
+    """Return the layout with its stride, where the output is so: one position every `stride` pixels; else why it is not
+    read.
 
     Args:
         layout: what is declared; a grid's own stride is not looked at.

@@ -16,7 +16,7 @@ MOST = 2  # times the parameters asked for: beyond, networks are not of one size
 
 
 def equal_width(count: Callable[[MapPrior, int], int], prior: MapPrior, width: int) -> int:
-    """The width at which a network comes nearest to the parameters that it has with prior `conv` at `width`.
+    """Return the width at which a network comes nearest to the parameters that it has with prior `conv` at `width`.
 
     Args:
         count: gives its parameters, of a prior and a width.

@@ -64,7 +64,7 @@ class TimmModel(nn.Module):
 
 
 def _layers(network: Any, shape: tuple[int, int, int]) -> dict[str, Layout]:
-    """The blocks or stages, in the order of depth, each with its layout."""
+    """Return the blocks or stages, in the order of depth, each with its layout."""
     stages = _stages(network)
     blocks = {stage: _blocks(network, stage) for stage in stages}
     seen = outputs(network, {*stages, *(path for paths in blocks.values() for path in paths)}, shape)
@@ -85,7 +85,7 @@ def _layers(network: Any, shape: tuple[int, int, int]) -> dict[str, Layout]:
 
 
 def _stages(network: Any) -> dict[str, int | None]:
-    """The modules of `feature_info` with their strides, and the others of their kind beside them without."""
+    """Return the modules of `feature_info` with their strides, and the others of their kind beside them without."""
     info = getattr(network, "feature_info", [])
     modules = dict(network.named_modules())
     listed = {entry["module"]: entry["reduction"] for entry in getattr(info, "info", info)}
@@ -101,7 +101,7 @@ def _stages(network: Any) -> dict[str, int | None]:
 
 
 def _blocks(network: nn.Module, stage: str) -> list[str]:
-    """The modules of a stage that are of the same type as its last, if there are several."""
+    """Return the modules of a stage that are of the same type as its last, if there are several."""
     module, path = network.get_submodule(stage), stage
     if isinstance(getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
         module, path = module.blocks, f"{stage}.blocks"  # type: ignore[assignment]
@@ -111,7 +111,7 @@ def _blocks(network: nn.Module, stage: str) -> list[str]:
 
 
 def _layout(network: Any, stride: int | None, is_sequence: bool, shape: tuple[int, int, int]) -> Grid | Tokens:
-    """What timm declares of the output of a stage; stride 1 stands for one that is not declared."""
+    """Return what timm declares of the output of a stage; stride 1 stands for one that is not declared."""
     if stride and is_sequence:
         height, width = (math.ceil(side / stride) for side in shape[1:])
         return Tokens(stride, height, width, getattr(network, "num_prefix_tokens", 0))

@@ -74,7 +74,7 @@ class TorchvisionModel(nn.Module):
 
 
 def _layers(network: Any, shape: tuple[int, int, int]) -> dict[str, Layout]:
-    """The blocks, in the order of depth, each with its layout."""
+    """Return the blocks, in the order of depth, each with its layout."""
     declared = dict(_blocks(network, shape))
     steps = strides(network, {path: each for path, each in declared.items() if isinstance(each, Grid)}, shape)
     seen = outputs(network, declared, shape)
@@ -82,7 +82,7 @@ def _layers(network: Any, shape: tuple[int, int, int]) -> dict[str, Layout]:
 
 
 def _blocks(network: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, Grid | Tokens]]:
-    """The outermost modules of a known type, with what they give; the stride of a grid is found later."""
+    """Yield the outermost modules of a known type, with what they give; the stride of a grid is found later."""
     pending = list(network.named_children())
     for path, module in pending:
         kind = type(module).__name__
@@ -98,7 +98,7 @@ def _blocks(network: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, Gr
 
 
 def _take_channels(network: nn.Module, channels: int) -> None:
-    """Gives the first convolution as many inputs as the images have channels."""
+    """Give the first convolution as many inputs as the images have channels."""
     path, first = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels == channels:
         return

@@ -73,7 +73,7 @@ class ViT(nn.Module):
         return self.output(tokens_BTD.mean(1))
 
     def tokens(self, maps: Tensor) -> Tensor:
-        """Maps (B, D, H, W), or (B, D, G, H, W) of a group, -> (B, H * W, D)."""
+        """Return maps (B, D, H, W), or (B, D, G, H, W) of a group, -> (B, H * W, D)."""
         if maps.ndim == 4:
             return maps.flatten(2).transpose(1, 2)
         entries_BTDG = maps.flatten(3).permute(0, 3, 1, 2)

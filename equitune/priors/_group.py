@@ -51,7 +51,7 @@ class CosetPool(nn.Module):
         self.kind, self.axis = kind, axis
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to be invariant to a symmetry."""
+        """Return the rule by which it fails to be invariant to a symmetry."""
         is_flat = self.kind == "flatten" and symmetry in PERMUTED_BY[self.axis]
         return "it flattens what the symmetry permutes" if is_flat else None
 
@@ -87,7 +87,7 @@ class ExpandedConv(nn.Module, ABC):
         self._kept: tuple[list[object], Tensor] | None = None
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side."""
         if symmetry == "hue":
             return COLOURS
         if symmetry == "d4" and self.axis != "d4":
@@ -98,19 +98,19 @@ class ExpandedConv(nn.Module, ABC):
         return uneven(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
 
     def loosens(self, symmetry: Symmetry) -> str | None:
-        """What may break, in training, a symmetry that it has at the start."""
+        """Return what may break, in training, a symmetry that it has at the start."""
         return self.learns if symmetry in TURNS else None
 
     @abstractmethod
     def expand(self) -> Tensor:
-        """The filters (outputs * G, inputs * G_in, k, k)."""
+        """Return the filters (outputs * G, inputs * G_in, k, k)."""
 
     def uniform(self, *sizes: int) -> Tensor:
-        """Initial weights, U(-b, b) with b = 1 / sqrt(inputs k^2)."""
+        """Return initial weights, U(-b, b) with b = 1 / sqrt(inputs k^2)."""
         return torch.empty(sizes).uniform_(-self.bound, self.bound)
 
     def filters(self) -> Tensor:
-        """What `expand` gives; in evaluation it is kept for as long as the weights are the same."""
+        """Return what `expand` gives; in evaluation it is kept for as long as the weights are the same."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.expand()
         state = [_state(tensor) for tensor in (*self.parameters(), *self.buffers())]
@@ -173,7 +173,7 @@ class GroupConv(ExpandedConv):
 
 
 def elements(axis: Axis) -> list[Turn]:
-    """The group in the order of its axis."""
+    """Return the group in the order of its axis."""
     return [Turn(entry % 4, entry >= 4) for entry in range(ENTRIES[axis])]
 
 
@@ -185,7 +185,7 @@ def sources(axis: Axis, entries_in: int, kernel: int) -> Tensor:
 
 
 def regular_sources(layer: ExpandedConv) -> Tensor:
-    """The same for whole filters, (g W)[h', h, u] = W[g^-1 h', g^-1 h, g^-1 u]: (G, G * G_in * k * k)."""
+    """Return the same for whole filters, (g W)[h', h, u] = W[g^-1 h', g^-1 h, g^-1 u]: (G, G * G_in * k * k)."""
     entries, entries_in, kernel = layer.entries, layer.entries_in, layer.kernel_size
     places = torch.arange(entries * entries_in * kernel**2).view(1, entries, entries_in, kernel, kernel)
     within, across = Grid(1, axis=layer.axis if entries_in > 1 else "none"), Grid(1, axis=layer.axis)
@@ -208,11 +208,11 @@ def moved(psi: Tensor, sources: Tensor) -> Tensor:
 
 
 def joined(filters: Tensor) -> Tensor:
-    """(outputs, G, inputs, G_in, k, k) -> the filters of one conv2d, (outputs * G, inputs * G_in, k, k)."""
+    """Return (outputs, G, inputs, G_in, k, k) -> the filters of one conv2d, (outputs * G, inputs * G_in, k, k)."""
     return filters.flatten(0, 1).flatten(1, 2)
 
 
 def _state(tensor: Tensor) -> object:
-    """What changes when a tensor is written to, moved or replaced."""
+    """Return what changes when a tensor is written to, moved or replaced."""
     version = None if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.dtype, tensor.device

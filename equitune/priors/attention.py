@@ -45,7 +45,7 @@ class AddPosition(nn.Module):
         self.table = table
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry."""
+        """Return the rule by which it fails to commute with a symmetry."""
         return None if symmetry == "hue" else "it adds another vector at each place"
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ class SelfAttention(nn.Module):
 
 
 def sincos(width: int, grid: int) -> Tensor:
-    """Fixed sine and cosine codes of row and column (T, D), after Vaswani et al. (1706.03762), half of D an axis.
+    """Return fixed sine and cosine codes of row and column (T, D), after Vaswani et al. (1706.03762), half of D an
+    axis.
 
     Raises:
         Infeasible: the width is not a multiple of 4.

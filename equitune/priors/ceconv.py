@@ -96,14 +96,14 @@ class HueConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side."""
         if symmetry == "hue":
             return None
         wraps = self.pad_mode == "circular"
         return of_free_kernels(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
 
     def kernel(self) -> Tensor:
-        """The filter in each hue, (outputs * 3, inputs * 3, kernel, kernel)."""
+        """Return the filter in each hue, (outputs * 3, inputs * 3, kernel, kernel)."""
         psi = self.weight if self.hues is None else self.weight * self.hues
         return torch.stack([psi.roll(hue, 2) for hue in range(HUES)], 1).flatten(0, 1).flatten(1, 2)
 

@@ -49,7 +49,7 @@ class FactoredFC(nn.Module):
         self.bias_V = nn.Parameter(torch.zeros(out**2)) if bias else None
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry."""
+        """Return the rule by which it fails to commute with a symmetry."""
         return "it has weights of its own at each position"
 
     def forward(self, images: Tensor) -> Tensor:

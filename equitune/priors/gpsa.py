@@ -81,13 +81,13 @@ class GatedSelfAttention(nn.Module, Relaxable):
         self.register_buffer("offsets", offsets(grid), persistent=False)
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry at the start."""
+        """Return the rule by which it fails to commute with a symmetry at the start."""
         is_round = self.heads == 1 and symmetry in TURNS  # a single head looks at its own place, equally far around
         keeps = symmetry == "hue" or is_round or not self.has_places
         return None if keeps else "its heads look at places on a map with borders"
 
     def loosens(self, symmetry: Symmetry) -> str | None:
-        """What may break, in training, a symmetry that it has at the start."""
+        """Return what may break, in training, a symmetry that it has at the start."""
         moves = self.has_places and self.direction.requires_grad and symmetry != "hue"
         return "v, where its heads look, is learned" if moves else None
 
@@ -100,11 +100,13 @@ class GatedSelfAttention(nn.Module, Relaxable):
         return self.out((attention @ v).transpose(1, 2).flatten(2))
 
     def places(self) -> Tensor:
-        """The positional attention, (heads, T, T): how much each token takes from each."""
+        """Return the positional attention, (heads, T, T): how much each token takes from each."""
         return torch.einsum("hr,tur->htu", self.direction, self.offsets).softmax(2)
 
     def squared_amount(self) -> Tensor:
-        """The square of the mean share of attention that goes by content, not by place: 0 at a gate of infinity."""
+        """Return the square of the mean share of attention that goes by content, not by place: 0 at a gate
+        of infinity.
+        """
         return (-self.gate).sigmoid().mean().square()
 
 

@@ -58,7 +58,7 @@ class LocalConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs, self.side**2).uniform_(-bound, bound)) if bias else None
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry."""
+        """Return the rule by which it fails to commute with a symmetry."""
         return "it has a kernel of its own at each position"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class SubgroupKernel(nn.Module):
         self.register_buffer("sources", sources(layer.axis, layer.entries_in, side)[rows], persistent=False)
 
     def forward(self) -> Tensor:
-        """(outputs * G, inputs * G_in, k, k)."""
+        """Return (outputs * G, inputs * G_in, k, k)."""
         cosets, inputs = self.psi.shape[1:3]
         filters = torch.unflatten(moved(self.psi.flatten(1, 2), self.sources), 2, (cosets, inputs))
         return joined(filters.flatten(1, 2).index_select(1, self.order))

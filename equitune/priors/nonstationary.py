@@ -88,14 +88,14 @@ class NonStationaryConv2d(nn.Module, Relaxable):
         self.register_buffer("places", places(out_side(side, kernel, stride=stride, padding=padding)), persistent=False)
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side, at the start."""
         if self.initial_w2 and symmetry != "hue":
             return f"its filters change with their position (w2 {self.initial_w2:g})"
         wraps = self.pad_mode == "circular"
         return of_free_kernels(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
 
     def loosens(self, symmetry: Symmetry) -> str | None:
-        """What may break, in training, a symmetry that it has at the start."""
+        """Return what may break, in training, a symmetry that it has at the start."""
         return "w2, how fast its filters change with their position, is learned" if self.w2.requires_grad else None
 
     def waves(self) -> Tensor:

@@ -102,7 +102,7 @@ class KernelFieldConv2d(nn.Module, Relaxable):
         self.register_buffer("places", places(out).flatten(0, 1), persistent=False)
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side, at the start."""
         if symmetry == "hue":
             return COLOURS
         if self.initial_w2:
@@ -112,12 +112,12 @@ class KernelFieldConv2d(nn.Module, Relaxable):
         return rule(symmetry, side, self.kernel_size, stride=self.stride, padding=self.padding, wraps=wraps)
 
     def loosens(self, symmetry: Symmetry) -> str | None:
-        """What may break, in training, a symmetry that it has at the start."""
+        """Return what may break, in training, a symmetry that it has at the start."""
         learned = "w1 and w2" if symmetry in TURNS else "w2"
         return f"{learned}, how fast its kernels change, is learned" if self.w2.requires_grad else None
 
     def kernels(self) -> Tensor:
-        """The table of kernels, (positions, outputs, inputs * kernel * kernel)."""
+        """Return the table of kernels, (positions, outputs, inputs * kernel * kernel)."""
         of_offset, of_place = self.hidden.weight.chunk(2, 1)
         offset_KH = self._waves(self.w1, self.offset_frequency, self.offsets) @ of_offset.T
         place_PH = self._waves(self.w2, self.place_frequency, self.places) @ of_place.T

@@ -88,7 +88,9 @@ class NonStationaryGroupConv(ExpandedConv, Relaxable):
         return (2 / len(self.phase)) ** 0.5 * torch.cos(angle + self.phase[:, None, None, None])
 
     def expand(self) -> Tensor:
-        """The filters of one conv2d: of each term, (terms * outputs * G, inputs * G_in, k, k); or already mixed."""
+        """Return the filters of one conv2d: of each term, (terms * outputs * G, inputs * G_in, k, k); or
+        already mixed.
+        """
         filters = moved(self.psi.flatten(0, 1), self.sources)  # (terms * outputs, G, inputs, G_in, k, k)
         if self.relaxes != "orientation":
             return joined(filters)
@@ -105,13 +107,13 @@ class NonStationaryGroupConv(ExpandedConv, Relaxable):
         return out if self.bias is None else out + self.bias[:, None, None, None]
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side, at the start."""
         if self.initial_w2 and (given_up := self._given_up(symmetry)):
             return f"its filters change with their {given_up} (w2 {self.initial_w2:g})"
         return super().breaks(symmetry, side)
 
     def loosens(self, symmetry: Symmetry) -> str | None:
-        """What may break, in training, a symmetry that it has at the start."""
+        """Return what may break, in training, a symmetry that it has at the start."""
         given_up = self._given_up(symmetry) if self.w2.requires_grad else None
         return given_up and f"w2, how fast its filters change with their {given_up}, is learned"
 

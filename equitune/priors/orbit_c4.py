@@ -58,7 +58,7 @@ class OrbitConv(nn.Module):
         self.register_buffer("sources", table, persistent=False)
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side."""
         if symmetry == "hue":
             return COLOURS
         if symmetry == "c4":

@@ -74,7 +74,7 @@ class PartialConv(GroupConv, Relaxable):
         return torch.cat([torch.ones_like(chosen[:1]), chosen])
 
     def squared_amount(self) -> Tensor:
-        """The square of the mean probability to leave an orientation out: 0 is p4, 1 a plain convolution."""
+        """Return the square of the mean probability to leave an orientation out: 0 is p4, 1 a plain convolution."""
         return (-self.logits).sigmoid().mean().square()
 
 

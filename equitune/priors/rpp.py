@@ -72,7 +72,7 @@ class ResidualPathway(nn.Module, Relaxable):
         self.free.decay_factor = decay_ratio  # type: ignore[assignment]  # what `build_optimizer` multiplies weight decay by
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side, at the start."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side, at the start."""
         if self.initial_a:
             return f"its free path has weights of its own at each position (a {self.initial_a:g})"
         (kernel, _), (stride, _), wraps = self.tied.kernel_size, self.tied.stride, self.tied.padding_mode == "circular"
@@ -80,14 +80,14 @@ class ResidualPathway(nn.Module, Relaxable):
         return of_free_kernels(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
 
     def loosens(self, symmetry: Symmetry) -> str | None:
-        """What may break, in training, a symmetry that it has at the start."""
+        """Return what may break, in training, a symmetry that it has at the start."""
         return "a, the share of its free path, is learned" if isinstance(self.a, nn.Parameter) else None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tied(images) + self.a * self.free(images)
 
     def squared_amount(self) -> Tensor:
-        """The mean square weight of the free path, a included, over that of both: 0 at a = 0, at most 1.
+        """Return the mean square weight of the free path, a included, over that of both: 0 at a = 0, at most 1.
 
         The weights are those of the whole linear map, in which a convolution's kernel stands once a position.
         """

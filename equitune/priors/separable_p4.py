@@ -28,7 +28,7 @@ def build(
 
 
 def separable(axis: Axis, shape: Shape) -> nn.Module:
-    """A pointwise group convolution, then a depthwise one."""
+    """Return a pointwise group convolution, then a depthwise one."""
     if shape.lifts or shape.kernel == 1:
         return GroupConv(axis, shape)
     pointwise = GroupConv(axis, replace(shape, kernel=1, stride=1, padding=0, bias=False))

@@ -77,7 +77,7 @@ class SoftConv2d(nn.Conv2d, Relaxable):
         self.softness, self.logit = softness, None
 
     def breaks(self, symmetry: Symmetry, side: int) -> str | None:
-        """The rule by which it fails to commute with a symmetry on maps of this side."""
+        """Return the rule by which it fails to commute with a symmetry on maps of this side."""
         (kernel, _), (stride, _), padding = self.kernel_size, self.stride, int(self.padding[0])
         if symmetry == "hue":
             return COLOURS
@@ -89,7 +89,7 @@ class SoftConv2d(nn.Conv2d, Relaxable):
         return uneven(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
 
     def kernel(self) -> Tensor:
-        """The weight's parts on which a quarter turn is 1, i or -i, and -1; each with its factor."""
+        """Return the weight's parts on which a quarter turn is 1, i or -i, and -1; each with its factor."""
         half, other = self.weight + self.weight.rot90(2, (2, 3)), self.weight - self.weight.rot90(2, (2, 3))
         turned = half.rot90(1, (2, 3))
         middle, last = damping(self.softness if self.logit is None else self.logit.sigmoid())
@@ -106,7 +106,7 @@ class SoftConv2d(nn.Conv2d, Relaxable):
 
 
 def damping(softness: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
-    """The factors of the parts with the singular values sqrt 2 and 2."""
+    """Return the factors of the parts with the singular values sqrt 2 and 2."""
     if isinstance(softness, Tensor):
         return (-math.sqrt(2) / softness).exp(), (-2 / softness).exp()
     if softness in (0, 1):

@@ -136,14 +136,14 @@ def _require_plain_headers(plain: IO[bytes]) -> None:
 
 
 def as_text(study: str, data: bytes) -> Iterator[str]:
-    """An archive as lines of plain text, which a log can hold, with its hash."""
+    """Yield an archive as lines of plain text, which a log can hold, with its hash."""
     yield BEGIN.format(study=study, digest=hashlib.sha256(data).hexdigest())
     yield from base64.encodebytes(data).decode("ascii").splitlines()
     yield END
 
 
 def from_text(text: str) -> bytes | None:
-    """The archive that a log holds; None where it holds none.
+    """Return the archive that a log holds; None where it holds none.
 
     Raises:
         UserError: it did not arrive whole.
@@ -164,7 +164,7 @@ def from_text(text: str) -> bytes | None:
 
 
 def keep(folder: StudyFolder, files: Mapping[str, bytes], source: str, force: bool = False) -> Fetched:
-    """Writes fetched files into a study's folder on this machine, over what an earlier fetch has left there.
+    """Write fetched files into a study's folder on this machine, over what an earlier fetch has left there.
 
     Args:
         folder: where they belong.

@@ -59,17 +59,17 @@ class TrialFolder:
         self.log = path / "log.txt"
 
     def claim(self) -> None:
-        """Takes the trial from whoever had it before. Raises TakenOver where the driver is not ours."""
+        """Take the trial from whoever had it before. Raises TakenOver where the driver is not ours."""
         self.require_held()
         self._claim = uuid.uuid4().hex
         write_json(self.worker, {"pid": os.getpid(), "host": platform.node(), "claim": self._claim})
 
     def release(self) -> None:
-        """Takes the trial from whoever had it: until somebody claims it, it has no worker. Raises OSError."""
+        """Take the trial from whoever had it: until somebody claims it, it has no worker. Raises OSError."""
         self.worker.unlink(missing_ok=True)
 
     def require_held(self) -> None:
-        """Raises TakenOver where another driver holds the study, or none; GivenUp where somebody else has the trial."""
+        """Raise TakenOver where another driver holds the study, or none; GivenUp where somebody else has the trial."""
         if self._token is not None and _said(self.path.parent.parent / "driver.json").get("token") != self._token:
             raise TakenOver(errno.ESTALE, "another driver has taken this study over", str(self.path))
         if self._claim is not None and _said(self.worker).get("claim") != self._claim:
@@ -88,7 +88,7 @@ class TrialFolder:
         append(self.epochs, epoch.model_dump_json() + "\n")
 
     def read_epochs(self) -> list[Epoch]:
-        """The epochs so far, in order. After a crash one may stand twice or torn: the last whole line counts.
+        """Return the epochs so far, in order. After a crash one may stand twice or torn: the last whole line counts.
 
         Raises:
             DamagedError: something else stands there, such as a folder.
@@ -132,7 +132,7 @@ class StudyFolder:
         return REST_S if self.is_remote else 0.0
 
     def seen(self, *names: str, but: Collection[int] = (), before: "StudyFolder | None" = None) -> "StudyFolder":
-        """The folder as it stands, to be read many times.
+        """Return the folder as it stands, to be read many times.
 
         On a disk, or where it was seen already, itself. In an object store what one
         listing shows; files of these names are fetched together.
@@ -157,11 +157,11 @@ class StudyFolder:
         return StudyFolder(self.path.through(Seen(self.path, is_wanted, earlier)))
 
     def holder(self) -> dict[str, Any]:
-        """What `driver.json` says of who searches now, or did; empty where it says nothing."""
+        """Return what `driver.json` says of who searches now, or did; empty where it says nothing."""
         return _said(self.driver)
 
     def used_hours(self) -> dict[str, float]:
-        """The time that the study has taken: `hours` of its drivers, `gpu_hours` of its trials."""
+        """Return the time that the study has taken: `hours` of its drivers, `gpu_hours` of its trials."""
         said = _said(self.usage)
         used_s = {name: said.get(name) for name in ("wall_s", "gpu_s")}
         wall_s, gpu_s = (value if isinstance(value, int | float) else 0.0 for value in used_s.values())
@@ -171,11 +171,11 @@ class StudyFolder:
         return TrialFolder(self.path / "trials" / f"{number:05d}")
 
     def trials(self) -> Iterator[TrialFolder]:
-        """The trials that have a folder, by number."""
+        """Return the trials that have a folder, by number."""
         return map(self.trial, self.numbers())
 
     def numbers(self) -> list[int]:
-        """The numbers of the trials that have a folder, in order."""
+        """Return the numbers of the trials that have a folder, in order."""
         parent = self.path / "trials"
         if isinstance(parent, RemotePath):
             names = [entry.name for entry in parent.iterdir()]
@@ -209,7 +209,7 @@ def studies_root(root: str | os.PathLike[str] | None = None) -> Place:
 
 
 def studies_in(root: Place) -> list[str]:
-    """The names of the studies that lie there."""
+    """Return the names of the studies that lie there."""
     if isinstance(root, Path):
         names = os.listdir(root) if root.is_dir() else []
         return sorted(name for name in names if os.path.lexists(root / name / "study.json"))
@@ -217,7 +217,7 @@ def studies_in(root: Place) -> list[str]:
 
 
 def open_study(root: Place, name: str) -> StudyFolder:
-    """An existing study.
+    """Return an existing study.
 
     Raises:
         UserError: there is none of that name; names the nearest.
@@ -229,13 +229,13 @@ def open_study(root: Place, name: str) -> StudyFolder:
 
 
 def named_trial(text: str) -> tuple[str, int] | None:
-    """The study and the number of a trial, where a text names one: `capacity/12`."""
+    """Return the study and the number of a trial, where a text names one: `capacity/12`."""
     named = re.fullmatch(r"([^@:]+)/(\d+)", text)
     return (named[1], int(named[2])) if named else None
 
 
 def open_trial(root: Place, study: str, number: int) -> TrialFolder:
-    """A recorded trial.
+    """Return a recorded trial.
 
     Raises:
         UserError: there is no such study, named with the nearest, or no such trial, with the numbers there are.

@@ -34,7 +34,7 @@ def written(path: Place) -> Iterator[Path]:
 
 @contextmanager
 def fetched(path: Place) -> Iterator[Path]:
-    """A local file of the same name and content, while the block runs. Raises FileNotFoundError."""
+    """Return a local file of the same name and content, while the block runs. Raises FileNotFoundError."""
     if isinstance(path, Path):
         yield path
         return
@@ -69,6 +69,6 @@ def kept(path: Place, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Pa
 
 @contextmanager
 def _scratch(path: Place) -> Iterator[Path]:
-    """A place on this disk for a file or folder of the same name; gone after the block."""
+    """Return a place on this disk for a file or folder of the same name; gone after the block."""
     with tempfile.TemporaryDirectory(prefix="equitune-") as folder:
         yield Path(folder) / path.name

@@ -35,7 +35,7 @@ def trust(store: str) -> None:
 
 
 def patiently(store: str, doing: str, url: str, call: Callable[[], Answer]) -> Answer:
-    """What a call of a store gives, made again and again while the store is away.
+    """Return what a call of a store gives, made again and again while the store is away.
 
     Args:
         store: its name, such as s3://bucket.
@@ -76,7 +76,7 @@ def patiently(store: str, doing: str, url: str, call: Callable[[], Answer]) -> A
 
 
 def cleaned(error: BaseException) -> str:
-    """What an error says, in a line without secrets."""
+    """Return what an error says, in a line without secrets."""
     text = re.sub(r"//[^/@\s]+@", "//***@", " ".join(str(error).split()) or type(error).__name__)
     for name in SECRETS:
         if len(secret := os.environ.get(name, "")) > 3:
@@ -85,7 +85,7 @@ def cleaned(error: BaseException) -> str:
 
 
 def _final(error: Exception, store: str, doing: str) -> str | None:
-    """What no waiting mends, as a sentence; None of all else."""
+    """Return what no waiting mends, as a sentence; None of all else."""
     kind = type(error).__name__
     if kind in NO_CREDENTIALS:
         return (

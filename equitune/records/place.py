@@ -83,7 +83,7 @@ class RemotePath:
         return self._at(self.at.with_suffix(suffix))
 
     def through(self, files: Any) -> "RemotePath":
-        """The same place, asked through another file system."""
+        """Return the same place, asked through another file system."""
         return RemotePath(files, self.scheme, self.at)
 
     def __truediv__(self, name: str) -> "RemotePath":
@@ -113,12 +113,12 @@ class RemotePath:
         return self._kind() == "directory"
 
     def stat(self) -> Stat:
-        """Raises FileNotFoundError."""
+        """Raise FileNotFoundError."""
         found = self._info()
         return Stat(modified(found), int(found.get("size") or 0))
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        """What lies in the folder; nothing where there is none."""
+        """Yield what lies in the folder; nothing where there is none."""
         with suppress(FileNotFoundError):
             for name in self._ask("listing", partial(self.files.ls, self.key, detail=False)):
                 inner = PurePosixPath(name.strip("/"))
@@ -134,15 +134,15 @@ class RemotePath:
         return []
 
     def read_bytes(self) -> bytes:
-        """Raises FileNotFoundError."""
+        """Raise FileNotFoundError."""
         return bytes(self._ask("reading", partial(self.files.cat_file, self.key)))
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """Raises FileNotFoundError."""
+        """Raise FileNotFoundError."""
         return self.read_bytes().decode(encoding)
 
     def open(self, mode: str = "rb") -> io.BytesIO:
-        """The whole file, to be read. Raises FileNotFoundError."""
+        """Return the whole file, to be read. Raises FileNotFoundError."""
         if mode != "rb":
             raise ValueError(f"{self}: a file of a store is put whole, and not opened with mode {mode!r}")
         return io.BytesIO(self.read_bytes())
@@ -154,14 +154,14 @@ class RemotePath:
         self.write_bytes(text.encode(encoding))
 
     def touch(self) -> None:
-        """Makes it an empty file that was written now."""
+        """Make it an empty file that was written now."""
         self.write_bytes(b"")
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: there are no folders."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Raises FileNotFoundError, unless that is fine."""
+        """Raise FileNotFoundError, unless that is fine."""
         if not missing_ok:
             self.stat()  # S3 itself does not say
         with suppress(FileNotFoundError, KeyError):
@@ -229,7 +229,8 @@ def modified(info: dict[str, Any]) -> float:
 
 
 def place_of(text: str, *, is_known: bool = False) -> Place:
-    """The folder that a text names: a path, or a URL such as s3://bucket/studies. Nothing is asked of a store yet.
+    """Return the folder that a text names: a path, or a URL such as s3://bucket/studies. Nothing is asked of a store
+    yet.
 
     Args:
         text: the path or the URL.

@@ -63,7 +63,7 @@ class TrialRecord:
         return self.result.exact if self.result else {}
 
     def violations(self, constraints: Mapping[str, Bound]) -> dict[str, str]:
-        """The constraints that it violates, each with what is wrong; none while it is not complete.
+        """Return the constraints that it violates, each with what is wrong; none while it is not complete.
 
         A metric without a value violates its constraint.
         """
@@ -109,18 +109,18 @@ class StudyRecord:
         return int(self.info.get("replicates", 1))
 
     def violations(self, trial: TrialRecord) -> dict[str, str]:
-        """The constraints that a complete trial violates, each with what is wrong."""
+        """Return the constraints that a complete trial violates, each with what is wrong."""
         return trial.violations(self.constraints)
 
     def feasible(self) -> list[TrialRecord]:
-        """The complete trials that keep every constraint: those that a front is made of."""
+        """Return the complete trials that keep every constraint: those that a front is made of."""
         return [trial for trial in self.trials if trial.state == "COMPLETE" and not self.violations(trial)]
 
     def ended(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.result is not None]
 
     def counted(self) -> list[TrialRecord]:
-        """The trials that count, one a cell: of a design, a cell whose trial failed is trained again."""
+        """Return the trials that count, one a cell: of a design, a cell whose trial failed is trained again."""
         return list({trial.cell: trial for trial in self.trials}.values())
 
     def num_settled(self) -> int:
@@ -145,7 +145,7 @@ class StudyReader:
         self._seen: StudyFolder | None = None  # the last look at a folder in an object store
 
     def read(self) -> StudyRecord:
-        """The study as it stands now. Files of its trials that are damaged are left out, and named in `damaged`.
+        """Return the study as it stands now. Files of its trials that are damaged are left out, and named in `damaged`.
 
         Raises:
             UserError: `study.json` is missing or not whole, or a newer version of the program has written a file.
@@ -251,7 +251,7 @@ def _noting(damaged: list[str]) -> Iterator[None]:
 
 
 def constraints_of(info: Mapping[str, Any]) -> dict[str, Bound]:
-    """The constraints of the study with this study.json; none where it is older than they are."""
+    """Return the constraints of the study with this study.json; none where it is older than they are."""
     return {name: Bound(**bound) for name, bound in info.get("constraints", {}).items()}
 
 

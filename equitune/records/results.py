@@ -46,7 +46,7 @@ class Measurement(Strict):
 
     @classmethod
     def proportion(cls, hits: int, n: int, split: Literal["train", "validation", "test", "none"]) -> "Measurement":
-        """A share of images; its standard error is that of Wilson's interval, which is not 0 at 0 or 1."""
+        """Return a share of images; its standard error is that of Wilson's interval, which is not 0 at 0 or 1."""
         share, z2 = hits / n, 1.0
         stderr = math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
         return cls(value=share, stderr=stderr, n=n, split=split)
@@ -142,5 +142,5 @@ class OnTest(Record):
 
 
 def untimed(metrics: Mapping[str, Measurement]) -> dict[str, Measurement]:
-    """The metrics that no clock has measured."""
+    """Return the metrics that no clock has measured."""
     return {name: metric for name, metric in metrics.items() if name not in BY_THE_CLOCK and metric.unit != "s"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @functools.cache
 def revision() -> str | None:
-    """The commit, `-dirty` where files were changed since; None of an installed copy."""
+    """Return the commit, `-dirty` where files were changed since; None of an installed copy."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -12,7 +12,7 @@ class Seen:
     """Stands for fsspec's file system: what was listed and fetched is at hand, all else is asked of that."""
 
     def __init__(self, folder: RemotePath, is_wanted: Callable[[str], bool], before: "Seen | None" = None) -> None:
-        """Lists a folder, and fetches the wanted files together.
+        """List a folder, and fetch the wanted files together.
 
         Args:
             folder: of the store.
@@ -64,7 +64,7 @@ class Seen:
 
 
 def _contents(files: Any, keys: list[str]) -> dict[str, bytes]:
-    """The contents of files, fetched together; one that is gone by now is left out."""
+    """Return the contents of files, fetched together; one that is gone by now is left out."""
     found = files.cat(keys, on_error="return")
     for said in found.values():
         if isinstance(said, Exception) and not isinstance(said, FileNotFoundError):

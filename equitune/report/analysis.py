@@ -30,7 +30,7 @@ MARKS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of the trials, at which the hypervolu
 
 
 def lines(study: StudyRecord, against: int = 0) -> Iterator[RenderableType]:
-    """What `equitune analyze` prints: sentences as text, numbers as tables.
+    """Yield what `equitune analyze` prints: sentences as text, numbers as tables.
 
     Raises:
         UserError: there is no arm of that number.
@@ -47,7 +47,7 @@ def lines(study: StudyRecord, against: int = 0) -> Iterator[RenderableType]:
 
 
 def hypervolume_lines(study: StudyRecord, said: Analysis) -> Iterator[RenderableType]:
-    """The reference point, and how the hypervolume below it grew."""
+    """Yield the reference point, and how the hypervolume below it grew."""
     yield heading("Hypervolume")
     if not said.steps:
         yield Text("0: no trial beats the reference point in every objective")
@@ -66,7 +66,7 @@ def hypervolume_lines(study: StudyRecord, said: Analysis) -> Iterator[Renderable
 
 
 def front_lines(study: StudyRecord, said: Analysis) -> Iterator[RenderableType]:
-    """The front, or how sure each arm's place on it is."""
+    """Yield the front, or how sure each arm's place on it is."""
     uncertain = said.front_uncertainty
     yield heading("Front")
     if uncertain is None or uncertain.replicates < 2:
@@ -137,13 +137,15 @@ def effects_table(comparisons: list[Comparison], found: list[Arm]) -> Table:
 
 
 def effect_cells(effect: Effect) -> tuple[str, str, str, str, str]:
-    """The mean, its interval, n, p, and p corrected by Holm's rule; a dash for what there is not."""
+    """Return the mean, its interval, n, p, and p corrected by Holm's rule; a dash for what there is not."""
     ends = "–" if math.isnan(effect.low) else f"{number(effect.low, '+')} to {number(effect.high, '+')}"
     return number(effect.mean, "+"), ends, str(effect.n), p_value(effect.p), p_value(effect.p_holm)
 
 
 def notes(comparisons: list[Comparison]) -> Iterator[str]:
-    """What the numbers of one table cannot say: missing pairs, no chance involved, too few replicates for a test."""
+    """Yield what the numbers of one table cannot say: missing pairs, no chance involved, too few
+    replicates for a test.
+    """
     missing = sum(comparison.most_pairs - comparison.pairs for comparison in comparisons)
     if missing:
         pairs = sum(comparison.most_pairs for comparison in comparisons)
@@ -201,7 +203,7 @@ def correlation_lines(said: Analysis) -> Iterator[RenderableType]:
 
 
 def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
-    """What `equitune analyze --json` prints: a stable interface, to which keys may be added; null is no value.
+    """Return what `equitune analyze --json` prints: a stable interface, to which keys may be added; null is no value.
 
     Raises:
         UserError: there is no arm of that number.
@@ -239,7 +241,7 @@ def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
 
 
 def plain_table(*columns: str, first: str | None = None, second: str | None = None, last: str | None = None) -> Table:
-    """A table without lines: numbers stand to the right and do not wrap, texts to the left and do."""
+    """Return a table without lines: numbers stand to the right and do not wrap, texts to the left and do."""
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for text in (first, second):
         if text:

@@ -57,7 +57,7 @@ def arms_table(study: StudyRecord, metrics: tuple[str, ...] = (), against: int =
 
 
 def metric_columns(study: StudyRecord, asked: tuple[str, ...]) -> list[str]:
-    """The objectives and what else was asked for.
+    """Return the objectives and what else was asked for.
 
     Raises:
         UserError: no trial reports such a metric; names the nearest.
@@ -69,13 +69,13 @@ def metric_columns(study: StudyRecord, asked: tuple[str, ...]) -> list[str]:
 
 
 def heading(study: StudyRecord, metric: str) -> str:
-    """A metric above its column, in several lines; an arrow says what is better of an objective."""
+    """Return a metric above its column, in several lines; an arrow says what is better of an objective."""
     direction = study.objectives.get(metric)
     return f"{metric} {ARROW[direction]}".replace("_", "\n") if direction else metric.replace("_", "\n")
 
 
 def note(study: StudyRecord, against: int = 0) -> str:
-    """What the numbers of the table of arms are."""
+    """Return what the numbers of the table of arms are."""
     return (
         f"{shown_split(study)} split, ± half of a 95 % interval over replicates; "
         f"below: the paired difference from arm {against}"
@@ -98,7 +98,7 @@ def shown(interval: Interval, sign: str = "") -> str:
 
 
 def write_answer(study: StudyRecord, folder: Path) -> list[Path]:
-    """Writes the frontier, and the arms of a study with replicates as `arms.csv`; returns the paths."""
+    """Write the frontier, and the arms of a study with replicates as `arms.csv`; return the paths."""
     paths = write_front(study, folder)
     if study.replicates > 1:
         write_arms(study, folder / "arms.csv")
@@ -113,7 +113,7 @@ def write_arms(study: StudyRecord, path: Path) -> None:
 
 
 def rows(study: StudyRecord) -> Iterator[list[Any]]:
-    """A header and one row for each arm, metric and split."""
+    """Yield a header and one row for each arm, metric and split."""
     found = arms(study)
     params = _varied(found)
     numbers = ["mean", "sd", "low", "high", "difference", "difference_low", "difference_high"]
@@ -131,7 +131,7 @@ def rows(study: StudyRecord) -> Iterator[list[Any]]:
 
 
 def as_json(study: StudyRecord, against: int = 0) -> list[dict[str, Any]]:
-    """What `equitune show --json` says of the arms of a study with replicates.
+    """Return what `equitune show --json` says of the arms of a study with replicates.
 
     Raises:
         UserError: there is no arm of that number.

@@ -16,7 +16,7 @@ from equitune.report.parts import Chapter, Picture, Section, Table
 
 
 def comparison(studies: Sequence[StudyRecord]) -> Chapter:
-    """The chapter that comes before those of the single studies.
+    """Return the chapter that comes before those of the single studies.
 
     Raises:
         UserError: the studies share no objective, or one of them has no complete trial.

@@ -26,7 +26,9 @@ CAPTIONS: dict[Verdict, str] = {  # the strongest verdict first
 
 
 def in_words(study: StudyRecord, said: Analysis) -> Section:
-    """The findings, each with its numbers; then what is only suggested, and what there is not enough evidence for."""
+    """Return the findings, each with its numbers; then what is only suggested, and what there is not enough evidence
+    for.
+    """
     section = Section("findings", "What was found")
     every = findings(study, said)
     if every and all(finding.verdict != "found" for finding in every):

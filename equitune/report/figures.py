@@ -26,7 +26,7 @@ MOST_BARS = 300  # trials that have error bars: of more they hide each other
 
 
 def canvas(height_in: float = HEIGHT_IN) -> "tuple[Figure, Any]":
-    """An empty picture and its axes."""
+    """Return an empty picture and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,7 +40,7 @@ def canvas(height_in: float = HEIGHT_IN) -> "tuple[Figure, Any]":
 
 
 def as_svg(figure: "Figure", name: str) -> str:
-    """The picture as SVG for a page: its own ids, the page's text colour, no header.
+    """Return the picture as SVG for a page: its own ids, the page's text colour, no header.
 
     Args:
         figure: drawn.
@@ -61,7 +61,7 @@ def as_svg(figure: "Figure", name: str) -> str:
 
 
 def as_file(figure: "Figure", kind: str) -> bytes:
-    """The picture as `png` or `svg` on white."""
+    """Return the picture as `png` or `svg` on white."""
     _ink(figure, "#000000")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind)
@@ -138,7 +138,7 @@ def scatter(study: StudyRecord, trials: Sequence[TrialRecord], members: set[int]
 
 
 def fronts(members: Mapping[str, Sequence[tuple[Point, Point]]], x: str, y: str) -> "Figure":
-    """The fronts of several studies, each with its colour and marker."""
+    """Return the fronts of several studies, each with its colour and marker."""
     figure, axes = canvas()
     for place, (name, points) in enumerate(members.items()):
         columns = [[each[axis][part] or 0 for each in points] for axis in (0, 1) for part in (0, 1)]
@@ -197,7 +197,7 @@ def _are_many(points: Sized) -> bool:
 
 
 def _ink(figure: "Figure", colour: str) -> None:
-    """Gives every text, tick and edge of a picture one colour."""
+    """Give every text, tick and edge of a picture one colour."""
     import matplotlib.text
 
     for text in figure.findobj(matplotlib.text.Text):
@@ -213,7 +213,7 @@ def _short(text: str, most: int = 34) -> str:
 
 
 def numbers_of(values: Iterable[object]) -> list[float] | None:
-    """The values as numbers; None where one of them is none."""
+    """Return the values as numbers; None where one of them is none."""
     found = []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -11,7 +11,7 @@ from equitune.report.parts import Chapter, Picture, Table
 
 
 def write_markdown(chapters: list[Chapter], folder: Path) -> list[Path]:
-    """Writes `report.md` and the pictures it shows, as PNG; returns the paths, the page first."""
+    """Write `report.md` and the pictures it shows, as PNG; return the paths, the page first."""
     pictures = write_pictures(chapters, folder, "png")
     page = folder / "report.md"
     page.write_text(printable("\n".join(_markdown(chapters))) + "\n", encoding="utf-8")
@@ -19,7 +19,7 @@ def write_markdown(chapters: list[Chapter], folder: Path) -> list[Path]:
 
 
 def write_pictures(chapters: list[Chapter], folder: Path, kind: str) -> list[Path]:
-    """Writes every picture as `png` or `svg`; returns the paths."""
+    """Write every picture as `png` or `svg`; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, part in _named(chapters):
@@ -30,7 +30,7 @@ def write_pictures(chapters: list[Chapter], folder: Path, kind: str) -> list[Pat
 
 
 def write_tables(chapters: list[Chapter], folder: Path) -> list[Path]:
-    """Writes every table as CSV; returns the paths."""
+    """Write every table as CSV; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, part in _named(chapters):
@@ -69,7 +69,7 @@ def _markdown(chapters: list[Chapter]) -> Iterator[str]:
 
 
 def _prefix(chapters: list[Chapter], chapter: Chapter) -> str:
-    """What keeps the files of several studies apart."""
+    """Return what keeps the files of several studies apart."""
     return f"{chapters.index(chapter) + 1}-" if len(chapters) > 1 else ""
 
 

@@ -25,7 +25,7 @@ BETTER: dict[Direction, str] = {"maximize": "higher is better", "minimize": "low
 
 
 def write_front(study: StudyRecord, folder: Path) -> list[Path]:
-    """Writes the frontier as `front.png`, `front.html` and `front.csv`; returns their paths."""
+    """Write the frontier as `front.png`, `front.html` and `front.csv`; return their paths."""
     paths = [folder / f"front.{suffix}" for suffix in ("png", "html", "csv")]
     for path, write in zip(paths, (write_picture, write_page, write_table), strict=True):
         write(study, path)
@@ -92,7 +92,7 @@ def write_page(study: StudyRecord, path: Path) -> None:
 
 
 def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """The frontier as plotly's data and layout of plain values; its custom data are the trials' links."""
+    """Return the frontier as plotly's data and layout of plain values; its custom data are the trials' links."""
     members = front(study)
     dominated, violating = _others(study, members)
     x_name, y_name, colour_name = axis_names(study)
@@ -129,7 +129,7 @@ def interactive_front(study: StudyRecord, links: Mapping[int, str] | None = None
 
 
 def interactive_layout(study: StudyRecord, heading: str, x_name: str, y_name: str) -> dict[str, Any]:
-    """plotly's layout of two metrics against each other, a legend above; what the study says is escaped."""
+    """Return plotly's layout of two metrics against each other, a legend above; what the study says is escaped."""
     return {
         "title": {"text": escape(heading)},
         "xaxis": {"title": {"text": escape(label(study, x_name))}},
@@ -157,7 +157,7 @@ def plain(cell: Any) -> Any:
 
 
 def rows(study: StudyRecord) -> Iterator[list[Any]]:
-    """A header and one row for each ended trial, members of the front first."""
+    """Yield a header and one row for each ended trial, members of the front first."""
     members = front(study)
     numbers = {member.number for member in members}
     metrics = sorted({name for trial in study.ended() for name in trial.metrics}, key=_objectives_first(study))
@@ -187,7 +187,7 @@ def axis_names(study: StudyRecord) -> tuple[str, str, str | None]:
 
 
 def point(trial: TrialRecord, name: str) -> tuple[float, float | None]:
-    """A trial's place on an axis, and its standard error."""
+    """Return a trial's place on an axis, and its standard error."""
     if name == "trial":
         return trial.number, None
     metric = trial.metrics[name]
@@ -196,7 +196,7 @@ def point(trial: TrialRecord, name: str) -> tuple[float, float | None]:
 
 
 def measured(study: StudyRecord) -> list[TrialRecord]:
-    """The trials that have a place in the picture: complete, with a value for each objective."""
+    """Return the trials that have a place in the picture: complete, with a value for each objective."""
     return [
         trial
         for trial in study.trials
@@ -205,14 +205,18 @@ def measured(study: StudyRecord) -> list[TrialRecord]:
 
 
 def _others(study: StudyRecord, members: list[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:
-    """The trials of the picture that are not on the front: dominated ones, and those that violate a constraint."""
+    """Return the trials of the picture that are not on the front: dominated ones, and those that
+    violate a constraint.
+    """
     on_front = {member.number for member in members}
     dominated = [t for t in measured(study) if t.number not in on_front and not study.violations(t)]
     return dominated, [trial for trial in measured(study) if study.violations(trial)]
 
 
 def label(study: StudyRecord, name: str) -> str:
-    """An axis' label: the metric, its unit where it has one, which way is better of an objective, its n of images."""
+    """Return an axis' label: the metric, its unit where it has one, which way is better of an objective, its n of
+    images.
+    """
     if name == "trial":
         return "trial"
     metric = next((trial.metrics[name] for trial in study.ended() if name in trial.metrics), None)
@@ -223,7 +227,7 @@ def label(study: StudyRecord, name: str) -> str:
 
 
 def title(study: StudyRecord, members: list[TrialRecord]) -> str:
-    """The study, and how far it is."""
+    """Return the study, and how far it is."""
     return f"{study.name}: {len(members)} of {len(study.ended())} trials on the front"
 
 
@@ -232,7 +236,7 @@ def _columns(trials: list[TrialRecord], x: str, y: str) -> tuple[list[float], li
 
 
 def _errors(trials: list[TrialRecord], name: str) -> list[float]:
-    """Standard errors; NaN, of which nothing is drawn, where there is none."""
+    """Return standard errors; NaN, of which nothing is drawn, where there is none."""
     return [math.nan if error is None else error for _, error in (point(trial, name) for trial in trials)]
 
 
@@ -246,7 +250,7 @@ def _objectives_first(study: StudyRecord) -> Any:
 
 
 def _coloured(study: StudyRecord, name: str, values: list[float]) -> dict[str, Any]:
-    """A marker whose colour shows a third objective; a wide count by its logarithm, ticks at its values."""
+    """Return a marker whose colour shows a third objective; a wide count by its logarithm, ticks at its values."""
     bar: dict[str, Any] = {"title": {"text": escape(label(study, name)), "side": "right"}, "thickness": 14}
     if _is_wide(values):
         low, high = math.log10(min(values)), math.log10(max(values))
@@ -262,7 +266,7 @@ def _is_wide(values: list[float]) -> bool:
 
 
 def hover(study: StudyRecord, trial: TrialRecord) -> str:
-    """What an interactive picture says of a trial: lines of HTML, every name and value of the study escaped."""
+    """Return what an interactive picture says of a trial: lines of HTML, every name and value of the study escaped."""
     lines = [f"<b>trial {trial.number}</b>"]
     lines += [f"{escape(name)}: {escape(shown(trial.metrics.get(name)))}" for name in study.objectives]
     lines += [f"{escape(name)} = {escape(short(value))}" for name, value in trial.config.params.items()]
@@ -280,12 +284,12 @@ def hover(study: StudyRecord, trial: TrialRecord) -> str:
 
 
 def violated(study: StudyRecord, trial: TrialRecord) -> str:
-    """The constraints that a trial violates, with what is wrong; empty where it keeps them all."""
+    """Return the constraints that a trial violates, with what is wrong; empty where it keeps them all."""
     return "; ".join(f"{name}: {reason}" for name, reason in study.violations(trial).items())
 
 
 def shown(metric: Measurement | None) -> str:
-    """A metric as text: value ± standard error, or why there is none."""
+    """Return a metric as text: value ± standard error, or why there is none."""
     if metric is None:
         return "–"
     if metric.value is None:
@@ -295,7 +299,7 @@ def shown(metric: Measurement | None) -> str:
 
 
 def exact_under(trial: TrialRecord) -> str:
-    """The symmetries with which a trial's network commutes exactly: `translation, d4 (at first)`; a dash: none.
+    """Return the symmetries with which a trial's network commutes exactly: `translation, d4 (at first)`; a dash: none.
 
     `at first` says that training may break it. A symmetry that another one includes is not named beside it.
     """
@@ -311,5 +315,5 @@ def settings(values: Mapping[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """A parameter's value as text."""
+    """Return a parameter's value as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

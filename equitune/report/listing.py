@@ -68,7 +68,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def as_json(root: Place) -> list[dict[str, Any]]:
-    """What `equitune list --json` prints: a stable interface, to which keys may be added."""
+    """Return what `equitune list --json` prints: a stable interface, to which keys may be added."""
     return [
         {
             "study": study.study,
@@ -94,7 +94,7 @@ def as_json(root: Place) -> list[dict[str, Any]]:
 
 
 def list_table(studies: list[ListedStudy]) -> Table:
-    """A row each; each objective has a line with its best value and the trial that has it."""
+    """Return a row each; each objective has a line with its best value and the trial that has it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("study", "state"):
         table.add_column(name, overflow="fold")
@@ -119,7 +119,7 @@ def list_table(studies: list[ListedStudy]) -> Table:
 
 
 def _line_of(folder: StudyFolder) -> ListedStudy:
-    """A study's line: one that cannot be read says why, and hides no other."""
+    """Return a study's line: one that cannot be read says why, and hides no other."""
     try:
         return _listed(folder)
     except StoreError:

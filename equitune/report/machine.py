@@ -8,7 +8,7 @@ from equitune.report import arms
 
 
 def as_json(study: StudyRecord, against: int = 0) -> dict[str, Any]:
-    """What `equitune show --json` prints: a stable interface, to which keys may be added.
+    """Return what `equitune show --json` prints: a stable interface, to which keys may be added.
 
     Raises:
         UserError: there is no arm `against` which to take differences.

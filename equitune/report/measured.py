@@ -38,7 +38,7 @@ HEADLINE = {"equivariance": "error", "lie_derivative": "lie_error"}  # what the 
 
 
 def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
-    """Writes `measurement.json` and, where a layer was measured, `profile.csv` and `profile.png`; returns their paths.
+    """Write `measurement.json` and, where a layer was measured, `profile.csv` and `profile.png`; return their paths.
 
     Raises:
         OSError: the folder cannot be written.
@@ -63,7 +63,7 @@ def write_measurement(record: MeasurementRecord, folder: Path) -> list[Path]:
 
 
 def lines(record: MeasurementRecord) -> Iterator[str | Table]:
-    """What the shell prints, in order."""
+    """Yield what the shell prints, in order."""
     data = record.data
     shape = " x ".join(map(str, data["shape"]))
     fewer = sorted({row["n"] for model in record.models for row in model.profile} - {data["n"]})
@@ -85,7 +85,7 @@ def lines(record: MeasurementRecord) -> Iterator[str | Table]:
 
 
 def _named(record: MeasurementRecord) -> list[tuple[str, MeasuredModel]]:
-    """The models by name; several begin with a letter, which tells even two of one name apart."""
+    """Return the models by name; several begin with a letter, which tells even two of one name apart."""
     if len(record.models) == 1:
         return [(record.models[0].name, record.models[0])]
     return [(f"{_letter(index)} {model.name}", model) for index, model in enumerate(record.models)]
@@ -180,7 +180,7 @@ def _reasons(model: MeasuredModel) -> Iterator[str]:
 
 
 def _table(headings: list[str]) -> Table:
-    """A table whose numbers are never cut: where room is short, the names in its first column are folded."""
+    """Return a table whose numbers are never cut: where room is short, the names in its first column are folded."""
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column(headings[0], overflow="fold")
     for heading in headings[1:]:

@@ -15,13 +15,13 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write_page(chapters: list[Chapter], path: Path) -> None:
-    """Writes the page, a chapter after the other. Whatever a study says is escaped."""
+    """Write the page, a chapter after the other. Whatever a study says is escaped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(chapters), encoding="utf-8")
 
 
 def page(chapters: list[Chapter]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     from jinja2 import Environment, select_autoescape
 
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
@@ -54,7 +54,7 @@ def _is_number(text: str) -> bool:
 
 @cache
 def _packed_plotly() -> str:
-    """plotly's program, packed to a third; the page unpacks it."""
+    """Return plotly's program, packed to a third; the page unpacks it."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

@@ -33,7 +33,7 @@ def profiles(study: StudyRecord) -> Section:
 
 
 def extremes(study: StudyRecord) -> list[TrialRecord]:
-    """The members of the front that are best in one of the objectives."""
+    """Return the members of the front that are best in one of the objectives."""
     members = front(study)
     best = [min(members, key=lambda trial: loss(study, trial, name)) for name in study.objectives] if members else []
     return list({trial.number: trial for trial in best}.values())[:MOST_PROFILES]
@@ -48,7 +48,7 @@ def _why(study: StudyRecord, chosen: Sequence[TrialRecord]) -> Iterator[str]:
 
 
 def loss(study: StudyRecord, trial: TrialRecord, name: str) -> float:
-    """An objective of a trial, lower is better."""
+    """Return an objective of a trial, lower is better."""
     value = point(trial, name)[0]
     return -value if study.objectives[name] == "maximize" else value
 
@@ -109,7 +109,7 @@ def _panel(
 
 
 def equivariances(study: StudyRecord) -> list[str]:
-    """The metrics that say how equivariant a trial is: of the objectives, else of all."""
+    """Return the metrics that say how equivariant a trial is: of the objectives, else of all."""
     chosen = [name for name in study.objectives if name not in COSTS]
     return chosen or [name for name in metric_names(study) if name.endswith("_error")][:3]
 

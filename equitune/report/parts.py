@@ -22,11 +22,11 @@ class Table:
     links: dict[str, str] = field(default_factory=dict)  # of cells of the first column
 
     def shown(self) -> list[list[str]]:
-        """The rows that a page shows."""
+        """Return the rows that a page shows."""
         return self.rows[:MOST_ROWS]
 
     def said(self) -> str:
-        """The caption, and how many rows a page leaves out."""
+        """Return the caption, and how many rows a page leaves out."""
         left_out = len(self.rows) - MOST_ROWS
         return self.caption + (f" {left_out:,} more: equitune report --format csv." if left_out > 0 else "")
 

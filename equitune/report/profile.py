@@ -81,7 +81,9 @@ def draw_profiles(models: Mapping[str, Rows], title: str, path: Path) -> bool:
 
 
 def profile_figures(models: Mapping[str, Rows]) -> "Iterator[tuple[str, str, Callable[[], Figure]]]":
-    """A small picture for each set of elements and quantity, a line for each model: title, quantity, how to draw it."""
+    """Return a small picture for each set of elements and quantity, a line for each model: title, quantity, how to draw
+    it.
+    """
     good = {name: [row for row in rows if row["status"] == "ok"] for name, rows in models.items()}
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(good)}
     panels: dict[tuple[str, str], Panel] = {}
@@ -115,7 +117,7 @@ def _small(panel: Panel, colours: Mapping[str, str]) -> "Figure":
 
 
 def _amount_rows(trial: TrialRecord) -> Rows:
-    """The layers' amounts as a group of their own."""
+    """Return the layers' amounts as a group of their own."""
     layers = {layer: amount for layer, amount in trial.amounts.items() if amount.unit == "1"}
     same = {"group": "how far layers left their symmetry", "set": "amount", "status": "ok", "n": 0}
     return [
@@ -126,7 +128,7 @@ def _amount_rows(trial: TrialRecord) -> Rows:
 
 
 def _panels(models: Mapping[str, Rows]) -> Iterator[list[Panel]]:
-    """The panels, row by row: all of a group for one model, in pairs for several."""
+    """Yield the panels, row by row: all of a group for one model, in pairs for several."""
     of_group: dict[str, dict[tuple[str, str], Panel]] = {}
     for model, rows in models.items():
         for row in rows:

@@ -32,7 +32,7 @@ PROGRAMS = ("equitune", "git", "python", "torch")
 
 
 def chapter_of(study: StudyRecord, folder: StudyFolder) -> Chapter:
-    """The report of one study; a section that has nothing to say is left out."""
+    """Return the report of one study; a section that has nothing to say is left out."""
     said = analyse(study, split=shown_split(study))
     every = (
         _ran(study, _question(folder)),
@@ -53,7 +53,7 @@ def chapter_of(study: StudyRecord, folder: StudyFolder) -> Chapter:
 
 
 def _question(folder: StudyFolder) -> str | None:
-    """What the study's file asks in its first lines: `# Question: ...`."""
+    """Return what the study's file asks in its first lines: `# Question: ...`."""
     try:
         lines = folder.searchspace.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -69,7 +69,7 @@ def _question(folder: StudyFolder) -> str | None:
 
 
 def _links(folder: StudyFolder) -> dict[int, str]:
-    """The trials' runs in the MLflow UI, which `equitune ui` opens where they are in no server."""
+    """Return the trials' runs in the MLflow UI, which `equitune ui` opens where they are in no server."""
     try:
         places = json.loads(folder.runs.read_text(encoding="utf-8"))
         at = f"{places['ui'] or LOCAL_UI}/#/experiments/{places['experiment']}/runs"

@@ -35,7 +35,7 @@ def trial_frame(study: StudyRecord) -> "pd.DataFrame":
 
 
 def write_frame(study: StudyRecord, folder: Path) -> list[Path]:
-    """Writes the table as FILES; returns their paths."""
+    """Write the table as FILES; return their paths."""
     frame = trial_frame(study)
     csv, parquet = (folder / name for name in FILES)
     folder.mkdir(parents=True, exist_ok=True)

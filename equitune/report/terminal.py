@@ -40,7 +40,7 @@ class StudyView:
 
     @contextmanager
     def showing(self) -> Iterator["StudyView"]:
-        """Keeps the view fresh from a thread of its own while the block runs."""
+        """Keep the view fresh from a thread of its own while the block runs."""
         every_s = max(REFRESH_S, self._folder.rest_s)
         if self._console.is_terminal:
             with (
@@ -53,7 +53,7 @@ class StudyView:
                 yield self
 
     def say(self, sentence: str) -> None:
-        """What the search does now."""
+        """Show what the search does now."""
         self._doing = sentence
         if not self._console.is_terminal:
             self._print_news()
@@ -102,7 +102,7 @@ class StudyView:
                 self._print(self._beat(study))
 
     def _beat(self, study: StudyRecord | None) -> str:
-        """A sentence for a time in which nothing ended."""
+        """Return a sentence for a time in which nothing ended."""
         if study is None:
             return f"{self._folder.name}: {self._doing}"
         begun = [trial for trial in study.trials if trial.result is None]
@@ -142,7 +142,7 @@ class StudyView:
 def answer(
     study: StudyRecord, metrics: tuple[str, ...] = (), against: int = 0, most: int | None = None
 ) -> RenderableType:
-    """What a study found: its arms where it has replicates, else its front.
+    """Return what a study found: its arms where it has replicates, else its front.
 
     Raises:
         UserError: there is no arm `against` which to take differences, or no such metric.
@@ -153,7 +153,7 @@ def answer(
 
 
 def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str, ...] = ()) -> Table:
-    """The Pareto front: objectives with standard errors, and what the search chose. Arrows say what is better.
+    """Return the Pareto front: objectives with standard errors, and what the search chose. Arrows say what is better.
 
     Once the test split has been read, each objective has a second line: its value there. Where the search chose more
     than fits, `chosen` says it below.
@@ -193,7 +193,9 @@ def front_table(study: StudyRecord, most: int | None = None, metrics: tuple[str,
 
 
 def chosen(study: StudyRecord, most: int | None = None) -> list[Text]:
-    """What the search chose for each trial of the front, a line each; nothing where the table has a column for it."""
+    """Return what the search chose for each trial of the front, a line each; nothing where the table has a column for
+    it.
+    """
     members = front(study)
     if _fit(members):
         return []

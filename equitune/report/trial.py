@@ -15,7 +15,7 @@ from equitune.spec.space import Call
 
 
 def as_json(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[str, str]) -> dict[str, Any]:
-    """What `equitune show STUDY/NUMBER --json` prints: a stable interface, to which keys may be added."""
+    """Return what `equitune show STUDY/NUMBER --json` prints: a stable interface, to which keys may be added."""
     result = trial.result.model_dump(mode="json", exclude={"profile"}) if trial.result else {}
     return {
         "study": study,
@@ -35,13 +35,13 @@ def as_json(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[
 
 
 def files(folder: TrialFolder) -> list[Place]:
-    """The trial's files that are there."""
+    """Return the trial's files that are there."""
     known = (folder.config, folder.epochs, folder.checkpoint, folder.weights, folder.result, folder.test, folder.log)
     return [path for path in known if path.exists()]
 
 
 def lines(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[str, str]) -> Iterator[str | Table]:
-    """What the shell prints, in order; what a trial does not have is left out.
+    """Yield what the shell prints, in order; what a trial does not have is left out.
 
     `violates` names the constraints that the trial does not keep, and says why.
     """
@@ -127,7 +127,7 @@ def _amounts(trial: TrialRecord) -> Table:
 
 
 def _epochs(trial: TrialRecord) -> Table:
-    """The first epoch, the most accurate one and the last."""
+    """Return the first epoch, the most accurate one and the last."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"epoch of {trial.config.training.epochs}", no_wrap=True)
     for name in ("training loss", "validation loss", "accuracy", "seconds"):

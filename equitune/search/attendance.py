@@ -229,7 +229,7 @@ def _duration(seconds: float) -> str:
 
 
 def _look() -> Cluster:
-    """The cluster; nothing of it where Ray's head does not say: it may be away, and trials go on without it."""
+    """Return the cluster; nothing of it where Ray's head does not say: it may be away, and trials go on without it."""
     try:
         return look_at_cluster()
     except Exception:
@@ -238,14 +238,16 @@ def _look() -> Cluster:
 
 
 def _worker_of(controller: Any, trial: Any) -> Any:
-    """The Ray actor that serves a trial, from its creation on, before Tune calls the trial running; None: it waits."""
+    """Return the Ray actor that serves a trial, from its creation on, before Tune calls the trial running; None: it
+    waits.
+    """
     tracked = controller._trial_to_actor.get(trial)
     live = controller._actor_manager._live_actors_to_ray_actors_resources
     return live[tracked][0] if tracked in live else None
 
 
 def _leaving(controller: Any) -> dict[str, float]:
-    """What the workers hold that are being ended."""
+    """Return what the workers hold that are being ended."""
     found: dict[str, float] = {}
     for tracked in controller._stopping_actors:
         held = controller._actor_manager.get_actor_resources(tracked)
@@ -255,5 +257,5 @@ def _leaving(controller: Any) -> dict[str, float]:
 
 
 def _amounts(request: Any) -> dict[str, float]:
-    """The CPUs and GPUs of a request, which has one bundle."""
+    """Return the CPUs and GPUs of a request, which has one bundle."""
     return {kind: amount for kind, amount in request.bundles[0].items() if kind in ("CPU", "GPU")}

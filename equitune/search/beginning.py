@@ -43,13 +43,13 @@ def is_finished(folder: StudyFolder, spec: StudySpec) -> bool:
 
 
 def record_end(folder: StudyFolder, engine: "Engine") -> None:
-    """Keeps which budget ended the study, and a digest of its answer; a larger budget goes on."""
+    """Keep which budget ended the study, and a digest of its answer; a larger budget goes on."""
     answer = {"ended_by": engine.ended_by(), "answer": _digest(StudyReader(folder).read())}
     write_json(folder.study, {"format": FORMAT} | read_info(folder.study) | answer)
 
 
 def _digest(study: StudyRecord) -> str:
-    """A hash of all that a study's trials say: while it stays the same, nobody has changed a number."""
+    """Return a hash of all that a study's trials say: while it stays the same, nobody has changed a number."""
     digest = hashlib.sha256()
     for trial in study.trials:
         for record in (trial.config, trial.result, *trial.test.values()):
@@ -80,7 +80,7 @@ def begin(
     storage: str = JOURNAL,
     started: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes the study's record in its folder; one that is there takes over the budget and the references.
+    """Make the study's record in its folder; one that is there takes over the budget and the references.
 
     `started` is what a new one says of a warm start.
     """
@@ -110,7 +110,7 @@ def begin(
 
 
 def _known_id(folder: StudyFolder) -> str | None:
-    """The id of a study whose study.json is gone, and which has runs in MLflow: they stay its own."""
+    """Return the id of a study whose study.json is gone, and which has runs in MLflow: they stay its own."""
     try:
         known = read_json(folder.runs)["study_id"]
     except (DamagedError, KeyError, TypeError):
@@ -119,7 +119,7 @@ def _known_id(folder: StudyFolder) -> str | None:
 
 
 def asked(spec: StudySpec, source: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What study.json keeps of the question: the search space, and where it came from."""
+    """Return what study.json keeps of the question: the search space, and where it came from."""
     return {
         "fingerprint": spec.fingerprint(),
         "identity": spec.identity(),
@@ -134,7 +134,7 @@ def _budget(spec: StudySpec) -> dict[str, float | None]:
 
 
 def provenance() -> dict[str, str]:
-    """The program and the place that a study began with."""
+    """Return the program and the place that a study began with."""
     found = {"equitune": __version__, "python": platform.python_version(), "host": platform.node()}
     git = revision()
     return found | {"git": git} if git else found

@@ -38,7 +38,7 @@ class Usage:
         self._counted = self._saved = now()
 
     def count(self, gpus: float) -> None:
-        """Adds the time since the last call, during which trials had so many GPUs; writes it down now and then."""
+        """Add the time since the last call, during which trials had so many GPUs; write it down now and then."""
         now = self._now()
         passed_s, self._counted = max(0.0, now - self._counted), now
         self.wall_s += passed_s
@@ -52,7 +52,7 @@ class Usage:
             write_json(self._file, {"format": FORMAT, "wall_s": self.wall_s, "gpu_s": self.gpu_s})
 
     def used_up(self, search: SearchSpec) -> str | None:
-        """The budget of time that is used up, such as `hours: 2.0 of 2.0`; None: there is time left."""
+        """Return the budget of time that is used up, such as `hours: 2.0 of 2.0`; None: there is time left."""
         for name, used_s, hours in (
             ("hours", self.wall_s, search.hours),
             ("gpu_hours", self.gpu_s, search.gpu_hours),
@@ -81,7 +81,7 @@ class Growth:
         self.had_enough: str | None = None  # such as `hypervolume: 0.61 of 0.6`; None: trials go on
 
     def add(self, losses: Losses) -> None:
-        """A trial has ended, with these losses (objectives,): NaN where it does not count."""
+        """Take the losses (objectives,) of a trial that has ended: NaN where it does not count."""
         if not self.is_asked or self.had_enough:
             return
         self._losses.append(losses)
@@ -102,7 +102,7 @@ class Growth:
         return None
 
     def _at(self, count: int) -> float:
-        """The hypervolume of the first so many, below the reference point of all so far."""
+        """Return the hypervolume of the first so many, below the reference point of all so far."""
         if self._known:
             return self._curve[count - 1]
         table = np.array(self._losses)

@@ -26,11 +26,11 @@ class OpenCells:
         return len(self._open)
 
     def take(self) -> int:
-        """The first cell of the list that is open; it is settled, until it fails."""
+        """Return the first cell of the list that is open; it is settled, until it fails."""
         return heapq.heappop(self._open)
 
     def failed(self, cell: int) -> None:
-        """The trial of a cell has failed."""
+        """Open a cell again, whose trial has failed."""
         self._failures[cell] += 1
         if self._failures[cell] < TRIES and cell < self._num_cells:
             heapq.heappush(self._open, cell)

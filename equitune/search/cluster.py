@@ -37,7 +37,7 @@ def connected(
     say: Callable[[str], None] = lambda sentence: None,
     watch: RayWatch | None = None,
 ) -> Iterator[Slots]:
-    """A Ray cluster while the block runs: the one at `address`, else a local one on loopback, ended afterwards.
+    """Return a Ray cluster while the block runs: the one at `address`, else a local one on loopback, ended afterwards.
 
     One that starts machines by need is first waited for, which `say` is told. `watch` hears how far Ray is.
 
@@ -78,7 +78,7 @@ def connected(
 
 @contextmanager
 def _options(address: str | None) -> Iterator[dict[str, Any]]:
-    """What `ray.init` is told: of a local Ray all but its object store lies in a folder of its own."""
+    """Return what `ray.init` is told: of a local Ray all but its object store lies in a folder of its own."""
     if address is not None:
         yield {"address": address}
         return
@@ -122,7 +122,7 @@ def slots(resources: Resources, available: dict[str, float], may_grow: bool = Fa
 
 
 def gpu_memory_gib(say: Callable[[str], None], is_over: Callable[[], bool]) -> float | None:
-    """The memory of a GPU of the cluster, in GiB, as a worker that has one sees it; 0 where torch sees none.
+    """Return the memory of a GPU of the cluster, in GiB, as a worker that has one sees it; 0 where torch sees none.
 
     It asks by a placement group, as trials do: other studies see that it waits. None: `is_over` before it has one.
     """
@@ -186,7 +186,9 @@ def _require_open(address: str) -> None:
 
 @contextmanager
 def _chatter_aside() -> Iterator[None]:
-    """What Ray's own code writes to the terminal, past Python, is dropped: the error that it raises says it too."""
+    """Return what Ray's own code writes to the terminal, past Python, is dropped: the error that it
+    raises says it too.
+    """
     terminal = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -218,7 +220,7 @@ def _is_on_loopback_alone(address: str | None) -> bool:
 
 
 def prepare(address: str | None) -> None:
-    """Sets the environment that Ray reads when it is first imported."""
+    """Set the environment that Ray reads when it is first imported."""
     if "ray" not in sys.modules and _is_on_loopback_alone(address):
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address is None and "ray" not in sys.modules:

@@ -47,7 +47,8 @@ class _OutsideError(Exception):
 
 
 def as_here(spec: StudySpec, recorded: TrialConfig) -> TrialConfig | str:
-    """The trial that a study would make of a recorded trial's parameters, where they differ in nothing that decides its
+    """Return the trial that a study would make of a recorded trial's parameters, where they differ in nothing that
+    decides its
     numbers but the seed; else what is different, as `with model.width 4, here it is 6`."""
     try:
         own = spec.suggest(recorded.number, partial(_value, recorded.params), recorded.cell)

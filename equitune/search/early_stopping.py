@@ -41,7 +41,7 @@ class EarlyStopping:
         return self._spec.rungs(epoch)
 
     def hear(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Keeps what a trial measured after an epoch; False: there is nothing to judge, or it was judged before.
+        """Keep what a trial measured after an epoch; False: there is nothing to judge, or it was judged before.
 
         There is nothing where the epoch is no rung, or an objective has no finite value.
         """
@@ -61,7 +61,7 @@ class EarlyStopping:
         return (number, epoch) in self._heard
 
     def complete(self, number: int) -> None:
-        """A trial has trained to its end: from now on the median counts it."""
+        """Count a trial that has trained to its end: from now on the median regards it."""
         self._complete.add(number)
 
     def why_stop(self, number: int, epoch: int) -> str | None:
@@ -94,7 +94,8 @@ class EarlyStopping:
 
 
 def ranked(table: Array) -> npt.NDArray[np.int64]:
-    """The non-dominated rank of each row, from 0. Rows that violate constraints come after all others, by violation.
+    """Return the non-dominated rank of each row, from 0. Rows that violate constraints come after all others, by
+    violation.
 
     O(n log n) for two objectives, O(n^2) else.
 
@@ -129,7 +130,7 @@ def _chains(rows: Array) -> npt.NDArray[np.int64]:
 
 
 def place_of(mine: int, table: Array, ranks: npt.NDArray[np.int64], ties: str) -> int:
-    """The place of a row, from 0: by rank, then by how well it covers its front. Equal rows share one."""
+    """Return the place of a row, from 0: by rank, then by how well it covers its front. Equal rows share one."""
     members = np.flatnonzero(ranks == ranks[mine])
     front = table[members, :-1]
     order = epsilon_net(front) if ties == "epsilon_net" else crowded(front)
@@ -138,7 +139,8 @@ def place_of(mine: int, table: Array, ranks: npt.NDArray[np.int64], ties: str) -
 
 
 def epsilon_net(front: Array) -> list[int]:
-    """The order of the rows of a front (n, objectives): the best in the first objective, then always the one that is
+    """Return the order of the rows of a front (n, objectives): the best in the first objective, then always the one
+    that is
     farthest from those before it. Distances are Euclidean, each objective scaled to its range on the front."""
     scaled = _scaled(front)
     order = [int(np.lexsort(scaled.T[::-1])[0])]
@@ -153,7 +155,7 @@ def epsilon_net(front: Array) -> list[int]:
 
 
 def crowded(front: Array) -> list[int]:
-    """The order of the rows of a front (n, objectives): its ends, then by crowding distance, most room first."""
+    """Return the order of the rows of a front (n, objectives): its ends, then by crowding distance, most room first."""
     scaled = _scaled(front)
     room = np.zeros(len(front))
     for column in scaled.T:

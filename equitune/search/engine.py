@@ -99,7 +99,7 @@ class Engine:
         self._usage.count(sum(self._gpus[number] for number in self._live if self.is_at_work(number)))
 
     def ended_by(self) -> str:
-        """The budget that is used up."""
+        """Return the budget that is used up."""
         trials = self._spec.search.trials
         begun = self._num_started - self._num_brought if self._cells is None else trials - len(self._cells)
         all_of_them = f"trials: {begun} of {trials}"
@@ -125,7 +125,7 @@ class Engine:
         return not (self.has_trials_left() or self._live or self._left_to_test())
 
     def next_task(self) -> Task | Literal["wait", "over"]:
-        """What a free worker does next: `wait` while what runs may still decide, `over` when nothing is left."""
+        """Return what a free worker does next: `wait` while what runs may still decide, `over` when nothing is left."""
         self.tick()
         if self.draining:
             return "over"
@@ -173,7 +173,7 @@ class Engine:
         return True
 
     def ended(self, number: int, result: TrialResult) -> None:
-        """Takes the result of a trial. A second one of the same trial changes nothing."""
+        """Take the result of a trial. A second one of the same trial changes nothing."""
         self.tick()
         trial = self._live.pop(number, None)
         if isinstance(trial, FrozenTrial):
@@ -184,7 +184,7 @@ class Engine:
             self._early.complete(number)
 
     def lost(self, number: int) -> None:
-        """Gives up a trial whose worker died too often without an epoch in between."""
+        """Give up a trial whose worker died too often without an epoch in between."""
         trial = self._live.get(number)
         if trial is not None:
             reason = "its worker was lost again and again within one epoch: see its log.txt and the study's log"
@@ -195,7 +195,9 @@ class Engine:
             self.ended(number, result)
 
     def left(self, number: int) -> None:
-        """A trial was stopped from outside: it stays RUNNING in the study, and goes on with the next driver."""
+        """Forget a trial that was stopped from outside: it stays RUNNING in the study, and goes on with the next
+        driver.
+        """
         self._live.pop(number, None)
 
     def tested(self, number: int, metrics: Mapping[str, Measurement]) -> None:
@@ -224,14 +226,14 @@ class Engine:
         return Task(folder, config)
 
     def _once_more(self, told: FrozenTrial) -> Task:
-        """A trial that has ended, and whose record is lost."""
+        """Return a trial that has ended, and whose record is lost."""
         folder = self._folder.trial(told.number)
         config = read_config(folder)
         self._live[told.number], self._gpus[told.number] = told, self.gpus_of(config)
         return Task(folder, config)
 
     def _compare(self, told: FrozenTrial, result: TrialResult) -> None:
-        """Holds a record that was made again against what the search had been told, which stays as it is."""
+        """Hold a record that was made again against what the search had been told, which stays as it is."""
         why = contradiction(self._spec, result, told, by_the_clock=False)
         if why:
             self._say(f"trial {told.number} was trained again, and {why}; it was told so before, and that stays")
@@ -283,7 +285,7 @@ class Engine:
         return f"stopped at epoch {epoch} of {config.training.epochs}: {reason}"
 
     def _stop(self, trial: optuna.Trial, reason: str) -> None:
-        """Ends a trial early. The record comes first: all else is made up for by whoever goes on."""
+        """End a trial early. The record comes first: all else is made up for by whoever goes on."""
         folder = self._folder.trial(trial.number)
         result = TrialResult(number=trial.number, state="PRUNED", reason=reason)
         folder.claim()  # its worker is told a moment later, and writes nothing more
@@ -292,7 +294,7 @@ class Engine:
         self._tell(trial, result)
 
     def _open_cells(self) -> None:
-        """Finds out which cell each trial of a design has, and which cells are left."""
+        """Find out which cell each trial of a design has, and which cells are left."""
         settled = set()
         for trial in self._study.get_trials(deepcopy=False):
             cell = place_in_design(self._spec, self._folder.trial(trial.number), trial)
@@ -308,11 +310,13 @@ class Engine:
         return make_sampler(self._spec, number, self._given(number))
 
     def _given(self, number: int) -> Cell | None:
-        """The values that a trial has without a sampler: of a design; of the baseline, the first of the study's own."""
+        """Return the values that a trial has without a sampler: of a design; of the baseline, the first of the study's
+        own.
+        """
         return self._spec.given(self._cell_of.get(number, number - self._num_brought))
 
     def _reopened(self, number: int) -> optuna.Trial:
-        """A begun trial: the parameters it has return as they were, the others are sampled."""
+        """Return a begun trial: the parameters it has return as they were, the others are sampled."""
         self._study.sampler = self._sampler(number)
         storage, study_id = self._study._storage, self._study._study_id
         return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
@@ -330,7 +334,7 @@ class Engine:
 
 
 def suggested(trial: optuna.Trial, name: str, distribution: Distribution) -> Scalar:
-    """The value that Optuna proposes for a parameter."""
+    """Return the value that Optuna proposes for a parameter."""
     if isinstance(distribution, Choice):
         return trial.suggest_categorical(name, distribution.choice)
     if isinstance(distribution, IntRange):

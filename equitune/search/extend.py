@@ -24,7 +24,7 @@ from equitune.spec.study import StudySpec
 def adapted(
     spec: StudySpec, folder: StudyFolder, source: Path | None, overrides: tuple[str, ...], study: optuna.Study
 ) -> optuna.Study:
-    """The Optuna study with what it begins with; in its new search space, where it is extended."""
+    """Return the Optuna study with what it begins with; in its new search space, where it is extended."""
     bring(study, folder, spec)
     if not any(changes(read_info(folder.study), spec)):
         return study
@@ -34,7 +34,7 @@ def adapted(
 def extended(
     study: optuna.Study, folder: StudyFolder, spec: StudySpec, source: Path | None, overrides: tuple[str, ...]
 ) -> optuna.Study:
-    """The study in its new search space, with every trial under its number, those that are not finished, too.
+    """Return the study in its new search space, with every trial under its number, those that are not finished, too.
 
     The caller holds the study's lock, and has found the space to hold every trial.
     """
@@ -66,7 +66,7 @@ def _within(trial: FrozenTrial, distributions: dict[str, BaseDistribution]) -> F
 
 
 def _keep_searchspace(folder: StudyFolder, number: int, source: Path | None) -> None:
-    """The question as it was asked before stays beside the new one, as `searchspace.1.yaml` and so on."""
+    """Keep the question as it was asked before beside the new one, as `searchspace.1.yaml` and so on."""
     kept = folder.searchspace.with_suffix(f".{number}.yaml")
     if folder.searchspace.exists() and not kept.exists():
         write_whole(kept, folder.searchspace.read_bytes())

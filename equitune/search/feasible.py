@@ -74,7 +74,7 @@ class _Builds:
         return self._num_tried >= MOST_TRIED or self._num_layers >= MOST_LAYERS
 
     def tried(self, pick: Pick) -> Cell | None:
-        """The parameters of the network that is picked; None where it cannot be built."""
+        """Return the parameters of the network that is picked; None where it cannot be built."""
         config = self._spec.suggest(0, pick)
         self._num_tried += 1
         key = config.model_dump_json(include={"input", "model", "averaging", *catalog.PARTS})
@@ -122,6 +122,6 @@ def _listed(spec: "StudySpec", distribution: Distribution) -> tuple[Scalar, ...]
 
 
 def _fixed(cell: Cell, draw: int) -> Pick:
-    """Picks the values of a cell, and others at random."""
+    """Pick the values of a cell, and others at random."""
     others = random_pick(draw)
     return lambda name, distribution: cell[name] if name in cell else others(name, distribution)

@@ -146,7 +146,9 @@ class Watchdog:
             self._slowest[trial.awaited] = silent_s, trial.config
 
     def _usual_s(self, trial: _Trial) -> float | None:
-        """The slowest such silence: of the trial itself where it has had one, else of the study, at this cost."""
+        """Return the slowest such silence: of the trial itself where it has had one, else of the study, at
+        this cost.
+        """
         if trial.awaited == "epoch":
             return trial.own_s
         known = self._slowest.get(trial.awaited)
@@ -170,7 +172,7 @@ class Watchdog:
 
 
 def _after(config: TrialConfig, epoch: int) -> Awaited:
-    """What a trial reports next after an epoch."""
+    """Return what a trial reports next after an epoch."""
     if epoch >= config.training.epochs:
         return "measuring"
     return "rung" if epoch + 1 in config.rungs else "epoch"

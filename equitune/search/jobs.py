@@ -103,7 +103,7 @@ class Cluster:
         self.ray_version = str(self._client._server_ray_version)
 
     def require_same_version(self) -> None:
-        """Raises UserError where the cluster's Ray is another version than this machine's."""
+        """Raise UserError where the cluster's Ray is another version than this machine's."""
         import ray
 
         if self.ray_version != ray.__version__:
@@ -119,7 +119,7 @@ class Cluster:
         return sorted(found, key=lambda job: job.submitted)
 
     def job(self, name: str) -> Job:
-        """The job of that id, or the latest of the study of that name.
+        """Return the job of that id, or the latest of the study of that name.
 
         Raises:
             Unknown: there is none; names the nearest.
@@ -132,7 +132,7 @@ class Cluster:
         raise Unknown(catalog.unknown("job or study", name, known) + f" (at {self.url})")
 
     def log(self, job: Job) -> str:
-        """What a job has printed so far.
+        """Return what a job has printed so far.
 
         Raises:
             Unreachable: the cluster does not answer.
@@ -147,12 +147,12 @@ class Cluster:
             return bool(self._client.stop_job(job.id))
 
     def forget(self, job: Job) -> None:
-        """Takes a job that has ended off the cluster's list."""
+        """Take a job that has ended off the cluster's list."""
         with suppress(UserError), self._asking():
             self._client.delete_job(job.id)
 
     def resources(self) -> set[str]:
-        """What the machines that are there now offer: CPU, GPU, and resources with names of their own."""
+        """Return what the machines that are there now offer: CPU, GPU, and resources with names of their own."""
         with self._asking():
             answer = self._client._do_request("GET", "/api/v0/nodes?detail=1&limit=10000").json()
             nodes = answer["data"]["result"]["result"]
@@ -170,7 +170,7 @@ class Cluster:
         package: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Sends a command, which runs on a machine that has the resource `driver_on` (`any`: on any with a free CPU).
+        """Send a command, which runs on a machine that has the resource `driver_on` (`any`: on any with a free CPU).
 
         Args:
             job_id: what it is called; must be new.
@@ -259,7 +259,7 @@ def _job(details: Any) -> Job:
 
 
 def _checked(url: str) -> str:
-    """The address of a dashboard, without a slash at its end."""
+    """Return the address of a dashboard, without a slash at its end."""
     try:
         parts = urlsplit(url.strip())
         good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or parts.scheme == "https")

@@ -21,7 +21,7 @@ ANOTHER_BEAT_S = 2.5 * HEARTBEAT_S  # in this time a living driver of another ho
 
 @contextmanager
 def driving(folder: StudyFolder, another_beat_s: float = ANOTHER_BEAT_S) -> Iterator[str]:
-    """Holds the study while the block runs; gives the token that `driver.json` shows for as long.
+    """Hold the study while the block runs; give the token that `driver.json` shows for as long.
 
     An object store has no locks: of a study there the caller holds the lock in its database.
 
@@ -55,7 +55,7 @@ def driving(folder: StudyFolder, another_beat_s: float = ANOTHER_BEAT_S) -> Iter
 
 @contextmanager
 def _locked(folder: StudyFolder) -> Iterator[None]:
-    """A lock the kernel frees when its holder dies, where there is a kernel in between."""
+    """Return a lock the kernel frees when its holder dies, where there is a kernel in between."""
     if isinstance(folder.lock, RemotePath):
         yield
         return
@@ -83,7 +83,7 @@ def _leave(folder: StudyFolder, token: str) -> None:
 
 
 def _require_no_other(folder: StudyFolder, another_beat_s: float) -> None:
-    """Waits for a heartbeat where the lock may not reach: some network file systems lock within one host alone.
+    """Wait for a heartbeat where the lock may not reach: some network file systems lock within one host alone.
 
     One that comes is a living driver's. One that does not was a dead driver's, whose pod is another by now. In an
     object store this guards a study that just begins: one that has begun says which database, and lock, it has.

@@ -18,7 +18,7 @@ class Discreet(logging.Formatter):
 
 @contextmanager
 def logging_to(path: Place) -> Iterator[None]:
-    """Takes all log records while the block runs."""
+    """Take all log records while the block runs."""
     import optuna  # most of a second
 
     with kept(path) as file:

@@ -67,7 +67,7 @@ def require_machines(
 
 
 def _named(request: Request) -> str:
-    """What a trial asks for, in words."""
+    """Return what a trial asks for, in words."""
     cpus = f"{request.cpu:g} CPU{'s' if request.cpu != 1 else ''}"
     return f"{cpus} and {request.gpu:g} GPU{'s' if request.gpu > 1 else ''}" if request.gpu else cpus
 
@@ -79,7 +79,7 @@ def fits(request: Request, machines: Iterable[dict[str, float]]) -> bool:
 
 
 def _machines() -> list[dict[str, float]]:
-    """What each machine has that is up."""
+    """Return what each machine has that is up."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -94,7 +94,7 @@ def _scales() -> bool:
 
 @contextmanager
 def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
-    """A place for one trial of each kind; given back at the end, for the trials to take."""
+    """Return a place for one trial of each kind; given back at the end, for the trials to take."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
     groups = {place: placement_group([request.bundle]) for place, request in missing.items()}
@@ -107,7 +107,8 @@ def _asked(missing: dict[str, Request]) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def waited_for(bundle: dict[str, float], say: Callable[[str], None], is_over: Callable[[], bool]) -> Iterator[Any]:
-    """A place of this size for as long as the block runs, waited for as long as it takes; None where `is_over` before.
+    """Return a place of this size for as long as the block runs, waited for as long as it takes; None where `is_over`
+    before.
 
     `say` is told that it is waited for, and who has what.
     """
@@ -126,7 +127,7 @@ def waited_for(bundle: dict[str, float], say: Callable[[str], None], is_over: Ca
 
 
 def _infeasible() -> set[str]:
-    """The placement groups for which the autoscaler has no machine and can start none."""
+    """Return the placement groups for which the autoscaler has no machine and can start none."""
     from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 

@@ -84,7 +84,7 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
 
 
 def proposals(spec: StudySpec) -> list[TrialConfig]:
-    """The study's trials as its sampler proposes them while it knows no results."""
+    """Return the study's trials as its sampler proposes them while it knows no results."""
     import optuna
 
     from equitune.search.engine import suggested
@@ -128,7 +128,7 @@ def require_feasible(spec: StudySpec, data_shape: DataShape) -> None:
 
 
 def random_pick(draw: int) -> Pick:
-    """Picks at random, the same values for equal draws."""
+    """Pick at random, the same values for equal draws."""
     rng = np.random.default_rng(draw)
 
     def pick(name: str, distribution: Distribution) -> Scalar:

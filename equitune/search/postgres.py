@@ -52,7 +52,7 @@ class Address:
     has_password: bool
 
     def cleaned(self, error: BaseException) -> str:
-        """The first line of the first cause's words, without what nobody may read."""
+        """Return the first line of the first cause's words, without what nobody may read."""
         while error.__cause__ is not None:
             error = error.__cause__
         text = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -62,7 +62,7 @@ class Address:
 
 
 def typed(url: str) -> str:
-    """An address as given on the command line.
+    """Return an address as given on the command line.
 
     Raises:
         UserError: it holds a password.
@@ -76,7 +76,7 @@ def typed(url: str) -> str:
 
 
 def parse(url: str) -> Address:
-    """Reads an address; says nothing of it that could be part of a password.
+    """Read an address; say nothing of it that could be part of a password.
 
     Raises:
         UserError: it is none, or that of another database.
@@ -154,7 +154,7 @@ class Connector:
         )
 
     def plain(self) -> Any:
-        """A connection without the lock."""
+        """Return a connection without the lock."""
         import psycopg2
 
         limited = {} if "connect_timeout" in self._address.dsn else {"connect_timeout": CONNECT_S}
@@ -200,7 +200,7 @@ class Connector:
 
 @contextmanager
 def holding(url: str, study: str) -> Iterator["HeldStorage"]:
-    """The database while the block runs; nobody else can search the study there for as long.
+    """Return the database while the block runs; nobody else can search the study there for as long.
 
     Raises:
         UserError: there is no such database or driver, it does not answer, or another driver holds the study.
@@ -302,5 +302,5 @@ for _name in RETRIED:
 
 
 def _key(name: str) -> int:
-    """What PostgreSQL calls an advisory lock: 64 bits, with a sign."""
+    """Return what PostgreSQL calls an advisory lock: 64 bits, with a sign."""
     return int.from_bytes(hashlib.sha256(f"equitune/{name}".encode()).digest()[:8], signed=True)

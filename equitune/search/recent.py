@@ -71,7 +71,7 @@ _histories: WeakKeyDictionary[Study, History] = WeakKeyDictionary()  # samplers 
 
 
 def _seen(study: Study) -> Study:
-    """The study, whose trials are those that are seen."""
+    """Return the study, whose trials are those that are seen."""
     history = _histories.get(study)
     if history is None:
         history = _histories[study] = History(study.directions)

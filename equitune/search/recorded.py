@@ -10,7 +10,7 @@ from equitune.records.place import Place
 
 
 def recorded_params(root: Place, text: str) -> dict[str, Any]:
-    """The parameters of a recorded trial, by its name STUDY/NUMBER.
+    """Return the parameters of a recorded trial, by its name STUDY/NUMBER.
 
     Raises:
         UserError: it names no trial, or there is none; says which there are.

@@ -74,7 +74,7 @@ def replay(
     dies: Callable[[int], bool] = lambda event: False,
     clock: Clock | None = None,
 ) -> Tally:
-    """Runs a study to its end, or goes on with one that lies in the folder.
+    """Run a study to its end, or go on with one that lies in the folder.
 
     Args:
         spec: the study.
@@ -189,7 +189,7 @@ class _Driver:
         return bool(found)
 
     def _trial(self, task: Task, config: TrialConfig) -> Iterator[float]:
-        """What a worker does with a trial, after its last recorded epoch."""
+        """Yield what a worker does with a trial, after its last recorded epoch."""
         number, folder, engine = task.number, task.folder, self._engine
         if isinstance(folder.config, Path):
             os.utime(folder.config, (self._clock(), self._clock()))

@@ -39,7 +39,7 @@ class Request:
 
 
 def request_of(resources: Resources, parameters: int) -> Request:
-    """What a trial asks for whose network has so many parameters: as the largest size that it reaches says.
+    """Return what a trial asks for whose network has so many parameters: as the largest size that it reaches says.
 
     Where the GPU is `auto`, the smallest share.
     """
@@ -55,7 +55,9 @@ def request_of(resources: Resources, parameters: int) -> Request:
 
 
 def request_for(config: TrialConfig, resources: Resources, data_shape: DataShape) -> Request:
-    """What a trial asks for, a GPU's share at `auto` aside; a network that cannot exist ends at once: the least."""
+    """Return what a trial asks for, a GPU's share at `auto` aside; a network that cannot exist ends at
+    once: the least.
+    """
     from equitune.trial.blueprint import describe
 
     try:
@@ -66,7 +68,7 @@ def request_for(config: TrialConfig, resources: Resources, data_shape: DataShape
 
 
 def gpu_of(resources: Resources) -> float:
-    """The GPUs of a trial that reaches no size; where they are `auto`, the smallest share."""
+    """Return the GPUs of a trial that reaches no size; where they are `auto`, the smallest share."""
     return 1 / PARTS_OF_A_GPU if resources.gpu == "auto" else resources.gpu
 
 
@@ -78,12 +80,14 @@ def requests(resources: Resources) -> Iterator[tuple[str, Request]]:
 
 
 def share(needed_gib: float, device_gib: float) -> float:
-    """The share of a GPU for so much memory, rounded up; all of it where even that is too little."""
+    """Return the share of a GPU for so much memory, rounded up; all of it where even that is too little."""
     return min(math.ceil(needed_gib / device_gib * PARTS_OF_A_GPU - 1e-9), PARTS_OF_A_GPU) / PARTS_OF_A_GPU
 
 
 def correction(peaks: Iterable[tuple[float, float]]) -> float:
-    """What predictions are multiplied by: the largest ratio of a measured peak to its prediction; 1 without any."""
+    """Return what predictions are multiplied by: the largest ratio of a measured peak to its
+    prediction; 1 without any.
+    """
     return max((measured / predicted for measured, predicted in peaks), default=1.0)
 
 
@@ -135,7 +139,7 @@ class Placement:
         return placement_of(request)
 
     def request(self, config: TrialConfig) -> Request:
-        """What a trial asks for; of a network that cannot exist the least, for it ends at once."""
+        """Return what a trial asks for; of a network that cannot exist the least, for it ends at once."""
         request = request_for(config, self._resources, self._data_shape)
         if self._resources.gpu != "auto":
             return request
@@ -145,14 +149,14 @@ class Placement:
             return request
 
     def needed_gib(self, config: TrialConfig) -> float:
-        """The memory that a trial needs of its GPU, as predicted and corrected by those that ended last."""
+        """Return the memory that a trial needs of its GPU, as predicted and corrected by those that ended last."""
         from equitune.trial.memory import CONTEXT_GIB, SLACK
 
         peaks = [(peak, self.predicted_gib(ended)) for ended, peak in self._measured(config.number)]
         return CONTEXT_GIB + SLACK * correction(peaks) * self.predicted_gib(config)
 
     def predicted_gib(self, config: TrialConfig) -> float:
-        """What torch will allocate for a trial at its peak, the data on the GPU included."""
+        """Return what torch will allocate for a trial at its peak, the data on the GPU included."""
         from equitune.trial.blueprint import describe
         from equitune.trial.memory import GIB, WORKSPACE_GIB
 
@@ -165,7 +169,7 @@ class Placement:
         return _predicted[key]
 
     def _measured(self, before: int) -> list[tuple[TrialConfig, float]]:
-        """The last trials with a measured peak, in GiB, before the trial of that number."""
+        """Return the last trials with a measured peak, in GiB, before the trial of that number."""
         found: list[tuple[TrialConfig, float]] = []
         for number in range(before - 1, max(before - 1 - 4 * RECENT, -1), -1):
             folder = StudyFolder(self._path).trial(number)
@@ -191,6 +195,6 @@ _predicted: dict[tuple[str, int], float] = {}  # (study's folder, trial) -> GiB,
 
 
 def _text_of(proposed: dict[str, Any]) -> str:
-    """The configuration of what the searcher proposes: a trial, or the test of a finished one."""
+    """Return the configuration of what the searcher proposes: a trial, or the test of a finished one."""
     text = proposed.get("trial")
     return str(text) if text else (place_of(proposed["folder"]) / "config.json").read_text(encoding="utf-8")

@@ -11,7 +11,8 @@ from equitune.spec.study import StudySpec
 
 
 def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None:
-    """The study's early stopping with all that was measured so far, in the order of time; None where it has none.
+    """Return the study's early stopping with all that was measured so far, in the order of time; None where it has
+    none.
 
     The last rung of a trial that has not ended is left out: it may not have been judged.
     """
@@ -33,13 +34,13 @@ def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None
 
 
 def readable_epochs(folder: TrialFolder) -> list[Epoch]:
-    """The epochs of a trial; none where their file is damaged."""
+    """Return the epochs of a trial; none where their file is damaged."""
     with suppress(DamagedError):
         return folder.read_epochs()
     return []
 
 
 def last_rung(folder: TrialFolder, early: EarlyStopping | None) -> Epoch | None:
-    """The last epoch of a trial that has not ended, where it is a rung that may not have been judged."""
+    """Return the last epoch of a trial that has not ended, where it is a rung that may not have been judged."""
     epochs = readable_epochs(folder) if early else []
     return epochs[-1] if epochs and epochs[-1].metrics else None

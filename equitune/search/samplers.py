@@ -27,7 +27,7 @@ TPE_STARTUP = GP_STARTUP = 10  # random trials at first: Optuna's own defaults, 
 
 
 def make_sampler(spec: StudySpec, number: int, given: Cell | None = None) -> BaseSampler:
-    """The sampler that proposes the trial of that number; its values may be given."""
+    """Return the sampler that proposes the trial of that number; its values may be given."""
     search = spec.search
     if given is not None and search.design:
         return CellSampler(given)
@@ -141,9 +141,9 @@ class CellSampler(BaseSampler):
 
 
 def sobol_cell(spec: StudySpec, number: int) -> Cell:
-    """A value for every parameter of a study, also those of branches that are not chosen: the point of that number of
-    a Sobol sequence, scrambled by the study's seed. Of any 2**k successive points from a multiple of 2**k on, each
-    dimension has one in each of 2**k equal parts.
+    """Return a value for every parameter of a study, also those of branches that are not chosen: the point of that
+    number of a Sobol sequence, scrambled by the study's seed. Of any 2**k successive points from a multiple of 2**k on,
+    each dimension has one in each of 2**k equal parts.
 
     Optuna's QMCSampler draws choices and branches at random, and counts its points in the storage.
     """
@@ -163,7 +163,7 @@ def sobol_cell(spec: StudySpec, number: int) -> Cell:
 
 
 def optuna_distribution(distribution: Distribution) -> BaseDistribution:
-    """A distribution as Optuna has it."""
+    """Return a distribution as Optuna has it."""
     if isinstance(distribution, Choice):
         return CategoricalDistribution(distribution.choice)
     if isinstance(distribution, IntRange):

@@ -30,7 +30,7 @@ class _Forgetful:
 
 @contextmanager
 def _halting(engine: Engine) -> Iterator[None]:
-    """A storage or a store that cannot be reached any more ends the attempt, not the study.
+    """Return a storage or a store that cannot be reached any more ends the attempt, not the study.
 
     Waits for ever where Ray was left: the process ends without it.
     """
@@ -62,7 +62,7 @@ class StudySearcher(_Forgetful, Searcher):
         return proposed | ({"trial": task.config.model_dump_json()} if task.config else {"test": True})
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """The last report carries the result; a trial that only reported epochs has not ended."""
+        """Take the last report, which carries the result; a trial that only reported epochs has not ended."""
         if result.get("halt"):
             self._engine.halted = result["halt"]
         elif "result" in result:
@@ -109,7 +109,7 @@ class RungScheduler(_Forgetful, FIFOScheduler):
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A worker was lost: the trial is added again, unless it has lost too many."""
+        """Add the trial of a lost worker again, unless it has lost too many."""
         self._attendance.drop(tune_controller, trial, is_lost=True)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
@@ -127,7 +127,7 @@ class RungScheduler(_Forgetful, FIFOScheduler):
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Drops what Tune would keep of the trial as long as the study runs, and nobody asks for."""
+        """Drop what Tune would keep of the trial as long as the study runs, and nobody asks for."""
         self._attendance.drop(tune_controller, trial)
         self._attendance.hand_back(tune_controller, trial)
         kept = trial.run_metadata

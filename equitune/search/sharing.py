@@ -102,7 +102,7 @@ class Cluster:
         return [place.amounts for place in self.places if place.is_held and place.program == self.own]
 
     def _share(self, amounts: Amounts) -> float:
-        """The larger of the shares of the cluster's CPUs and GPUs."""
+        """Return the larger of the shares of the cluster's CPUs and GPUs."""
         return max((amount / self.total[kind] for kind, amount in amounts.items() if self.total.get(kind)), default=0.0)
 
 

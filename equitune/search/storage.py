@@ -36,7 +36,7 @@ NO_JOURNAL = (
 
 @contextmanager
 def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterator[HeldStorage | None]":
-    """The database at an address while the block runs, None for the study's journal. Nothing is begun there yet.
+    """Return the database at an address while the block runs, None for the study's journal. Nothing is begun there yet.
 
     Raises:
         UserError: it does not answer; another driver holds the study; the study lies elsewhere, or another one here.
@@ -75,7 +75,7 @@ def storage_at(url: str | None, folder: StudyFolder, spec: StudySpec) -> "Iterat
 
 
 def study_in_use(folder: StudyFolder, spec: StudySpec) -> str:
-    """The name of the Optuna study that holds the search: another one after each extension."""
+    """Return the name of the Optuna study that holds the search: another one after each extension."""
     return str(read_info(folder.study).get("optuna_study", spec.study))
 
 
@@ -86,7 +86,7 @@ def open_storage(
     say: Say = lambda sentence: None,
     adapt: Callable[[optuna.Study], optuna.Study] = lambda study: study,
 ) -> optuna.Study:
-    """Opens or begins the study's storage: its journal where none is given. The caller holds the study's lock.
+    """Open or begin the study's storage: its journal where none is given. The caller holds the study's lock.
 
     What the trials' folders know and the storage does not is restored as begun: the engine then tells how they ended.
     Before that `adapt` may put another Optuna study in the place of the one in use.
@@ -104,7 +104,7 @@ def _open(storage: Any, folder: StudyFolder, spec: StudySpec) -> optuna.Study:
 
 
 def _open_journal(folder: StudyFolder, spec: StudySpec, say: Say) -> optuna.Study:
-    """A journal that cannot be read is kept beside the new one."""
+    """Return a journal that cannot be read is kept beside the new one."""
     journal = folder.journal
     if not isinstance(journal, Path):
         raise UserError(NO_JOURNAL.format(folder.path.parent))
@@ -166,7 +166,7 @@ def _restore(study: optuna.Study, folder: StudyFolder, spec: StudySpec, say: Say
 def _bring_back(
     study: optuna.Study, spec: StudySpec, recorded: TrialFolder, params: dict[str, Any], attrs: dict[str, Any]
 ) -> None:
-    """Gives a begun trial what its folder knows, and its parameters and attributes lack."""
+    """Give a begun trial what its folder knows, and its parameters and attributes lack."""
     try:
         config = read_config(recorded)
     except DamagedError:

@@ -64,7 +64,7 @@ def run_study(
     storage: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
-    """Runs a study to its end, or goes on with one that was interrupted; finished trials are kept.
+    """Run a study to its end, or go on with one that was interrupted; finished trials are kept.
 
     Args:
         spec: the study.
@@ -255,7 +255,7 @@ def _signals(engine: "Engine", watch: RayWatch, say: Callable[[str], None]) -> I
 
 
 def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
-    """Keeps the data's fingerprint, and the GPUs of a trial; other data under the same name are refused."""
+    """Keep the data's fingerprint, and the GPUs of a trial; other data under the same name are refused."""
     info = read_info(folder.study)
     known = info.get("data_fingerprint")
     if known not in (None, splits.fingerprint):
@@ -269,6 +269,6 @@ def _record_data(folder: StudyFolder, splits: Splits, spec: StudySpec) -> None:
 
 
 def _gpus_of_every_trial(spec: StudySpec) -> float | None:
-    """What each trial occupies; None where that differs from trial to trial."""
+    """Return what each trial occupies; None where that differs from trial to trial."""
     gpu = spec.resources.gpu
     return None if gpu == "auto" or any(size.gpu not in (None, gpu) for size in spec.resources.sizes) else gpu

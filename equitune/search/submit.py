@@ -39,7 +39,7 @@ def submit_study(
     root: str | None = None,
     force: bool = False,
 ) -> Job:
-    """Sends a study's search as the next job of its name.
+    """Send a study's search as the next job of its name.
 
     Args:
         cluster: where to.
@@ -74,7 +74,7 @@ def submit_study(
 
 
 def _sent(cluster: Cluster, job_id: str, command: Sequence[str], **options: Any) -> Job:
-    """Submits a job; where the connection breaks meanwhile, finds out whether it has arrived."""
+    """Submit a job; where the connection breaks meanwhile, find out whether it has arrived."""
     try:
         cluster.submit(job_id, command, **options)
     except Unreachable as error:
@@ -87,7 +87,7 @@ def _sent(cluster: Cluster, job_id: str, command: Sequence[str], **options: Any)
 
 
 def patient(ask: Callable[[], Answer]) -> Answer:
-    """What the cluster answers, over a connection that may break for some seconds.
+    """Return what the cluster answers, over a connection that may break for some seconds.
 
     Raises:
         Unreachable: it broke again and again.
@@ -108,7 +108,7 @@ def followed(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Job:
-    """Shows what a job prints, each character once, until it ends; gives it as it is then.
+    """Show what a job prints, each character once, until it ends; give it as it is then.
 
     A connection that drops is made again: the log is read whole, and what was shown before is left out.
 
@@ -164,7 +164,7 @@ def followed(
 def carried(
     cluster: Cluster, study: str, command: Sequence[str], *, driver_on: str, say: Callable[[str], None]
 ) -> bytes:
-    """A study's folder as an archive, which a small job on the cluster prints to its log.
+    """Return a study's folder as an archive, which a small job on the cluster prints to its log.
 
     Args:
         cluster: where the study lies.
@@ -188,7 +188,7 @@ def carried(
 
 
 def _with_code(job: Job, text: str) -> Job:
-    """A job with the exit code that it printed last, where Ray has none.
+    """Return a job with the exit code that it printed last, where Ray has none.
 
     Ray 2.60 overwrites the end of a job with "failed to get job supervisor" where the machine it runs on begins to
     watch it, as it does at the first look at a log there, while its driver leaves.
@@ -206,7 +206,7 @@ def _silence(job: Job, silent_s: float) -> str:
 
 
 def verdict(job: Job) -> tuple[int, str | None]:
-    """The study's exit code by a job that has ended, and what there is to say of it that its log does not."""
+    """Return the study's exit code by a job that has ended, and what there is to say of it that its log does not."""
     again = "the same `equitune submit` goes on, and nothing is lost but an epoch of each trial that ran"
     if job.status == "STOPPED":
         return 130, f"{job.id} was stopped: {again}"
@@ -228,7 +228,7 @@ def verdict(job: Job) -> tuple[int, str | None]:
 
 @contextmanager
 def _packed(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files and folders, by their names, as one archive that Ray unpacks into the working folder.
+    """Return the files and folders, by their names, as one archive that Ray unpacks into the working folder.
 
     Raises:
         UserError: one does not exist, two have one name, or all are too large.

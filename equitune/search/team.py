@@ -114,7 +114,7 @@ def _hand_on(store: Any, run: "Future[Any]", on_epoch: Callable[[Epoch], None]) 
 
 
 def _outcome(run: "Future[Any]", folder: TrialFolder) -> TrialResult:
-    """The result that the first rank gave back, or that another one knew of; the errors of `train_together`."""
+    """Return the result that the first rank gave back, or that another one knew of; the errors of `train_together`."""
     from ray.train import TrainingFailedError, WorkerGroupError
 
     try:
@@ -131,7 +131,7 @@ def _outcome(run: "Future[Any]", folder: TrialFolder) -> TrialResult:
 
 
 def _recorded(result: TrialResult, folder: TrialFolder) -> TrialResult:
-    """What another rank than the first tells is written here; by the first, it stands there."""
+    """Return what another rank than the first tells is written here; by the first, it stands there."""
     if not folder.result.exists():
         folder.require_held()
         write_json(folder.result, result.model_dump(mode="json"))
@@ -147,7 +147,7 @@ def train_rank(
     gpus: list[int],
     port: int,
 ) -> str | None:
-    """What each process of a run does; the first one gives back the result of a trial that is complete.
+    """Return what each process of a run does; the first one gives back the result of a trial that is complete.
 
     Raises:
         Ended: the trial has ended otherwise.
@@ -187,7 +187,9 @@ def train_rank(
 
 
 def own_rank(gpus: list[int]) -> int:
-    """The number of this rank, which from now on sees its own of the trial's GPUs; torch must not have looked yet."""
+    """Return the number of this rank, which from now on sees its own of the trial's GPUs; torch must not have looked
+    yet.
+    """
     from ray.train import get_context
 
     number = int(get_context().get_world_rank())

@@ -77,7 +77,7 @@ def values_of(told: FrozenTrial) -> str:
 
 
 def objective_values(spec: StudySpec, result: TrialResult) -> list[float] | None:
-    """The objectives in the study's order; None if one of them has no value."""
+    """Return the objectives in the study's order; None if one of them has no value."""
     values = [result.metrics[name].value if name in result.metrics else None for name in spec.objectives]
     if any(value is None or not math.isfinite(value) for value in values):
         return None
@@ -96,20 +96,20 @@ def violations(spec: StudySpec, result: TrialResult) -> dict[str, float]:
 
 
 def reference_losses(spec: StudySpec) -> list[float | None]:
-    """The study's references as losses; None for an objective that has none."""
+    """Return the study's references as losses; None for an objective that has none."""
     signs = {name: -1.0 if direction == "maximize" else 1.0 for name, direction in spec.directions.items()}
     return [signs[name] * spec.references[name] if name in spec.references else None for name in spec.objectives]
 
 
 def losses_of(spec: StudySpec, values: Sequence[float] | None) -> npt.NDArray[np.float64]:
-    """The objectives of a trial as losses, (objectives,); NaN where it does not count."""
+    """Return the objectives of a trial as losses, (objectives,); NaN where it does not count."""
     known = dict(zip(spec.objectives, values, strict=True)) if values else {}
     row: npt.NDArray[np.float64] = losses([known], spec.directions)[0]
     return row
 
 
 def ended_values(study: optuna.Study) -> list[list[float] | None]:
-    """The objectives of the trials that have ended, in that order; None for one that does not count."""
+    """Return the objectives of the trials that have ended, in that order; None for one that does not count."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.datetime_complete]
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
     return [trial.values if all(value <= 0 for value in trial.constraints.values()) else None for trial in ended]

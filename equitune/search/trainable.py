@@ -35,7 +35,7 @@ _on_device: dict[tuple[str, str], dict[Any, Any]] = {}  # (fingerprint, device) 
 def trainable(
     config: dict[str, Any], splits: Splits, resources: Resources, token: str, shared: tuple[Any, ...] = ()
 ) -> None:
-    """Runs what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
+    """Run what the searcher proposed: a trial, whose epochs and result it reports, or the test of a finished one.
 
     It writes nothing once another driver has the study, or another worker the trial. Where trials have several workers,
     `shared` holds Ray's reference to the data.
@@ -85,8 +85,8 @@ def _work(config: dict[str, Any], splits: Splits, resources: Resources, token: s
 
 
 def device_data(splits: Splits, config: TrialConfig, cpus: float = 1) -> Any:
-    """The data as a trial sees them, on its device: moved there once a process, which has so many cores, and resized
-    once a size.
+    """Return the data as a trial sees them, on its device: moved there once a process, which has so many cores, and
+    resized once a size.
     """
     from equitune.trial.build import to_device
     from equitune.trial.resize import at_size
@@ -105,7 +105,7 @@ def device_data(splits: Splits, config: TrialConfig, cpus: float = 1) -> Any:
 
 
 def _processes(splits: Splits, cpus: float) -> int:
-    """That decode images which stay in files: one for each core."""
+    """Return how many processes decode images that stay in files: one for each core."""
     return max(1, int(cpus)) if isinstance(splits.train.pixels, Files) else 0
 
 
@@ -186,7 +186,7 @@ def _cap_memory(config: TrialConfig, request: Request) -> None:
 
 @functools.cache
 def _spare_modules() -> None:
-    """Takes what has been imported out of every later collection: walking through all of torch lasts 0.2 s a trial.
+    """Take what has been imported out of every later collection: walking through all of torch lasts 0.2 s a trial.
 
     Once a worker: what a trial leaves behind must stay collectable.
     """

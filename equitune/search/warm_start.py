@@ -31,7 +31,8 @@ from equitune.spec.study import StudySpec
 def warmly_begun(
     spec: StudySpec, folder: StudyFolder, studies: tuple[str, ...], fingerprint: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What a new study's record says of the trials that it begins with; nothing, where it has begun or asks for none.
+    """Return what a new study's record says of the trials that it begins with; nothing, where it has begun or asks for
+    none.
 
     Raises:
         UserError: as `fitting`.
@@ -45,7 +46,7 @@ def warmly_begun(
 
 
 def fitting(spec: StudySpec, root: Place, studies: tuple[str, ...], fingerprint: str) -> tuple[list[str], list[str]]:
-    """The trials of other studies that could be this study's, as STUDY/NUMBER, and a sentence about each study.
+    """Return the trials of other studies that could be this study's, as STUDY/NUMBER, and a sentence about each study.
 
     Args:
         spec: the study that begins.
@@ -128,7 +129,7 @@ def _can_be_had(folder: StudyFolder, name: str, is_told: bool) -> bool:
 
 
 def _copy(other: TrialFolder, own: TrialFolder, spec: StudySpec, name: str) -> None:
-    """A trial's folder, whole or not at all, with its new number; all else is as it was trained.
+    """Copy a trial's folder, whole or not at all, with its new number; all else is as it was trained.
 
     In an object store its configuration comes last: without it there is no trial.
     """

@@ -11,7 +11,7 @@ from equitune.spec.strict import why_not_number, why_not_text
 
 
 def parsed(text: str, where: str) -> tuple[str, dict[str, Any]]:
-    """A component's name and what is said of its arguments.
+    """Return a component's name and what is said of its arguments.
 
     Args:
         text: `NAME` or `NAME:KEY=VALUE,...`; values are numbers, true, false, or text, which may stand in quotes.
@@ -33,7 +33,7 @@ def parsed(text: str, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def checked_call(kind: str, name: str, arguments: dict[str, Any], where: str) -> Call:
-    """The component with its arguments checked and every default filled in.
+    """Return the component with its arguments checked and every default filled in.
 
     Raises:
         UserError: no such component or argument, or a value that does not fit; says which.

@@ -15,7 +15,7 @@ CLOSE = 1e-9  # of a step: 0.1 + 0.2 is a value of a range whose step is 0.1
 
 
 def member(distribution: Distribution, value: Any) -> Scalar:
-    """A given value as its distribution has it. Raises the rule it breaks."""
+    """Return a given value as its distribution has it. Raises the rule it breaks."""
     if isinstance(distribution, Choice):
         is_bool = isinstance(value, bool)
         equal = [own for own in distribution.choice if own == value and isinstance(own, bool) == is_bool]
@@ -38,7 +38,9 @@ def member(distribution: Distribution, value: Any) -> Scalar:
 
 
 def active(sections: Iterable[Section], values: Mapping[str, Scalar]) -> dict[str, Distribution]:
-    """The parameters that a trial of these values has. A branch that is not among them is none of its sections'."""
+    """Return the parameters that a trial of these values has. A branch that is not among them is none
+    of its sections'.
+    """
     found: dict[str, Distribution] = {}
     for section in sections:
         label: Any = next(iter(section.branches))
@@ -51,7 +53,7 @@ def active(sections: Iterable[Section], values: Mapping[str, Scalar]) -> dict[st
 
 
 def completed(sections: Iterable[Section], *sources: Mapping[str, Scalar]) -> Cell:
-    """The cell whose values come from the first source that has them."""
+    """Return the cell whose values come from the first source that has them."""
     values = ChainMap(*map(dict, sources))
     return {name: values[name] for name in active(sections, values)}
 
@@ -59,7 +61,8 @@ def completed(sections: Iterable[Section], *sources: Mapping[str, Scalar]) -> Ce
 def checked_cell(
     sections: list[Section], given: Mapping[str, Any], place: Location, every_branch: bool = False
 ) -> Cell:
-    """What was given, as the space has it: every parameter once, those of other branches only with `every_branch`.
+    """Return what was given, as the space has it: every parameter once, those of other branches only with
+    `every_branch`.
 
     Raises:
         ValidationError: with the place, below `place`, of each value that is unknown, outside the space or without use.

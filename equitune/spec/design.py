@@ -50,8 +50,8 @@ def levels(distribution: Distribution) -> tuple[Scalar, ...] | None:
 
 
 def settled(search: SearchSpec, sections: list[Section]) -> SearchSpec:
-    """The search of a study of these sections: `grid` and `factorial` are one, baseline and best lie in the space,
-    and the trials of a design are counted, without making them.
+    """Return the search of a study of these sections: `grid` and `factorial` are one, baseline and best lie in the
+    space, and the trials of a design are counted, without making them.
 
     Raises:
         ValidationError: what is said contradicts itself, or lies outside the space; a design has too many trials.
@@ -106,7 +106,7 @@ def _require_consistent(search: SearchSpec) -> None:
 
 
 def _num_cells(search: SearchSpec, sections: list[Section]) -> int:
-    """Raises ValidationError where a design has no such list."""
+    """Raise ValidationError where a design has no such list."""
     mistakes, baseline = Mistakes(), search.baseline or {}
     if search.design == "factorial":
         for place, distribution in _places(sections, None):
@@ -142,7 +142,7 @@ def _num_cells(search: SearchSpec, sections: list[Section]) -> int:
 
 
 def _places(sections: Iterable[Section], baseline: Cell | None) -> Iterator[tuple[Location, Distribution]]:
-    """The parameters by their places in the study's file; with a baseline, those of its branches."""
+    """Yield the parameters by their places in the study's file; with a baseline, those of its branches."""
     for section in sections:
         for label in section.branches:
             if baseline is None or not section.is_choice or baseline.get(section.path) == label:
@@ -152,7 +152,7 @@ def _places(sections: Iterable[Section], baseline: Cell | None) -> Iterator[tupl
 
 
 def listed(search: SearchSpec, sections: list[Section]) -> list[Cell]:
-    """The cells of a settled design, in the order in which they are trained."""
+    """Return the cells of a settled design, in the order in which they are trained."""
     baseline = search.baseline or {}
     if search.design == "factorial":
         return factorial(sections, search.baseline)
@@ -184,7 +184,7 @@ def require_distinct(study: "StudySpec") -> None:
 
 
 def notices(search: SearchSpec) -> Iterator[str]:
-    """What a design trains once though it is named twice."""
+    """Yield what a design trains once though it is named twice."""
     best, baseline = search.best or {}, search.baseline or {}
     differing = [name for name in best if name in baseline and baseline[name] != best[name]]
     if search.design == "toggles" and len(differing) == 1:
@@ -192,25 +192,26 @@ def notices(search: SearchSpec) -> Iterator[str]:
 
 
 def _strength(augmentation: str) -> str:
-    """The argument that is 0 where an augmentation does nothing."""
+    """Return the argument that is 0 where an augmentation does nothing."""
     return str(catalog.describe("augmentation", augmentation).constants["STRENGTH"])
 
 
 def _apart(cell: Cell, other: Cell) -> str:
-    """What distinguishes a cell from another one, in words."""
+    """Return what distinguishes a cell from another one, in words."""
     missing = object()
     said = [f"{name} {value}" for name, value in cell.items() if other.get(name, missing) != value]
     return ", ".join(said) or "without it"
 
 
 def factorial(sections: Iterable[Section], baseline: Cell | None = None) -> list[Cell]:
-    """The cells of the full factorial, the last parameter turning fastest; a baseline goes first."""
+    """Return the cells of the full factorial, the last parameter turning fastest; a baseline goes first."""
     cells = [dict(chain.from_iterable(parts)) for parts in product(*(_part_cells(section) for section in sections))]
     return cells if baseline is None else [baseline, *(cell for cell in cells if cell != baseline)]
 
 
 def one_at_a_time(sections: list[Section], baseline: Cell) -> list[Cell]:
-    """The baseline and, parameter by parameter, what differs from it in that one alone. Where a branch is switched the
+    """Return the baseline and, parameter by parameter, what differs from it in that one alone. Where a branch is
+    switched the
     parameters of the new one are the baseline's, which names them for this."""
     cells = [completed(sections, baseline)]
     for name, distribution in active(sections, baseline).items():
@@ -221,7 +222,7 @@ def one_at_a_time(sections: list[Section], baseline: Cell) -> list[Cell]:
 
 
 def toggles(sections: list[Section], best: Cell, baseline: Cell) -> list[Cell]:
-    """The best cell, it with one parameter after the other set back to the baseline's value, and the baseline.
+    """Return the best cell, it with one parameter after the other set back to the baseline's value, and the baseline.
 
     A branch set back takes the baseline's values of its parameters. Where that leaves nothing of the best, it is the
     baseline, which stands once.
@@ -232,7 +233,7 @@ def toggles(sections: list[Section], best: Cell, baseline: Cell) -> list[Cell]:
 
 
 def components(sections: Iterable[Section], baseline: Cell) -> list[str]:
-    """What can be left out of a study, by its path: `prior`, `augmentation.translate` ..."""
+    """Return what can be left out of a study, by its path: `prior`, `augmentation.translate` ..."""
     found = []
     for section in sections:
         if section.path in (*catalog.PARTS, "averaging"):
@@ -244,7 +245,7 @@ def components(sections: Iterable[Section], baseline: Cell) -> list[str]:
 
 
 def without(section: Section, component: str) -> Section | None:
-    """What is left of a section: nothing of one component's, the other components of several."""
+    """Return what is left of a section: nothing of one component's, the other components of several."""
     if component == section.path:
         return None
     branches = {
@@ -273,7 +274,7 @@ def is_of(component: str, section: Section) -> bool:
 
 
 def _part_cells(section: Section) -> list[list[tuple[str, Scalar]]]:
-    """The cells of one section, each as pairs of a parameter and its value."""
+    """Return the cells of one section, each as pairs of a parameter and its value."""
     cells = []
     for label in section.branches:
         chosen: list[tuple[str, Scalar]] = [(section.path, label)] if section.is_choice else []

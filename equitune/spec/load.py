@@ -78,7 +78,7 @@ def load_study(
     require: Callable[[StudySpec], None] = lambda spec: None,
     recorded: Callable[[str], dict[str, Any]] | None = None,
 ) -> StudySpec:
-    """Reads and checks a study.
+    """Read and check a study.
 
     Args:
         path: of the YAML file.
@@ -218,7 +218,7 @@ class _Builder:
 
 
 def _override(document: _Document, override: str) -> None:
-    """Sets one value of the document's data. A path's missing mappings are made; a scalar on its way is replaced."""
+    """Set one value of the document's data. A path's missing mappings are made; a scalar on its way is replaced."""
     path, separator, text = override.partition("=")
     keys = tuple(path.split("."))
     if not separator or not all(keys):
@@ -241,7 +241,7 @@ def _override(document: _Document, override: str) -> None:
 
 
 def _look_up_best(document: _Document, recorded: Callable[[str], dict[str, Any]]) -> None:
-    """Puts the values of the trial that `search.best` names in its place."""
+    """Put the values of the trial that `search.best` names in its place."""
     search = document.data.get("search")
     if isinstance(search, dict) and isinstance(search.get("best"), str):
         try:

@@ -60,7 +60,7 @@ class Bound(Strict):
         return max(above, below)
 
     def why_not(self, value: float | None) -> str | None:
-        """What is wrong with a value, such as `0.62 is below at_least 0.7`; None: nothing."""
+        """Return what is wrong with a value, such as `0.62 is below at_least 0.7`; None: nothing."""
         if value is None or not math.isfinite(value):
             bounds = " and ".join(f"{name} {said(bound)}" for name, bound in self.given().items())
             return f"it has no value, which counts as outside {bounds}"
@@ -71,17 +71,17 @@ class Bound(Strict):
         return None
 
     def given(self) -> dict[str, float]:
-        """The bounds that were given, by name."""
+        """Return the bounds that were given, by name."""
         return self.model_dump(exclude_none=True)
 
 
 def said(number: float) -> str:
-    """A number within a sentence: `2,500,000`, `0.62`."""
+    """Return a number within a sentence: `2,500,000`, `0.62`."""
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:.6g}"
 
 
 def read_objectives(data: Any, known: ValidationInfo) -> dict[str, Objective]:
-    """The section `objectives`: metric -> direction, or a mapping of direction and reference."""
+    """Return the section `objectives`: metric -> direction, or a mapping of direction and reference."""
     given = mapping_with_text_keys(data, "objectives")
     if not given:
         raise rule("a study needs at least one objective, such as {accuracy: maximize}")
@@ -103,7 +103,7 @@ def read_objectives(data: Any, known: ValidationInfo) -> dict[str, Objective]:
 
 
 def read_constraints(data: Any, known: ValidationInfo) -> dict[str, Bound]:
-    """The section `constraints`: metric -> its bounds."""
+    """Return the section `constraints`: metric -> its bounds."""
     mistakes, constraints = Mistakes(), {}
     for name, value in mapping_with_text_keys(data, "constraints").items():
         bound = mistakes.under((name,), lambda value=value: checked(Bound, value))  # type: ignore[misc]
@@ -124,7 +124,7 @@ def read_constraints(data: Any, known: ValidationInfo) -> dict[str, Bound]:
 
 
 def idle_bounds(constraints: Mapping[str, Bound], measures: Iterable[Call]) -> list[str]:
-    """A sentence for each bound that every value keeps."""
+    """Return a sentence for each bound that every value keeps."""
     found = []
     for name, bound in constraints.items():
         low, high = reachable(name, measures)
@@ -141,7 +141,7 @@ def reported(measures: Iterable[Call]) -> dict[str, Direction]:
 
 
 def declared_metrics(measures: Iterable[Call]) -> dict[str, Direction]:
-    """The metrics that these measures report, each with the direction that is better."""
+    """Return the metrics that these measures report, each with the direction that is better."""
     metrics: dict[str, Direction] = {}
     for call in measures:
         constants = catalog.describe("measure", call.name).constants
@@ -151,7 +151,7 @@ def declared_metrics(measures: Iterable[Call]) -> dict[str, Direction]:
 
 
 def reachable(metric: str, measures: Iterable[Call]) -> tuple[float, float]:
-    """The lowest and the highest value that a metric can have, infinite where that is not known."""
+    """Return the lowest and the highest value that a metric can have, infinite where that is not known."""
     shares = {"accuracy"}
     for call in measures:
         declared = catalog.describe("measure", call.name).constants.get("SHARES", ())
@@ -162,7 +162,7 @@ def reachable(metric: str, measures: Iterable[Call]) -> tuple[float, float]:
 
 
 def largest_hypervolume(objectives: Mapping[str, Objective], measures: Iterable[Call]) -> float:
-    """What no front can exceed, below references that each objective has; infinite where that is not known."""
+    """Return what no front can exceed, below references that each objective has; infinite where that is not known."""
     sides = []
     for name, objective in objectives.items():
         low, high = reachable(name, measures)
@@ -179,7 +179,7 @@ def _objective(data: Any) -> Objective:
 
 
 def _useless_reference(name: str, objective: Objective, measures: Iterable[Call]) -> str | None:
-    """What is wrong with a reference that no value can be better than."""
+    """Return what is wrong with a reference that no value can be better than."""
     low, high = reachable(name, measures)
     given = objective.reference
     if given is not None and (given >= high if objective.direction == "maximize" else given <= low):
@@ -189,7 +189,7 @@ def _useless_reference(name: str, objective: Objective, measures: Iterable[Call]
 
 
 def _who_reports(metric: str) -> str:
-    """A hint at the measure that would report a metric, were it listed, and at what it must be told."""
+    """Return a hint at the measure that would report a metric, were it listed, and at what it must be told."""
     for name in catalog.names("measure"):
         parameters = catalog.describe("measure", name).parameters
         options = {key: get_args(kind) for key, (kind, _) in parameters.items() if get_origin(kind) is Literal}

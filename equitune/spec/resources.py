@@ -110,7 +110,7 @@ def require_trainable(resources: Resources, training: Section) -> None:
 
 
 def _values(given: Any) -> tuple[Any, ...]:
-    """The values, or the ends of the range, that a setting may take."""
+    """Return the values, or the ends of the range, that a setting may take."""
     if isinstance(given, Choice):
         return given.choice
     return getattr(given, "bounds", (given,))

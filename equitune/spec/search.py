@@ -63,7 +63,7 @@ class SearchSpec(Strict):
         return self
 
     def identity(self) -> dict[str, object]:
-        """What makes two searches the same one: all but the budget."""
+        """Return what makes two searches the same one: all but the budget."""
         given: dict[str, object] = {"sampler": self.sampler, "seed": self.seed, "population": self.population}
         given |= {"baseline": self.baseline, "best": self.best}
         given |= {"design": self.design} if self.design != "factorial" else {}
@@ -71,7 +71,7 @@ class SearchSpec(Strict):
         return {name: value for name, value in given.items() if value is not None}
 
     def notices(self, parameters: Mapping[str, Distribution], branching: Collection[str]) -> Iterator[str]:
-        """What is allowed but hardly meant.
+        """Yield what is allowed but hardly meant.
 
         Args:
             parameters: what the study varies.

@@ -35,7 +35,7 @@ class Choice(Strict):
         yield from ((("choice", index), value) for index, value in enumerate(self.choice))
 
     def at(self, share: float) -> Scalar:
-        """The value at a share in [0, 1) of the choice; each has an equal part."""
+        """Return the value at a share in [0, 1) of the choice; each has an equal part."""
         return self.choice[int(share * len(self.choice))]
 
 
@@ -55,7 +55,7 @@ class IntRange(Strict):
         yield from ((("int", index), bound) for index, bound in enumerate(self.bounds))
 
     def at(self, share: float) -> int:
-        """The value at a share in [0, 1) of the range, of its logarithm where `log` is set."""
+        """Return the value at a share in [0, 1) of the range, of its logarithm where `log` is set."""
         low, high = self.bounds
         if self.log:  # each whole number has the part from half a step below to half a step above
             return min(max(round(_between(low - 0.5, high + 0.5, share, log=True)), low), high)
@@ -78,7 +78,7 @@ class FloatRange(Strict):
         yield from ((("float", index), bound) for index, bound in enumerate(self.bounds))
 
     def at(self, share: float) -> float:
-        """The value at a share in [0, 1) of the range, of its logarithm where `log` is set."""
+        """Return the value at a share in [0, 1) of the range, of its logarithm where `log` is set."""
         low, high = self.bounds
         if self.step is None:
             return min(max(_between(low, high, share, log=self.log), low), high)
@@ -114,7 +114,7 @@ class Section(Strict):
     holds_many: bool = False  # several named components a branch: a component's name is part of its parameters' names
 
     def suggest(self, pick: Pick) -> tuple[Call, ...]:
-        """Picks a branch and a value for each of its distributions; asks for nothing outside that branch."""
+        """Pick a branch and a value for each of its distributions; ask for nothing outside that branch."""
         prefix, label = self.path, next(iter(self.branches))
         if self.is_choice:
             label = str(pick(self.path, Choice(choice=tuple(self.branches))))
@@ -140,7 +140,7 @@ class Section(Strict):
             yield from self.parameters_of(label)
 
     def parameters_of(self, label: str) -> Iterator[tuple[str, Distribution]]:
-        """The parameters that a branch has of its own."""
+        """Yield the parameters that a branch has of its own."""
         prefix = f"{self.path}.{label}" if self.is_choice else self.path
         for call in self.branches[label]:
             for key, value in call.args.items():
@@ -156,7 +156,7 @@ class Section(Strict):
                     yield (self.path, *branch, *((call.name,) if self.holds_many else ()), key)
 
     def plain(self) -> dict[str, Any]:
-        """The section as JSON: branch -> component -> what was said of its arguments."""
+        """Return the section as JSON: branch -> component -> what was said of its arguments."""
         plain: dict[str, Any] = {}
         for label, calls in self.branches.items():
             args = {call.name: {key: _plain(value) for key, value in call.args.items()} for call in calls}
@@ -194,7 +194,7 @@ def component_map_section(kind: str, path: str, data: Any) -> Section:
 
 
 def settings_section(model: type[Arguments], path: str, data: Any) -> Section:
-    """The settings of one model of values, each a constant or a distribution."""
+    """Return the settings of one model of values, each a constant or a distribution."""
 
     def settings(_: str, values: Any) -> tuple[Call, ...]:
         return (Call(name=path, args=_values(model, mapping_with_text_keys(values, path))),)
@@ -206,7 +206,7 @@ def settings_section(model: type[Arguments], path: str, data: Any) -> Section:
 
 
 def constant_call(kind: str, data: Any) -> Call:
-    """A component whose arguments are constants, every default filled in."""
+    """Return a component whose arguments are constants, every default filled in."""
     data = {"name": data} if isinstance(data, str) else mapping_with_text_keys(data, f"a {kind}")
     if "name" not in data:
         raise rule(f"a {kind} needs a name: known: {', '.join(catalog.names(kind))}")
@@ -215,7 +215,7 @@ def constant_call(kind: str, data: Any) -> Call:
 
 
 def filled(kind: str, call: Call) -> Call:
-    """The call with each of its arguments checked and every default filled in."""
+    """Return the call with each of its arguments checked and every default filled in."""
     return Call(name=call.name, args=checked(catalog.arguments(kind, call.name), call.args).model_dump())
 
 
@@ -252,13 +252,13 @@ def _known(kind: str, name: Any) -> str:
 
 
 def _values(model: type[Arguments], data: Values) -> Values:
-    """What `data` says of the model's fields; the fields it does not name keep the component's own default."""
+    """Return what `data` says of the model's fields; the fields it does not name keep the component's own default."""
     validated = checked(_searchable(model), data)
     return {key: getattr(validated, key) for key in model.model_fields if key in validated.model_fields_set}
 
 
 def _searchable(model: type[Arguments]) -> type[Arguments]:
-    """The same fields, where each also takes a distribution over its values."""
+    """Return the same fields, where each also takes a distribution over its values."""
     fields: Any = {
         name: (
             Annotated[field.annotation, *field.metadata, WrapValidator(_distribution_or_value)],
@@ -286,7 +286,7 @@ def _distribution_or_value(data: Any, validate: Callable[[Any], Any]) -> Any:
 
 
 def stepped(low: float, step: float, index: int) -> float:
-    """The value so many steps above `low`: 0.3, not 0.30000000000000004."""
+    """Return the value so many steps above `low`: 0.3, not 0.30000000000000004."""
     return float(f"{low + index * step:.12g}")
 
 

@@ -37,7 +37,7 @@ class SchedulerSpec(Strict):
         return self.min_trials or (self.reduction if self.name == "mo_asha" else 5)
 
     def rungs(self, epochs: int) -> tuple[int, ...]:
-        """The rungs of a trial of so many epochs, all before its last one."""
+        """Return the rungs of a trial of so many epochs, all before its last one."""
         return tuple(takewhile(lambda epoch: epoch < epochs, (self.first_epoch * self.reduction**k for k in count())))
 
     def is_rung(self, epoch: int) -> bool:
@@ -46,7 +46,7 @@ class SchedulerSpec(Strict):
 
 
 def read_scheduler(data: Any) -> SchedulerSpec | None:
-    """The section `scheduler`: a name, or a mapping with one; None where nothing is stopped."""
+    """Return the section `scheduler`: a name, or a mapping with one; None where nothing is stopped."""
     if data is None or isinstance(data, SchedulerSpec):
         return data
     spec = checked(SchedulerSpec, dict(data) if isinstance(data, Mapping) else {"name": data})
@@ -54,7 +54,7 @@ def read_scheduler(data: Any) -> SchedulerSpec | None:
 
 
 def idle_scheduler(scheduler: SchedulerSpec | None, training: Section) -> list[str]:
-    """A sentence where no trial is long enough to have a rung."""
+    """Return a sentence where no trial is long enough to have a rung."""
     if scheduler is None:
         return []
     epochs = [calls[0].args.get("epochs", TrainingConfig().epochs) for calls in training.branches.values()]

@@ -48,12 +48,12 @@ class Strict(BaseModel):
 
 
 def rule(sentence: str) -> PydanticCustomError:
-    """An error that carries a finished sentence; raise it in a validator."""
+    """Return an error that carries a finished sentence; raise it in a validator."""
     return PydanticCustomError(_RULE, "{sentence}", {"sentence": sentence})
 
 
 def checked(model: type[Model], data: Any) -> Model:
-    """Validates `data` as `model`; the errors it raises carry sentences, unknown keys with the nearest known one.
+    """Validate `data` as `model`; the errors it raises carry sentences, unknown keys with the nearest known one.
 
     Raises:
         ValidationError: with one entry for each mistake.
@@ -66,7 +66,7 @@ def checked(model: type[Model], data: Any) -> Model:
 
 
 def nested(model: type[BaseModel]) -> BeforeValidator:
-    """What to annotate a field with that holds another specification: `Annotated[Inner, nested(Inner)]`."""
+    """Return what to annotate a field with that holds another specification: `Annotated[Inner, nested(Inner)]`."""
     return BeforeValidator(lambda data: data if isinstance(data, model) else checked(model, data))
 
 
@@ -80,7 +80,7 @@ class Mistakes:
         self._found.append(InitErrorDetails(type=rule(sentence), loc=location, input=given))
 
     def under(self, location: Location, validate: Callable[[], T]) -> T | None:
-        """Calls `validate`; what it finds wrong is kept with `location` in front, and None returned."""
+        """Call `validate`; what it finds wrong is kept with `location` in front, and None returned."""
         try:
             return validate()
         except ValidationError as error:
@@ -97,7 +97,7 @@ class Mistakes:
 
 
 def mapping_with_text_keys(data: Any, what: str) -> dict[str, Any]:
-    """`data` as a dict, where None stands for an empty one. Raises the rule it breaks."""
+    """Return `data` as a dict, where None stands for an empty one. Raises the rule it breaks."""
     if data is None:
         return {}
     if not isinstance(data, Mapping):
@@ -106,7 +106,7 @@ def mapping_with_text_keys(data: Any, what: str) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A given value within a sentence, cut to a readable length."""
+    """Return a given value within a sentence, cut to a readable length."""
     return "a mapping" if isinstance(value, Mapping) else shortened(repr(value))
 
 

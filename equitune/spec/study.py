@@ -94,7 +94,7 @@ def _input(data: Any) -> Section | None:
 
 
 def _part(name: str) -> Callable[[Any, ValidationInfo], Section | None]:
-    """Reads the section of a component that becomes part of the model, which must take it."""
+    """Read the section of a component that becomes part of the model, which must take it."""
 
     def read(data: Any, known: ValidationInfo) -> Section | None:
         if data is None:
@@ -128,7 +128,7 @@ def _components(section: Section) -> list[str]:
 
 
 def _chosen(part: str, section: Section | None, model: str, pick: Pick) -> Call | None:
-    """What stands for a part of a model: the study's, else the model's own, where it has such a part at all."""
+    """Return what stands for a part of a model: the study's, else the model's own, where it has such a part at all."""
     fitting = catalog.parts(model, part)
     if section is None and not fitting:
         return None
@@ -182,7 +182,8 @@ class StudySpec(Strict):
         return listed(self.search, self.sections())
 
     def given(self, place: int) -> Cell | None:
-        """The values of the trial at a place in the list of trials, where they do not come from a sampler: a design's
+        """Return the values of the trial at a place in the list of trials, where they do not come from a sampler: a
+        design's
         cells, replicate by replicate; else the baseline, which is first."""
         if self.search.design:
             return self.cells[place % len(self.cells)]
@@ -204,7 +205,7 @@ class StudySpec(Strict):
         return reported(self.measures)
 
     def parameters(self) -> dict[str, Distribution]:
-        """What the search varies, by parameter name; those of a branch are used only where it is chosen."""
+        """Return what the search varies, by parameter name; those of a branch are used only where it is chosen."""
         left_out = {WITHOUT: self._left_out()} if self.search.design == "leave_one_out" else {}
         return left_out | dict(pair for section in self.sections() for pair in section.parameters())
 
@@ -212,7 +213,7 @@ class StudySpec(Strict):
         return Choice(choice=(NOTHING, *components(self.sections(), self.search.baseline or {})))
 
     def suggest(self, number: int, pick: Pick, cell: int | None = None) -> TrialConfig:
-        """The trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs.
+        """Return the trial of that number: `pick(name, distribution)` supplies the value of each parameter it needs.
 
         `cell` is its place in the list of a design, which is its number where none is given.
         """
@@ -257,7 +258,7 @@ class StudySpec(Strict):
         )
 
     def _arm(self, pick: Pick) -> "StudySpec":
-        """The study itself; of leave_one_out, what it is without the line of the component that is picked."""
+        """Return the study itself; of leave_one_out, what it is without the line of the component that is picked."""
         if self.search.design != "leave_one_out":
             return self
         component = str(pick(WITHOUT, self._left_out()))
@@ -265,7 +266,7 @@ class StudySpec(Strict):
         return self if component == NOTHING else self.model_copy(update={path: without(getattr(self, path), component)})
 
     def notices(self) -> list[str]:
-        """What is allowed but does nothing."""
+        """Return what is allowed but does nothing."""
         found = list(notices(self.search))
         for calls in self.augmentation.branches.values():
             for call in calls:
@@ -283,11 +284,11 @@ class StudySpec(Strict):
         return found
 
     def given_constraints(self) -> dict[str, dict[str, float]]:
-        """The constraints as plain data: metric -> `at_most`, `at_least` or both."""
+        """Return the constraints as plain data: metric -> `at_most`, `at_least` or both."""
         return {name: bound.given() for name, bound in self.constraints.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What makes two studies the same search: all but the budget, the resources and where the data lie."""
+        """Return what makes two studies the same search: all but the budget, the resources and where the data lie."""
         return {
             "data": self.data.model_dump(
                 mode="json", exclude={"root"} | ({"task"} if self.data.task == "class" else set())
@@ -300,11 +301,11 @@ class StudySpec(Strict):
         }
 
     def fingerprint(self) -> str:
-        """A hash of the identity, of which arguments that have their default are left out."""
+        """Return a hash of the identity, of which arguments that have their default are left out."""
         return hashlib.sha256(json.dumps(stated(self.identity()), sort_keys=True).encode()).hexdigest()[:16]
 
     def _branching(self) -> set[str]:
-        """The parameters that a trial has only where their branch is chosen."""
+        """Return the parameters that a trial has only where their branch is chosen."""
         choices = [section for section in self.sections() if len(section.branches) > 1]
         return {name for section in choices for label in section.branches for name, _ in section.parameters_of(label)}
 
@@ -313,7 +314,7 @@ class StudySpec(Strict):
         return any(calls[0].args.get("symmetry_penalty", 0) != 0 for calls in self.training.branches.values())
 
     def _without_amounts(self) -> Iterator[tuple[str, str]]:
-        """The priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
+        """Yield the priors, and the models without one, whose layers cannot leave their symmetry by degrees."""
         has_amount = {
             name for name in catalog.names("prior") if "learned" in catalog.describe("prior", name).parameters
         }
@@ -327,21 +328,21 @@ class StudySpec(Strict):
                     yield "prior", name
 
     def network_sections(self) -> list[Section]:
-        """The sections that decide which network a trial trains."""
+        """Return the sections that decide which network a trial trains."""
         return [section for section in self.sections() if section.path not in ("augmentation", "training")]
 
     def sections(self) -> list[Section]:
-        """The parts of the study that may hold parameters, in the order in which a trial asks for them."""
+        """Return the parts of the study that may hold parameters, in the order in which a trial asks for them."""
         parts = (self.input, self.model, self.prior, self.downsampler, self.stem)
         return [part for part in (*parts, self.augmentation, self.averaging, self.training) if part]
 
 
 def filled_value(call: Call, key: str) -> Any:
-    """The value of an argument of an augmentation, its default where the call says nothing of it."""
+    """Return the value of an argument of an augmentation, its default where the call says nothing of it."""
     return call.args.get(key, catalog.describe("augmentation", call.name).parameters[key][1])
 
 
 def derived_seed(study_seed: int, number: int, replicate: int = 0) -> int:
-    """A trial's seed: a function of the study's, the trial's number and the replicate, and of nothing else."""
+    """Return a trial's seed: a function of the study's, the trial's number and the replicate, and of nothing else."""
     digest = hashlib.sha256(f"{study_seed}/{number}/{replicate}".encode()).digest()
     return int.from_bytes(digest[:4], "big")

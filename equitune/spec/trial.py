@@ -34,7 +34,7 @@ class InputConfig(Arguments):
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in px that they are resized to; None: as they are
 
     def shape_of(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The shape (C, H, W) of a trial's images, from that of the data's: all that needs it asks here."""
+        """Return the shape (C, H, W) of a trial's images, from that of the data's: all that needs it asks here."""
         return shape if self.size is None else (shape[0], self.size, self.size)
 
 

@@ -7,7 +7,9 @@ from equitune.records.reader import StudyRecord, TrialRecord
 
 
 def dataset_input(study: StudyRecord, trial: TrialRecord) -> Any:
-    """The data of a trial as MLflow's `DatasetInput`; None of a study whose record does not say what they were."""
+    """Return the data of a trial as MLflow's `DatasetInput`; None of a study whose record does not say
+    what they were.
+    """
     if "data_fingerprint" not in study.info:
         return None
     import numpy as np

@@ -56,7 +56,7 @@ class Follower:
                 next_draw = self._after(draw)
 
     def _after(self, action: Callable[[], object]) -> float:
-        """Does something and returns when it may be done again: what it computes is half of SHARE of the time."""
+        """Do something and return when it may be done again: what it computes is half of SHARE of the time."""
         try:
             self.projector.open()
             before_s = time.thread_time()
@@ -76,7 +76,7 @@ class Follower:
         return time.monotonic() + max(LEAST_REST_S, took_s * 2 / SHARE)
 
     def finish(self, most_s: float) -> None:
-        """Sends what is left: all numbers, and then pictures for as long as a user waits."""
+        """Send what is left: all numbers, and then pictures for as long as a user waits."""
         started = time.monotonic()
         try:
             if not self._folder.study.exists():

@@ -13,7 +13,7 @@ EXPERIMENT = "measurements"
 
 
 def log_measurement(record: MeasurementRecord, tracking_uri: str, files: Sequence[Path], root: Place) -> None:
-    """Makes the runs; the same measurement makes new ones.
+    """Make the runs; the same measurement makes new ones.
 
     Args:
         record: what was measured.
@@ -45,7 +45,7 @@ def log_measurement(record: MeasurementRecord, tracking_uri: str, files: Sequenc
 
 
 def _params(record: MeasurementRecord, model: MeasuredModel) -> dict[str, str]:
-    """What was measured on what: the request without the other models, the data, where the model is from."""
+    """Return what was measured on what: the request without the other models, the data, where the model is from."""
     request = {name: value for name, value in record.request.items() if name != "models"}
     data = {f"data.{name}": value for name, value in record.data.items()}
     origin = {f"model.{name}": value for name, value in model.provenance.items()}

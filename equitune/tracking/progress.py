@@ -22,7 +22,7 @@ class Progress:
         self._trial_hours = 0.0
 
     def points(self, study: StudyRecord) -> list[Point]:
-        """The points of the trials that have ended since the last call."""
+        """Return the points of the trials that have ended since the last call."""
         new = [trial for trial in study.ended() if trial.number not in self._counted]
         found: list[Point] = []
         for trial in sorted(new, key=lambda trial: (ended_at(trial), trial.number)):
@@ -72,7 +72,7 @@ def _worst(study: StudyRecord, rows: list[dict[str, float]]) -> dict[str, float]
 
 
 def _seconds(trial: TrialRecord) -> float:
-    """What a trial took: all its epochs, also those before an interruption, and its building and measuring."""
+    """Return what a trial took: all its epochs, also those before an interruption, and its building and measuring."""
     seconds = dict(trial.result.seconds) if trial.result else {}
     fit_s = seconds.pop("fit", 0.0)
     return max(fit_s, sum(epoch.train_s for epoch in trial.epochs)) + sum(seconds.values())

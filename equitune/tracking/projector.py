@@ -63,7 +63,7 @@ class Projector:
         self._places: dict[str, Any] | None = None  # as the study's folder knows them
 
     def open(self) -> None:
-        """Connects, which takes seconds the first time: MLflow is imported, and its tables are made."""
+        """Connect, which takes seconds the first time: MLflow is imported, and its tables are made."""
         if self._progress is not None:
             return
         study = self._reader.read()
@@ -74,7 +74,7 @@ class Projector:
         self._progress = Progress(self.store.steps_sent())
 
     def step(self) -> None:
-        """Sends every number that is new. What fails raises, and is sent with the next step."""
+        """Send every number that is new. What fails raises, and is sent with the next step."""
         self.open()
         study = self._reader.read()
         for trial in study.trials:
@@ -148,7 +148,7 @@ class Projector:
         self.store.log(trial.number, tags={FILES: "true"})
 
     def _mark_front(self, study: StudyRecord) -> None:
-        """The front as a tag on the runs of its members, and of those that are not."""
+        """Set the front as a tag on the runs of its members, and of those that are not."""
         members = {trial.number for trial in front(study)}
         for trial in study.ended():
             said = str(trial.number in members).lower()
@@ -157,7 +157,7 @@ class Projector:
                 self.store.fronts[trial.number] = said
 
     def _send_pictures(self, study: StudyRecord) -> None:
-        """The front as picture, page and table on the study's run."""
+        """Send the front as picture, page and table to the study's run."""
         with tempfile.TemporaryDirectory() as scratch:
             for path in self._write_front(study, Path(scratch)):
                 self.store.add_file(None, path)

@@ -31,7 +31,7 @@ TRIAL, WEIGHTS, STUDY = "equitune.trial", "equitune.weights_sha256", "equitune.s
 def register_front(
     folder: StudyFolder, tracking_uri: str, load: LoadModel, say: Callable[[str], None] = lambda sentence: None
 ) -> int:
-    """Registers the models of the front that are not registered yet, and returns how many that were.
+    """Register the models of the front that are not registered yet, and return how many that were.
 
     A version's tags name its trial, its objectives and whether it is on the front still; an alias `best_OBJECTIVE`
     points at the best member in each objective. What cannot be registered is said, and the others are.
@@ -95,7 +95,7 @@ class _Registry:
             self._client.create_registered_model(self._study.name, description=said)
 
     def _versions(self) -> list[Any]:
-        """The versions of this study, and not of another one that had its name."""
+        """Return the versions of this study, and not of another one that had its name."""
         found: list[Any] = []
         token = None
         while True:
@@ -110,7 +110,7 @@ class _Registry:
         return str(trial.number), hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
     def _version(self, trial: TrialRecord, network: "Servable") -> str:
-        """Makes the trial's version of its model."""
+        """Make the trial's version of its model."""
         number, digest = self._key(trial)
         tags = {STUDY: self._study.info["id"], TRIAL: number, WEIGHTS: digest, "equitune.front": "true"}
         tags |= {f"equitune.{name}": f"{value:.6g}" for name, value in self._values(trial).items()}
@@ -131,7 +131,7 @@ class _Registry:
         return str(version.version)
 
     def _logged(self, trial: TrialRecord, run_id: str, digest: str) -> Any:
-        """The trial's model, logged by a call that ended before it was registered; a torn one is removed."""
+        """Return the trial's model, logged by a call that ended before it was registered; a torn one is removed."""
         same = f"name = '{_model_name(trial)}' and source_run_id = '{run_id}'"
         for model in self._client.search_logged_models([self._store.experiment], same):
             if model.status.name == "READY" and model.tags.get(WEIGHTS) == digest:
@@ -140,7 +140,7 @@ class _Registry:
         return None
 
     def _log(self, trial: TrialRecord, run_id: str, network: "Servable", tags: dict[str, str]) -> Any:
-        """Logs the trial's model with its parameters and objectives; returns it."""
+        """Log the trial's model with its parameters and objectives; return it."""
         from mlflow.entities import LoggedModelOutput, Metric
         from mlflow.models import Model
 
@@ -200,7 +200,7 @@ def _model_name(trial: TrialRecord) -> str:
 
 
 def _save(network: "Servable", path: Path, model: Any) -> None:
-    """Writes the network as MLflow's PyTorch flavour has it.
+    """Write the network as MLflow's PyTorch flavour has it.
 
     Raises:
         UserError: torch.export cannot take it.
@@ -229,7 +229,7 @@ def _save(network: "Servable", path: Path, model: Any) -> None:
 
 
 def _require_same_scores(network: "Servable", path: Path) -> None:
-    """Loads the model as a server does, and holds it against the network: all images at once, and one alone.
+    """Load the model as a server does, and hold it against the network: all images at once, and one alone.
 
     Raises:
         UserError: it gives other scores.

@@ -40,7 +40,7 @@ class Point:
 
 
 def default_tracking_uri(root: Place) -> str:
-    """A SQLite file beside the studies; in the working directory, where these lie in an object store."""
+    """Return a SQLite file beside the studies; in the working directory, where these lie in an object store."""
     return f"sqlite:///{_on_disk(root) / 'mlflow.db'}"
 
 
@@ -74,7 +74,7 @@ class Store:
         return self._experiment
 
     def open(self, study: StudyRecord) -> None:
-        """Finds the study's runs and how far they are, or makes its experiment and its parent run.
+        """Find the study's runs and how far they are, or make its experiment and its parent run.
 
         Ends the runs of a study that lay in this folder before.
         """
@@ -124,7 +124,7 @@ class Store:
         return max((point.step for point in history), default=0)
 
     def ensure_run(self, study: StudyRecord, trial: TrialRecord) -> None:
-        """Makes a trial's run with its parameters and its data, if it has none yet."""
+        """Make a trial's run with its parameters and its data, if it has none yet."""
         if trial.number in self._runs:
             return
         tags = {
@@ -144,16 +144,16 @@ class Store:
             self.client.log_inputs(run_id, [data])
 
     def log(self, trial: int | None, *, points: Sequence[Point] = (), tags: dict[str, str] | None = None) -> None:
-        """Logs to a trial's run, or to the study's where `trial` is None."""
+        """Log to a trial's run, or to the study's where `trial` is None."""
         log_batch(self.client, self.run_id(trial), points=points, tags=tags)
 
     def add_file(self, trial: int | None, path: Place) -> None:
-        """Adds a file to a trial's run, or to the study's; one of that name is replaced."""
+        """Add a file to a trial's run, or to the study's; one of that name is replaced."""
         with fetched(path) as local:
             self.client.log_artifact(self.run_id(trial), str(local))
 
     def add_table(self, trial: int, path: Path) -> None:
-        """Adds a file that holds a table as `mlflow.log_table` writes it, which would add to what is there."""
+        """Add a file that holds a table as `mlflow.log_table` writes it, which would add to what is there."""
         self.add_file(trial, path)
         self.log(trial, tags={"mlflow.loggedArtifacts": json.dumps([{"path": path.name, "type": "table"}])})
 
@@ -171,7 +171,7 @@ class Store:
         self._status[run_id] = status
 
     def run_id(self, trial: int | None) -> str:
-        """The id of a trial's run, or of the study's."""
+        """Return the id of a trial's run, or of the study's."""
         return self._parent if trial is None else self._runs[trial]
 
     def _create(self, tags: dict[str, str], time_ms: int, name: str) -> str:
@@ -190,7 +190,7 @@ class Store:
 
 
 def connect(tracking_uri: str) -> Any:
-    """A client of the tracking store; it is not asked anything yet."""
+    """Return a client of the tracking store; it is not asked anything yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its records belong in the study's log
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -219,7 +219,7 @@ def _make_tables(path: Path, client: Any) -> None:
 
 
 def experiment(client: Any, name: str, root: Place) -> str:
-    """The id of the experiment of this name, made where there is none.
+    """Return the id of the experiment of this name, made where there is none.
 
     A server says itself where artifacts lie. Behind a database they lie below MLFLOW_DEFAULT_ARTIFACT_ROOT, such as
     s3://bucket/path, or else beside the studies; in the working directory, where these lie in an object store.
@@ -243,7 +243,7 @@ def log_batch(
     params: dict[str, str] | None = None,
     tags: dict[str, str] | None = None,
 ) -> None:
-    """Logs to a run, as much in a request as the store takes."""
+    """Log to a run, as much in a request as the store takes."""
     from mlflow.entities import Metric, Param, RunTag
 
     metrics = [Metric(p.name, p.value, int(p.time_s * 1000), p.step) for p in points]
@@ -266,19 +266,21 @@ def metric_points(
 
 
 def sentence(error: Exception) -> str:
-    """What a store's error says, in a line."""
+    """Return what a store's error says, in a line."""
     if isinstance(error, ModuleNotFoundError) and error.name in ("boto3", "botocore"):
         return "artifacts on S3 need boto3: pip install 'equitune[s3]'"
     return without_passwords(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def params_of(trial: TrialRecord) -> dict[str, str]:
-    """A trial's parameters: its whole configuration, by dotted names."""
+    """Return a trial's parameters: its whole configuration, by dotted names."""
     return flat(trial.config.to_json(), without=NAMED + OF_THE_STUDY)
 
 
 def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") -> dict[str, str]:
-    """A configuration as parameters: dotted names, values as text, components by their name; None is no parameter."""
+    """Return a configuration as parameters: dotted names, values as text, components by their name; None is no
+    parameter.
+    """
     found: dict[str, str] = {}
     for key, value in data.items():
         if key in without and not prefix:
@@ -296,7 +298,7 @@ def flat(data: dict[str, Any], without: tuple[str, ...] = (), prefix: str = "") 
 
 
 def _question(searchspace: Place) -> str:
-    """The comment with which a study's file opens, as Markdown."""
+    """Return the comment with which a study's file opens, as Markdown."""
     lines = searchspace.read_text(encoding="utf-8").splitlines() if searchspace.exists() else []
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     return "  \n".join(line.lstrip("#").strip() for line in comment)

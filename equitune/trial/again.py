@@ -54,7 +54,7 @@ class Comparison:
 
 
 def recorded_data(config: TrialConfig, study: Mapping[str, Any]) -> Splits:
-    """The data that a trial was trained on.
+    """Return the data that a trial was trained on.
 
     Args:
         config: the trial's.
@@ -99,7 +99,7 @@ def run_again(
 
 
 def require_device(config: TrialConfig) -> None:
-    """Raises UserError where this machine has no such device."""
+    """Raise UserError where this machine has no such device."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"{config.study}/{config.number} ran on a GPU, and there is none here: run it again where there is one, "
@@ -155,7 +155,7 @@ def _values(record: TrialRecord, epochs_only: bool) -> Iterator[tuple[str, Any]]
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The numbers and words of nested JSON, by their path."""
+    """Yield the numbers and words of nested JSON, by their path."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(f"{path}.{key}", inner)
@@ -202,7 +202,7 @@ def _described(weight: torch.Tensor) -> str:
 
 
 def _causes(then: Mapping[str, str], now: Mapping[str, str], study: Mapping[str, Any]) -> list[str]:
-    """What stands otherwise in the two provenances; the machine's name only where nothing else does."""
+    """Return what stands otherwise in the two provenances; the machine's name only where nothing else does."""
     if not then:  # of a trial whose worker was lost
         return []
     names = [name for name in {**then, **now} if name not in NOT_CAUSES and then.get(name) != now.get(name)]

@@ -31,7 +31,9 @@ def learned_amounts(model: nn.Module, untrained: nn.Module) -> dict[str, Amount]
 
 
 def relaxation(amounts: dict[str, Amount]) -> dict[str, Measurement]:
-    """The mean amount over the layers as a metric, and that before training; nothing where there is no such layer."""
+    """Return the mean amount over the layers as a metric, and that before training; nothing where there is no such
+    layer.
+    """
     layers = [amount for amount in amounts.values() if amount.unit == "1"]
     if not layers:
         return {}

@@ -30,7 +30,7 @@ class DeviceData:
 
 
 def to_device(splits: Splits, device: str, processes: int | None = None) -> DeviceData:
-    """Moves training and validation data; on the CPU nothing is copied. The test split stays where it is.
+    """Move training and validation data; on the CPU nothing is copied. The test split stays where it is.
 
     Args:
         splits: the study's data.
@@ -50,7 +50,7 @@ def to_device(splits: Splits, device: str, processes: int | None = None) -> Devi
 
 
 def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
-    """The configured model with its initial weights, which depend on the trial's seed alone.
+    """Return the configured model with its initial weights, which depend on the trial's seed alone.
 
     Raises:
         Infeasible: no such network can exist for these data.
@@ -61,20 +61,21 @@ def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:
 
 
 def placed(model: nn.Module, device: str) -> nn.Module:
-    """The model on a device, in the memory format that suits it."""
+    """Return the model on a device, in the memory format that suits it."""
     if device == "cuda":  # on the CPU this format is slower, and torch 2.13 corrupts memory in it
         lay_channels_last(model)
     return model.to(device)
 
 
 def initial_model(config: TrialConfig, data_shape: DataShape) -> nn.Module:
-    """The configured model before it has seen data of this shape, on the current default device."""
+    """Return the configured model before it has seen data of this shape, on the current default device."""
     torch.manual_seed(config.seed)
     return configured(config, data_shape)
 
 
 def configured(config: TrialConfig, data_shape: DataShape) -> nn.Module:
-    """The configured model on the current default device, its weights from the stream of random numbers as it is.
+    """Return the configured model on the current default device, its weights from the stream of random numbers as it
+    is.
 
     Raises:
         Infeasible: no such network can exist for these data.
@@ -88,12 +89,12 @@ def configured(config: TrialConfig, data_shape: DataShape) -> nn.Module:
 
 
 def parts_of(config: TrialConfig) -> dict[str, Call]:
-    """What the configured model is built of, by its part."""
+    """Return what the configured model is built of, by its part."""
     return {part: call for part in catalog.PARTS if (call := getattr(config, part)) is not None}
 
 
 def assembled(model: Call, parts: dict[str, Call], data_shape: DataShape) -> nn.Module:
-    """A model with its parts and random initial weights.
+    """Return a model with its parts and random initial weights.
 
     Args:
         model: a component of the catalogue.
@@ -113,7 +114,7 @@ def assembled(model: Call, parts: dict[str, Call], data_shape: DataShape) -> nn.
 
 
 def lay_channels_last(model: nn.Module) -> None:
-    """Gives kernels of convolutions, in place, the memory format that a GPU is fast in.
+    """Give kernels of convolutions, in place, the memory format that a GPU is fast in.
 
     Module.to would do so but for weights of five axes, such as those of group convolutions, which it refuses.
     """
@@ -123,23 +124,23 @@ def lay_channels_last(model: nn.Module) -> None:
 
 
 def build_augmentation(config: TrialConfig) -> list[Augment]:
-    """The augmentations, in the order of the study."""
+    """Return the augmentations, in the order of the study."""
     return [partial(catalog.entry("augmentation", call.name), **call.args) for call in config.augmentation]
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable weights."""
+    """Return the number of trainable weights."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def chosen_width(config: TrialConfig, network: nn.Module) -> int | None:
-    """The width of a network whose rule has chosen another one than the configuration names."""
+    """Return the width of a network whose rule has chosen another one than the configuration names."""
     width = _width_of(network)
     return None if width == config.model.args.get("width") else width
 
 
 def with_width(config: TrialConfig, network: nn.Module) -> TrialConfig:
-    """The configuration of the same network whose width stands in it, so that no rule looks for it again."""
+    """Return the configuration of the same network whose width stands in it, so that no rule looks for it again."""
     if "width_rule" not in config.model.args:
         return config
     args = {name: value for name, value in config.model.args.items() if name != "width_rule"}

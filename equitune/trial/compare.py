@@ -109,7 +109,7 @@ def _images(request: Request, root: Place) -> Images:
 
 
 def _as_seen(images: Images, request: Request, root: Place) -> Images:
-    """The images at the size of the recorded trials among the models, which must have one size.
+    """Return the images at the size of the recorded trials among the models, which must have one size.
 
     Raises:
         UserError: they were trained at different sizes, so that no image is the same one for all.
@@ -123,7 +123,7 @@ def _as_seen(images: Images, request: Request, root: Place) -> Images:
 
 
 def _evaluation_set(request: Request, images: Images) -> EvaluationSet:
-    """The images on the device, in the order of the data set: all of them, or a seeded sample."""
+    """Return the images on the device, in the order of the data set: all of them, or a seeded sample."""
     if len(images.split) < 2:
         raise UserError(f"{images.name} has {len(images.split)} image: two or more are needed")
     here, dtype = move(images.split, request.device), getattr(torch, request.dtype)
@@ -132,7 +132,7 @@ def _evaluation_set(request: Request, images: Images) -> EvaluationSet:
 
 
 def _subject(text: str, request: Request, images: Images, root: Place) -> Subject:
-    """A model in the asked precision; of a trial it is said where these images are not its own."""
+    """Return a model in the asked precision; of a trial it is said where these images are not its own."""
     subject = load_subject(
         text,
         images.shape,
@@ -167,7 +167,7 @@ def _choose_layers(subjects: Sequence[Subject], patterns: Sequence[str]) -> None
 
 
 def _require_action(group: str, images: EvaluationSet) -> None:
-    """Raises UserError where no element of a group can act on these images, or none changes any of them."""
+    """Raise UserError where no element of a group can act on these images, or none changes any of them."""
     problem = None
     for batch, _ in images.batches():
         for elements in sets(group, [1], batch.shape[-1]).values():
@@ -185,7 +185,7 @@ def _require_action(group: str, images: EvaluationSet) -> None:
 
 
 def _require_finite(subject: Subject, images: EvaluationSet) -> None:
-    """Raises UserError where a model fails on the first images; names the first layer that is not finite."""
+    """Raise UserError where a model fails on the first images; name the first layer that is not finite."""
     bad: list[str] = []
 
     def check(layer: str, features: Tensor) -> None:
@@ -215,7 +215,7 @@ def _report(subject: Subject, images: EvaluationSet, call: Call) -> Report:
 
 
 def _failure(subject: Subject, images: EvaluationSet, error: Exception) -> UserError:
-    """What a model's own failure is to the user."""
+    """Return what a model's own failure is to the user."""
     if is_out_of_memory(error):
         return UserError(f"{subject.name}: the memory is too small: give a smaller --batch than {images.batch_size}")
     dtype = str(images.dtype).removeprefix("torch.")
@@ -223,7 +223,7 @@ def _failure(subject: Subject, images: EvaluationSet, error: Exception) -> UserE
 
 
 def _require_a_number(calls: list[Call], models: list[MeasuredModel]) -> None:
-    """Raises UserError where a measure has nothing to say of any model."""
+    """Raise UserError where a measure has nothing to say of any model."""
     for call in calls:
         metrics = [model.metrics[name] for model in models for name in declared_metrics((call,))]
         if not any(metric.status == "ok" for metric in metrics):
@@ -231,7 +231,7 @@ def _require_a_number(calls: list[Call], models: list[MeasuredModel]) -> None:
 
 
 def _measured(subject: Subject, calls: list[Call], reports: list[Report], seed: int) -> MeasuredModel:
-    """A model's numbers, with bootstrap intervals."""
+    """Return a model's numbers, with bootstrap intervals."""
     metrics, profile = {}, []
     for report in reports:
         for name, metric in report.metrics.items():
@@ -249,7 +249,7 @@ def _measured(subject: Subject, calls: list[Call], reports: list[Report], seed: 
 
 
 def _row(row: dict[str, Any], estimates: dict[str, Estimate], seed: int) -> dict[str, Any]:
-    """A row with an interval beside each quantity that has one; a number that is none has no place in JSON."""
+    """Return a row with an interval beside each quantity that has one; a number that is none has no place in JSON."""
     lost = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     found = {key: None if key in lost else value for key, value in row.items()}
     for quantity in row:

@@ -38,7 +38,7 @@ class Cost:
     width: int | None = None  # where a rule has chosen another one than the configuration names
 
     def metrics(self) -> dict[str, Measurement]:
-        """What is known of a network that has not trained, as metrics of its trial."""
+        """Return what is known of a network that has not trained, as metrics of its trial."""
         return {name: Measurement(value=getattr(self, name), n=0, split="none") for name in BEFORE_TRAINING}
 
     def require_within(self, bounds: Mapping[str, Bound]) -> None:

@@ -20,7 +20,7 @@ def make_deterministic(device: str) -> None:
 
 
 def provenance(device: str) -> dict[str, str]:
-    """What a number depends on beside its configuration."""
+    """Return what a number depends on beside its configuration."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return {
         "equitune": __version__,
@@ -40,7 +40,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def require_sound(device: str, error: Exception) -> None:
-    """Called with an error: finds out whether the device is its cause, by asking it for anything.
+    """Find out whether the device is the cause of an error, by asking it for anything.
 
     What breaks a GPU or a process' context on it (an ECC error, an illegal address, a failed assertion, a lost device)
     makes every later call of this process fail, too; an ordinary mistake does not.

@@ -104,7 +104,7 @@ def predict_exact(config: TrialConfig, network: nn.Module, image: tuple[int, int
 
 
 def _parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that have a rule, or of which nothing is known."""
+    """Yield the modules that have a rule, or of which nothing is known."""
     for name, module in model.named_children():
         own = f"{path}{name}"
         is_holder = isinstance(module, HOLDERS) or type(module).__module__.startswith("equitune.models.")
@@ -115,7 +115,7 @@ def _parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def _rule(module: Any, symmetry: Symmetry, given: Tensor, features: Layout) -> str | None:
-    """What breaks a symmetry in a module that is given this; `features` says what those of the network are."""
+    """Return what breaks a symmetry in a module that is given this; `features` says what those of the network are."""
     side = given.shape[-1]
     if isinstance(module, Halving):
         return _of_halving(module, symmetry, side, features)
@@ -135,7 +135,7 @@ def _rule(module: Any, symmetry: Symmetry, given: Tensor, features: Layout) -> s
 
 
 def _of_halving(module: Halving, symmetry: Symmetry, side: int, features: Layout) -> str | None:
-    """It takes all planes at the same positions; a quarter turn exchanges the planes of an orbit, and moves none."""
+    """Return None: it takes all planes at the same positions, and a quarter turn exchanges the planes of an orbit."""
     if features.axis == "orbit_c4" and symmetry == "c4":
         return None
     if features.axis == "orbit_c4" and symmetry == "translation_substride" and module.is_adaptive:

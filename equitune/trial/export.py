@@ -37,7 +37,7 @@ class ExportedTrial:
 
 
 def export_trial(record: TrialRecord, source: TrialFolder, splits: Splits, folder: Path) -> ExportedTrial:
-    """Writes a trial's FILES.
+    """Write a trial's FILES.
 
     `model.safetensors` holds the weights, and as metadata the configuration, the classes and the shape of the images;
     `program.pt2` is the network in evaluation, from images (B, C, H, W) in [0, 1] to class scores (B, classes).
@@ -75,7 +75,8 @@ def export_trial(record: TrialRecord, source: TrialFolder, splits: Splits, folde
 
 
 def trained(record: TrialRecord, source: TrialFolder, splits: Splits) -> tuple[nn.Module, Tensor]:
-    """A recorded trial's network in eval mode on the CPU, and a few validation images (IMAGES, C, H, W) in [0, 1].
+    """Return a recorded trial's network in eval mode on the CPU, and a few validation images (IMAGES, C, H, W) in [0,
+    1].
 
     Raises:
         UserError: the trial has no weights, or they are not its network's.
@@ -93,7 +94,7 @@ def trained(record: TrialRecord, source: TrialFolder, splits: Splits) -> tuple[n
 
 
 def require_weights(record: TrialRecord, source: TrialFolder) -> None:
-    """Raises UserError where a trial kept no weights."""
+    """Raise UserError where a trial kept no weights."""
     if not source.weights.is_file():
         where, reason = f"{record.config.study}/{record.number}", f" ({record.reason})" if record.reason else ""
         raise UserError(f"{where} has no weights: it is {record.state}{reason}; name a trial that is COMPLETE")
@@ -104,7 +105,7 @@ class NoProgram(Exception):
 
 
 def write_program(model: nn.Module, images: Tensor, path: Path) -> list[str]:
-    """Exports a network for any number of images, and holds the file against it on real ones.
+    """Export a network for any number of images, and hold the file against it on real ones.
 
     Args:
         model: in eval mode.

@@ -156,7 +156,7 @@ def train_epoch(
 
 
 def evaluate(model: nn.Module, images: EvaluationSet) -> tuple[float, int]:
-    """The mean cross-entropy in nats, and the number of images classified correctly."""
+    """Return the mean cross-entropy in nats, and the number of images classified correctly."""
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=images.labels.device)
     hits = torch.zeros((), dtype=torch.int64, device=images.labels.device)
@@ -169,7 +169,7 @@ def evaluate(model: nn.Module, images: EvaluationSet) -> tuple[float, int]:
 
 
 def learning_rate(training: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate at a step (from 0): linear warm-up, then half a cosine down to 0 at the end of training."""
+    """Return the rate at a step (from 0): linear warm-up, then half a cosine down to 0 at the end of training."""
     total, warmup = training.epochs * steps_per_epoch, training.warmup_epochs * steps_per_epoch
     if step < warmup:
         return training.lr * (step + 1) / (warmup + 1)
@@ -233,7 +233,7 @@ def _save(
 
 
 def _read(folder: TrialFolder | None) -> bytes:
-    """A checkpoint as it was written; empty where there is none."""
+    """Return a checkpoint as it was written; empty where there is none."""
     return folder.checkpoint.read_bytes() if folder and folder.checkpoint.exists() else b""
 
 

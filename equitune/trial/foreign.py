@@ -100,7 +100,7 @@ def _ask(task: dict[str, Any]) -> None:
 
 
 def _how(status: int) -> str:
-    """What a file did to the process that opened it, by that process's exit status."""
+    """Return what a file did to the process that opened it, by that process's exit status."""
     if status == -signal.SIGALRM:
         return "took longer to open than a file of its size may"
     if status == -signal.SIGKILL:

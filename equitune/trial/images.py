@@ -33,7 +33,7 @@ class Images:
         return channels, height, width
 
     def at_size(self, given: InputConfig) -> "Images":
-        """The images as a trial sees them; the very same where they have its size already."""
+        """Return the images as a trial sees them; the very same where they have its size already."""
         here = move(self.split, "cpu")
         seen = split_at_size(here, given)
         if seen is here:
@@ -43,7 +43,7 @@ class Images:
 
 
 def load_images(text: str, split: SplitName, size: int | None) -> Images:
-    """The images that a text names.
+    """Return the images that a text names.
 
     Args:
         text: a data set of the catalogue, `NAME[:KEY=VALUE,...]`, or a folder of images.
@@ -69,7 +69,7 @@ def load_images(text: str, split: SplitName, size: int | None) -> Images:
 
 
 def split_of(config: DataConfig, split: SplitName) -> Images:
-    """A split of a study's data."""
+    """Return a split of a study's data."""
     splits = load_splits(config)
     chosen: Split = getattr(splits, split)
     anywhere = config.model_copy(update={"root": None})

@@ -53,7 +53,7 @@ class FileJournal:
 
 
 def clear(folder: Path) -> None:
-    """Removes the files of every journal in a folder, and the folder, unless something else lies in it."""
+    """Remove the files of every journal in a folder, and the folder, unless something else lies in it."""
     for path in folder.glob("*.safetensors*"):  # those that were cut off while they were written end in a process id
         path.unlink(missing_ok=True)
     with suppress(OSError):

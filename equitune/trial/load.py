@@ -71,7 +71,7 @@ def load_subject(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Subject:
-    """The network that a text names.
+    """Return the network that a text names.
 
     Args:
         text: MODEL, as described above.
@@ -121,7 +121,7 @@ def load_subject(
 
 
 def config_of(text: str, root: Place) -> TrialConfig | None:
-    """The configuration of a recorded trial: its data, the size it sees them at; None for any other network.
+    """Return the configuration of a recorded trial: its data, the size it sees them at; None for any other network.
 
     Raises:
         UserError: there is no such trial.
@@ -203,7 +203,7 @@ def _from_architecture(text: str, shape: Shape, classes: int, seed: int) -> Subj
 
 
 def _calls(text: str, said: str) -> tuple[Call, dict[str, Call]]:
-    """The model and its parts by kind, looked up and checked as a study's would be."""
+    """Return the model and its parts by kind, looked up and checked as a study's would be."""
     name, arguments = parsed(said, text)
     if name not in catalog.names("model"):
         library, _, architecture = name.rpartition("/")
@@ -235,7 +235,7 @@ def _built(text: str, build: Build, classes: int) -> nn.Module:
 
 
 def _normalise(network: nn.Module, name: str, values: Sequence[float]) -> None:
-    """Sets the mean or the std of a network's first layer; one value stands for all channels."""
+    """Set the mean or the std of a network's first layer; one value stands for all channels."""
     own: Tensor = getattr(network.normalise, name)
     own.copy_(torch.tensor(values).view(-1, 1, 1).expand_as(own))
 
@@ -264,7 +264,7 @@ def _with_special(text: str, model: nn.Module, special: int) -> dict[str, Layout
 
 
 def _probed(text: str, model: nn.Module, shape: Shape) -> tuple[int, list[str]]:
-    """Runs two images: the number of class scores, and notices of what cannot be measured inside.
+    """Run two images: the number of class scores, and notices of what cannot be measured inside.
 
     Raises:
         UserError: the network cannot run on such images, or does not give class scores.
@@ -294,7 +294,7 @@ def _probed(text: str, model: nn.Module, shape: Shape) -> tuple[int, list[str]]:
 
 
 def _described(call: Call) -> str:
-    """A component as MODEL has it: `resnet:depth=20,width=16`."""
+    """Return a component as MODEL has it: `resnet:depth=20,width=16`."""
     settings = ",".join(f"{key}={value}" for key, value in call.args.items())
     return f"{call.name}:{settings}" if settings else call.name
 

@@ -55,7 +55,7 @@ def footprint_of(network: nn.Module, image: tuple[int, int, int], training: Trai
 
 
 def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> tuple[int, int]:
-    """What autograd keeps of a forward pass, each storage once: in all, and the largest.
+    """Return what autograd keeps of a forward pass, each storage once: in all, and the largest.
 
     Args:
         forward: what is called with gradients on.
@@ -82,7 +82,7 @@ def optimizer_states(training: TrainingConfig) -> int:
 
 
 def device_gib() -> float:
-    """The memory of this process' GPU in GiB; 0 where there is none."""
+    """Return the memory of this process' GPU in GiB; 0 where there is none."""
     return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else 0.0
 
 
@@ -107,7 +107,7 @@ def reset_peak() -> None:
 
 
 def peak(device: str) -> dict[str, str]:
-    """The most memory that was in use at once, for a trial's provenance; nothing on the CPU."""
+    """Return the most memory that was in use at once, for a trial's provenance; nothing on the CPU."""
     return {"peak_memory_mib": f"{torch.cuda.max_memory_allocated() / 2**20:.1f}"} if device == "cuda" else {}
 
 

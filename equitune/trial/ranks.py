@@ -76,7 +76,7 @@ class Ranks:
                 distributed.destroy_process_group()
 
     def spread(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The model, whose gradients are then those of the whole batch."""
+        """Return the model, whose gradients are then those of the whole batch."""
         if self.count == 1 or not isinstance(model, nn.Module):
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -94,11 +94,11 @@ class Ranks:
         return mine.flatten(), mine.shape[1]
 
     def part(self, batch: Tensor) -> Tensor:
-        """The rows that are this rank's, of something that has a row for each image of a batch."""
+        """Return the rows that are this rank's, of something that has a row for each image of a batch."""
         return batch if self.count == 1 else batch[self._mine(len(batch))]
 
     def in_place(self, images: Tensor, batch_size: int) -> Tensor:
-        """This rank's images where they stand in their batch, zeros in place of the others.
+        """Return this rank's images where they stand in their batch, zeros in place of the others.
 
         What acts on each image alone, and draws for a batch, then does to each image what it does in one process.
         """
@@ -109,13 +109,13 @@ class Ranks:
         return whole
 
     def scaled(self, loss: Tensor, batch_size: int) -> Tensor:
-        """The mean over this rank's part, scaled so that its mean over the ranks is that over the batch."""
+        """Return the mean over this rank's part, scaled so that its mean over the ranks is that over the batch."""
         mine = self._mine(batch_size)
         share = self.count * (mine.stop - mine.start)
         return loss if share == batch_size else loss * (share / batch_size)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the ranks, the same in all of them."""
+        """Return the mean over the ranks, the same in all of them."""
         if self.count == 1:
             return values
         from torch import distributed
@@ -134,7 +134,7 @@ class Ranks:
 
     @contextmanager
     def led(self) -> Iterator[bool]:
-        """The first rank, which is told True, does something alone; the others wait at the end of the block.
+        """Return the first rank, which is told True, does something alone; the others wait at the end of the block.
 
         Raises:
             Dismissed: in the others, where the first left the block by an exception.
@@ -152,7 +152,7 @@ class Ranks:
             self.told(goes_on)
 
     def told(self, said: bytes = b"") -> bytes:
-        """What the first rank says, in all of them."""
+        """Return what the first rank says, in all of them."""
         if self.count == 1:
             return said
         from torch import distributed
@@ -181,7 +181,9 @@ def is_connection_lost(error: Exception) -> bool:
 
 
 def meeting() -> Any:
-    """A torch.distributed.Store at a free port of this machine alone: torch's own would listen to all others, too."""
+    """Return a torch.distributed.Store at a free port of this machine alone: torch's own would listen to all others,
+    too.
+    """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listening = socket.create_server((LOCALHOST, 0))
@@ -190,7 +192,9 @@ def meeting() -> Any:
 
 
 def met(port: int) -> Any:
-    """The store of a `meeting`, for a rank. Gloo keeps to the loopback then: it would listen where its name leads."""
+    """Return the store of a `meeting`, for a rank. Gloo keeps to the loopback then: it would listen where its name
+    leads.
+    """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     for _, name in socket.if_nameindex():

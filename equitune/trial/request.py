@@ -35,7 +35,7 @@ class Request(Strict):
     std: tuple[float, ...] | None = None
 
     def fingerprint(self) -> str:
-        """A hash of the request: the same one goes on where it was interrupted."""
+        """Return a hash of the request: the same one goes on where it was interrupted."""
         text = json.dumps([__version__, self.model_dump(mode="json")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -69,7 +69,7 @@ def calls_of(request: Request, total_stride: int) -> list[Call]:
 
 
 def _require_all_heard(request: Request, calls: list[Call]) -> None:
-    """Raises UserError where a group is not used, or a metric would be measured twice."""
+    """Raise UserError where a group is not used, or a metric would be measured twice."""
     unused = [group for group in request.groups if group not in {call.args.get("group") for call in calls}]
     if unused and request.groups != DEFAULT_GROUPS:
         raise UserError(f"--group {unused[0]}: none of the measures takes it: {', '.join(request.measures)}")
@@ -82,5 +82,5 @@ def _require_all_heard(request: Request, calls: list[Call]) -> None:
 
 
 def said(call: Call) -> str:
-    """A measure in a sentence: `equivariance of translation`."""
+    """Return a measure in a sentence: `equivariance of translation`."""
     return call.name + (f" of {call.args['group']}" if "group" in call.args else "")

@@ -9,7 +9,7 @@ from equitune.trial.split import split_at_size
 
 
 def at_size(data: DeviceData, given: InputConfig) -> DeviceData:
-    """The data as a trial sees them; the very same where they have its size already.
+    """Return the data as a trial sees them; the very same where they have its size already.
 
     Mean and deviation are those of the resized training pixels: what the network is given has mean 0 and deviation 1
     at every size, as if the data had been of that size from the start.

@@ -115,7 +115,8 @@ def run_trial(
 
 
 def verdicts(blueprint: Blueprint) -> dict[str, Verdict]:
-    """What is said of the network before it trains; nothing where that fails, since its training does not need it.
+    """Return what is said of the network before it trains; nothing where that fails, since its training does not need
+    it.
 
     Raises:
         Infeasible: no such network can exist.
@@ -130,7 +131,7 @@ def verdicts(blueprint: Blueprint) -> dict[str, Verdict]:
 
 
 def training_time(seconds: float) -> dict[str, Measurement]:
-    """The time that a trial has trained for, as a metric; no other run of it takes the same."""
+    """Return the time that a trial has trained for, as a metric; no other run of it takes the same."""
     return {"seconds": Measurement(value=seconds, n=0, split="none", unit="s")}
 
 
@@ -173,7 +174,7 @@ def train_along(config: TrialConfig, load: Callable[[], DeviceData], ranks: Rank
 
 
 def unfinished(result: TrialResult, error: Exception) -> TrialResult:
-    """A result that says how an error has ended the trial."""
+    """Return a result that says how an error has ended the trial."""
     if isinstance(error, Infeasible):
         return result.model_copy(update={"state": "INFEASIBLE", "reason": str(error), "cause": error.cause})
     if is_out_of_memory(error):

@@ -37,7 +37,7 @@ class Rungs:
     cost: Cost
 
     def metrics(self, model: nn.Module, epoch: Epoch, seconds: float) -> dict[str, float]:
-        """The metrics of `config.rung_metrics` that have a value; nothing where the epoch is no rung.
+        """Return the metrics of `config.rung_metrics` that have a value; nothing where the epoch is no rung.
 
         Args:
             model: as it is after the epoch. Neither it nor the stream of random numbers is changed.

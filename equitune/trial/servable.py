@@ -28,7 +28,7 @@ class Servable:
 
 
 def loader(folder: StudyFolder) -> Callable[[TrialRecord], Servable]:
-    """What loads a trial's network of a study. The data are loaded with the first.
+    """Return what loads a trial's network of a study. The data are loaded with the first.
 
     It raises UserError where the data are missing or others, or the trial has no weights.
     """

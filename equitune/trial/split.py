@@ -45,7 +45,7 @@ class DeviceSplit:
         return moments(self.pixels.cpu().numpy())
 
     def at_size(self, side: int) -> "DeviceSplit":
-        """The images, resized to a square."""
+        """Return the images, resized to a square."""
         return replace(self, pixels=resized(self.pixels, side))
 
 
@@ -97,7 +97,7 @@ class StreamedSplit:
         return moments_of(histogram(self.files, self.folder, by, self._seen_array))
 
     def at_size(self, side: int) -> "StreamedSplit":
-        """The images, resized to a square."""
+        """Return the images, resized to a square."""
         return replace(self, side=side)
 
     def _read(self, first: int) -> Iterator[Pixels]:
@@ -155,7 +155,7 @@ def resized(pixels_NCHW: Tensor, side: int) -> Tensor:
 
 
 def shared(array: np.ndarray[Any, Any]) -> Tensor:
-    """A tensor of an array's own memory."""
+    """Return a tensor of an array's own memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -22,7 +22,7 @@ Build = Callable[[int], nn.Module]  # number of classes -> the network with its 
 
 
 def read_tensors(path: Place, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, on a device.
+    """Return the tensors of a .safetensors file, on a device.
 
     Raises:
         OSError: it cannot be read.
@@ -153,7 +153,7 @@ def _no_tensors(path: Place, error: Exception) -> UserError:
 
 
 def fitted(text: str, build: Build, state: dict[str, Tensor], classes: int) -> tuple[nn.Module, int]:
-    """The network with these weights, and its number of classes, which is that of the weights.
+    """Return the network with these weights, and its number of classes, which is that of the weights.
 
     Raises:
         UserError: they are of another architecture; says which differ.
@@ -171,13 +171,15 @@ def fitted(text: str, build: Build, state: dict[str, Tensor], classes: int) -> t
 
 
 def _holder(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """The module whose weights these are: the model with its normalisation, or the library's network within."""
+    """Return the module whose weights these are: the model with its normalisation, or the library's network within."""
     network = getattr(model, "network", None)
     return network if isinstance(network, nn.Module) and "normalise.mean" not in state else model
 
 
 def _classes_of(network: nn.Module, state: dict[str, Tensor], classes: int) -> int | None:
-    """The number of classes that the weights are for, where it is all that differs: the rows of the last layers."""
+    """Return the number of classes that the weights are for, where it is all that differs: the rows of
+    the last layers.
+    """
     rows = set()
     for name, own in network.state_dict().items():
         if name in state and own.shape != state[name].shape:
@@ -224,5 +226,5 @@ def _sides(tensor: Tensor) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
+    """Return what an error says, in one short line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
