@@ -27,11 +27,11 @@ from s3 import BUCKET, SECRET, Proxy, server
 from equitune.cli import cli
 from equitune.errors import GivenUp, StoreError, TakenOver, UserError
 from equitune.notebook import load_study as load_recorded
-from equitune.records import patience
+from equitune.records import checked, patience, seen
 from equitune.records.folder import StudyFolder, TrialFolder, append, read_json, studies_root, write_json
 from equitune.records.on_disk import fetched, kept, written
 from equitune.records.patience import cleaned, patiently
-from equitune.records.place import RemotePath, _files
+from equitune.records.place import RemotePath, _files, place_of
 from equitune.records.reader import StudyReader, StudyRecord, is_driven
 from equitune.records.results import untimed
 from equitune.report.front import write_front
@@ -721,3 +721,22 @@ def test_a_search_on_a_cluster_that_shares_nothing_but_s3(
     assert SECRET not in folder.log.read_text() + first.output + second.output
     again = CliRunner().invoke(cli, ["trial", "small/0", "--root", url])
     assert "the same bit for bit" in again.output
+
+
+def test_a_record_that_is_too_large_is_not_fetched(small_spec: StudySpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing says how large it is before any memory is taken for it."""
+    root = place_of("memory://bounded/studies")
+    for path in (folder := invent(root / "small", small_spec, 2)).trials():
+        assert path.result.exists()
+    monkeypatch.setattr(seen, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(checked, "MOST_BYTES", 10_000)
+    folder.trial(1).result.write_bytes(b"[" * 20_000)
+    fetched: list[str] = []
+    original = root.files.cat
+    monkeypatch.setattr(root.files, "cat", lambda keys, **how: fetched.extend(keys) or original(keys, **how))
+    study = StudyReader(folder).read()
+    assert [trial.number for trial in study.trials] == [0]
+    (said,) = study.damaged
+    assert "of at most 10,000" in said
+    assert fetched
+    assert not any("00001/result.json" in key for key in fetched)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from equitune.errors import StoreError, UserError
 from equitune.records.durable import replace
 from equitune.records.place import Place
-from equitune.records.regular import read_regular
+from equitune.records.regular import MOST_BYTES, read_regular
 from equitune.spec.record import FORMAT, Record
 
 Kind = TypeVar("Kind", bound=Record)
@@ -49,7 +49,12 @@ def read_bytes(path: Place) -> bytes:
         StoreError: the object store refuses, or does not answer.
     """
     try:
-        return read_regular(path) if isinstance(path, Path) else path.read_bytes()
+        if isinstance(path, Path):
+            return read_regular(path)
+        size = path.stat().st_size  # of a study that is read as one listing shows it, no request
+        if size > MOST_BYTES:
+            raise DamagedError(path, f"it has {size:,} bytes, of at most {MOST_BYTES:,}")
+        return path.read_bytes()
     except StoreError:
         raise
     except FileNotFoundError:

@@ -6,6 +6,7 @@ from typing import Any
 
 from equitune.records.patience import patiently
 from equitune.records.place import RemotePath, modified
+from equitune.records.regular import MOST_BYTES
 
 
 class Seen:
@@ -32,7 +33,11 @@ class Seen:
                 self._inner[parent].add(key)
                 key = parent
         known = before._contents if before else {}
-        wanted = {key: _version(info) for key, info in self._infos.items() if is_wanted(key)}
+        wanted = {
+            key: _version(info)
+            for key, info in self._infos.items()
+            if is_wanted(key) and int(info.get("size") or 0) <= MOST_BYTES  # the others are refused when they are read
+        }
         self._contents: dict[str, tuple[tuple[Any, ...], bytes]]
         self._contents = {key: known[key] for key, version in wanted.items() if known.get(key, (None,))[0] == version}
         missing = [key for key in wanted if key not in self._contents]

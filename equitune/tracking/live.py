@@ -62,7 +62,7 @@ class Follower:
             before_s = time.thread_time()
             action()
         except Exception as error:  # whatever the store does, the study goes on
-            log.warning("projection failed", exc_info=True)
+            _note("projection failed")
             if self._failing is None:
                 self._warn(f"MLflow at {self._uri} does not answer ({sentence(error)}): the study goes on without it")
                 self._failing, self.is_behind = action, True
@@ -90,7 +90,7 @@ class Follower:
                     self.is_behind = False
                     break
         except Exception:
-            log.warning("last projection failed", exc_info=True)
+            _note("last projection failed")
             self.is_behind = True
 
     def _step(self) -> None:
@@ -138,6 +138,12 @@ def projecting(
         log.info("the projection computed %.2f s beside the study", follower.computed_s)
         if follower.is_behind or last.is_alive():
             warn(f"MLflow has not got everything: run `equitune mlflow sync {folder.name}` when it answers again")
+
+
+def _note(what: str) -> None:
+    """Write an error to the study's log; where that is closed by now, nowhere: the terminal gets a sentence."""
+    if log.hasHandlers():
+        log.warning(what, exc_info=True)
 
 
 def _last(thread: threading.Thread, follower: Follower, most_s: float) -> None:
