@@ -19,7 +19,7 @@ from rich.console import Console
 
 from equitune import cli
 from equitune.errors import UserError
-from equitune.records import folder as records
+from equitune.records import durable
 from equitune.records.measured import MeasurementRecord
 from equitune.report.measured import lines
 from equitune.tracking.measured import log_measurement
@@ -206,15 +206,15 @@ def test_a_users_mistake_is_a_sentence_and_leaves_nothing(
 def test_a_full_disk_is_a_sentence_and_the_journal_stays(
     measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    opened = durable._open_unlinked
 
-    def full(path: Path, data: bytes) -> int:
-        if "measurement" in path.name:
+    def full(path: str, flags: int) -> int:
+        if "measurement" in Path(path).name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, data)
+        return opened(path, flags)
 
     with monkeypatch.context() as patched:
-        patched.setattr(records.Path, "write_bytes", full)
+        patched.setattr(durable, "_open_unlinked", full)
         _, err = measure("small/0", "--images", 20, "--output", "out", code=2)
     assert err.startswith("out/measurement.json cannot be written: No space left on device: free some space")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["journal"]
