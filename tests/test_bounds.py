@@ -165,4 +165,4 @@ def test_an_option_beyond_all_use_is_named(words: list[str]) -> None:
 
 def test_a_dry_run_of_what_diverges_guesses_all_the_same(small_config: Any) -> None:
     wild = small_config.model_copy(update={"training": TrainingConfig(lr=1e60, batch_size=32)})
-    assert cost.train_seconds_per_image(wild, (1, 16, 16), 10, steps=3) > 0
+    assert cost.train_seconds_per_image(wild, DataShape((1, 16, 16), 10), steps=3) > 0

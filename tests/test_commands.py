@@ -385,7 +385,7 @@ def test_a_program_with_other_scores_is_refused(tmp_path: Path) -> None:
     ("parts", "is_measurable"),
     [
         ("prior: ceconv", True),
-        ("downsampler: lps", False),
+        ("downsampler: lps", True),
         ("downsampler: aps", False),
         ("prior: p4\ndownsampler: gsub", False),
         ("averaging: augerino", False),

@@ -125,7 +125,7 @@ def test_what_is_streamed_is_what_arrays_hold(photos: Path, args: dict[str, Any]
     assert len(order) == 57
     assert same_batches(arrays.train, streamed.train, order)
     assert torch.equal(arrays.validation.pixels, streamed.validation.pixels)
-    assert (arrays.mean, arrays.std, arrays.shape) == (streamed.mean, streamed.std, streamed.shape)
+    assert (arrays.mean, arrays.std, arrays.data_shape) == (streamed.mean, streamed.std, streamed.data_shape)
 
 
 def test_another_order_is_noticed(data: tuple[DeviceData, DeviceData]) -> None:
@@ -138,7 +138,8 @@ def test_another_order_is_noticed(data: tuple[DeviceData, DeviceData]) -> None:
 
 def test_images_of_another_size(data: tuple[DeviceData, DeviceData]) -> None:
     arrays, streamed = (at_size(each, InputConfig(size=11)) for each in data)
-    assert arrays.shape == streamed.shape == streamed.train.shape == (3, 11, 11)
+    assert arrays.data_shape == streamed.data_shape
+    assert streamed.train.shape == streamed.data_shape.image == (3, 11, 11)
     assert (arrays.mean, arrays.std) == (streamed.mean, streamed.std)
     assert same_batches(arrays.train, streamed.train, torch.randperm(57))
     assert torch.equal(arrays.validation.pixels, streamed.validation.pixels)

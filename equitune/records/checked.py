@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from equitune.errors import StoreError, UserError
-from equitune.records.durable import replace
+from equitune.records.durable import replace, write_whole
 from equitune.records.place import Place
 from equitune.records.regular import MOST_BYTES, read_regular
 from equitune.spec.record import FORMAT, Record
@@ -97,7 +97,7 @@ def set_aside(path: Place) -> str:
     if isinstance(path, Path) and isinstance(aside, Path):
         replace(path, aside)
     else:
-        aside.write_bytes(path.read_bytes())
+        write_whole(aside, path.read_bytes())
         path.unlink()
     return aside.name
 
