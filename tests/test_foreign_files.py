@@ -123,11 +123,11 @@ FAMILIES = [
 
 def shallow(library: str, name: str) -> nn.Module:
     """The architecture on torch's meta device, with few blocks where it can have few."""
-    with torch.device("meta"):
-        if library == "torchvision":
-            from torchvision import models
+    if library == "torchvision":  # of which some compute their widths, and need numbers for it
+        from torchvision import models
 
-            return models.get_model(name, weights=None).eval()  # type: ignore[no-any-return]
+        return models.get_model(name, weights=None).eval().to("meta")  # type: ignore[no-any-return]
+    with torch.device("meta"):
         import timm
 
         for options in ({"depth": 1}, {"num_blocks": 1}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {}):
