@@ -495,3 +495,22 @@ def test_no_socket_of_ray_s_gets_too_long_a_path(monkeypatch: pytest.MonkeyPatch
     longest = "/" + "x" * (ray_files.MOST_BASE - 1) + "/equitune-ray-12345678/r"
     longest += "/session_2026-12-01_05-02-33_308692_4194304/sockets/plasma_store"
     assert len(longest) <= 107
+
+
+def test_a_handler_that_rays_library_puts_in_place_of_ours_does_not_stay() -> None:
+    """The library's own ends the process with a dump of the stack; here the system's default stands for it."""
+    program = """
+import ctypes, os, signal, time
+from equitune.search.ray_thread import LOOK_S, run_leavable
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("heard"))
+def work():
+    ctypes.CDLL(None).signal(signal.SIGTERM, None)
+    time.sleep(5 * LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5 * LOOK_S)
+run_leavable(work, lambda: False)
+print(*heard)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

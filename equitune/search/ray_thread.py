@@ -152,11 +152,20 @@ def run_leavable(work: Callable[[], None], why_leave: Callable[[], bool]) -> boo
     thread.start()
     while thread.is_alive():
         thread.join(LOOK_S)
+        _keep_handler()
         if thread.is_alive() and why_leave():
             return True
     if raised:
         raise raised[0]
     return False
+
+
+def _keep_handler() -> None:
+    """Set the handler of SIGTERM again: Ray's library, as it starts, puts one there that ends the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # of another thread than the main one
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def leave_ray() -> None:
