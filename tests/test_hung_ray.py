@@ -67,7 +67,9 @@ def test_a_study_whose_worker_is_stopped_ends_with_the_same_numbers(
     for trial in study.trials:
         lines = [json.loads(line)["epoch"] for line in folder.trial(trial.number).epochs.read_text().splitlines()]
         assert list(dict.fromkeys(lines)) == list(range(1, 9))
-    assert len(lines) <= 9, "it may have been stopped between an epoch's line and its checkpoint, and wrote nothing more"
+    assert len(lines) <= 9, (
+        "it may have been stopped between an epoch's line and its checkpoint, and wrote nothing more"
+    )
     (undisturbed,) = [run_alone(trial.config) for trial in study.trials if trial.number == 1]
     found = study.trials[1].metrics
     for name in ("accuracy", "translation_error"):
