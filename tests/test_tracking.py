@@ -364,12 +364,13 @@ def test_two_studies_of_one_name_do_not_mix(tmp_path: Path, small_spec: StudySpe
 
 
 def begun_anew(folder: StudyFolder, spec: StudySpec, how: str) -> None:
-    """A study whose folder, or study.json alone, is lost while two of its three trials had ended; then begun anew."""
+    """A study whose folder, or all but its trials, is lost while two of its three trials had ended; then begun anew."""
     if how == "folder":
         shutil.rmtree(folder.path)
         invent(folder.path, spec, 3)
     else:
         folder.study.unlink()
+        folder.runs.unlink()  # alone it would say which study this was
         begin(folder, spec, None, ())
 
 

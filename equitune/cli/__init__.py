@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -59,14 +60,24 @@ def main() -> NoReturn:
     interrupts.ending(code)
     if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
         echo(ENDED.format(code=code))
-    if "ray" in sys.modules:  # taking Ray and torch apart, module by module, would last two seconds
-        last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
-        last.start()
-        last.join(EXIT_S)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process as it is: to take Ray and torch apart would last two seconds, in which a signal has its way."""
+    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    last.start()
+    last.join(EXIT_S)
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    except BrokenPipeError:  # who reads has enough
+        pass
+    except OSError as error:
+        with suppress(OSError):
+            os.write(2, f"standard output cannot be written: {error.strerror}\n".encode())
+        code = code or USERS_MISTAKE
+    os._exit(code)
 
 
 def _exit_code() -> int:

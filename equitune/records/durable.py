@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,13 @@ def rewrite(path: Place) -> None:
 
 def make_folder(folder: Place) -> None:
     """Make a folder and the folders above it, where they do not exist. Raises OSError where it cannot."""
-    if not isinstance(folder, Path) or folder.is_dir() or folder == folder.parent:
+    if not isinstance(folder, Path) or folder.is_dir():
         return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    missing = [folder]
+    missing += takewhile(lambda parent: not os.path.lexists(parent), folder.parents)
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        sync_folder(each.parent)
 
 
 def replace(source: Path, target: Path) -> None:

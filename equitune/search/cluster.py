@@ -1,5 +1,6 @@
 """Ray: started for a study and ended with it, or joined where the user has one. Its chatter goes to the log."""
 
+import gc
 import logging
 import os
 import secrets
@@ -73,7 +74,21 @@ def connected(
         finally:
             watch.is_ending = True
             if not watch.is_left:  # with a GCS that is dead it would wait for a minute, and then end the process
-                ray.shutdown()
+                with _no_collection():
+                    ray.shutdown()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage while the block runs: a reference to one of Ray's objects that any thread of the program frees
+    while Ray's library shuts down ends the process, with code 1.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Runs of a study that is gone: its folder was deleted, or its study.json lost, and the same folder has begun anew.
+"""Runs of a study that is gone: its folder was deleted, or its study.json and mlflow.json lost, and the folder has begun anew.
 
 Nobody would end such runs any more, and their trials are trained, or shown, again under the new study's id. They are
 kept, since they may be all that is left of what was found, but they are ended and marked.
@@ -13,7 +13,7 @@ from equitune.records.folder import StudyFolder
 FOLDER = "equitune.folder"  # tag of a study's run: where the study lies; one folder holds one study
 SUPERSEDED = "equitune.superseded_by"  # tag of every run of a study that is gone: the id of the one that replaced it
 FRONT = "equitune.front"
-REASON = "the study's folder was deleted, or its study.json lost, and the study has begun anew"
+REASON = "the study's folder was deleted, or its study.json and mlflow.json lost, and the study has begun anew"
 
 
 def place_of_study(folder: StudyFolder) -> str:
