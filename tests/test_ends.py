@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -514,3 +515,65 @@ print(*heard)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def test_no_garbage_is_collected_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of Ray's references that another thread frees meanwhile ends the process, with code 1."""
+    import ray
+
+    collects: list[bool] = []
+    for name, call in (
+        ("init", lambda **_: None),
+        ("cluster_resources", lambda: {"CPU": 2.0}),
+        ("shutdown", lambda: collects.append(gc.isenabled())),
+    ):
+        monkeypatch.setattr(ray, name, call)
+    with cluster.connected(Resources(), None):
+        collects.append(gc.isenabled())
+    assert (collects, gc.isenabled()) == ([True, False], True)
+
+
+def test_what_ray_leaves_of_its_processes_is_ended(
+    daemons: Callable[[str], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    for name, call in (
+        ("init", lambda **_: None),
+        ("cluster_resources", lambda: {"CPU": 2.0}),
+        ("shutdown", lambda: None),
+    ):
+        monkeypatch.setattr(ray, name, call)
+    raylet, other = daemons("raylet"), daemons("bystander")
+    with cluster.connected(Resources(), None):
+        pass
+    assert raylet.wait(5) == -signal.SIGKILL
+    assert other.poll() is None
+
+
+def test_nothing_is_taken_apart_at_the_end() -> None:
+    """Python gives the signals back to the system before it takes its modules apart, which may last."""
+    program = """
+import time
+from equitune import cli, interrupts
+class Slow:
+    def __del__(self):
+        print("taken apart", flush=True)
+slow = Slow()
+print("said")
+cli._leave(0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "said\n"), done.stderr
+
+
+@pytest.mark.parametrize(("full", "code"), [(True, 2), (False, 1)])  # 1 is click's, of a reader that has enough
+def test_an_output_that_takes_nothing_is_no_traceback(full: bool, code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") if full else open(writer, "wb") as nowhere:
+        run = [sys.executable, "-m", "equitune", "--version"]
+        done = subprocess.run(run, stdout=nowhere, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("cannot be written: No space left on device" in done.stderr) == full
+    assert "Traceback" not in done.stderr

@@ -93,9 +93,13 @@ def make_folder(folder: Place) -> None:
         return
     missing = [folder]
     missing += takewhile(lambda parent: not os.path.lexists(parent), folder.parents)
-    for each in reversed(missing):
-        each.mkdir(exist_ok=True)
-        sync_folder(each.parent)
+    try:
+        for each in reversed(missing):
+            each.mkdir(exist_ok=True)
+            sync_folder(each.parent)
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def replace(source: Path, target: Path) -> None:

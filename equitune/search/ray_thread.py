@@ -170,13 +170,24 @@ def _keep_handler() -> None:
 
 def leave_ray() -> None:
     """End the daemons that this process has started, with their workers. Ray's library does nothing more at the end."""
-    for daemon in _daemons().values():
-        for process in _family(daemon):
-            with suppress(OSError):
-                os.kill(process.pid, signal.SIGKILL)
+    end_processes(started_processes())
     logger = logging.getLogger("ray")
     logger.handlers, logger.propagate = [logging.NullHandler()], False
     atexit._clear()  # what Ray and those beside it have registered would wait for it
+
+
+def started_processes() -> list[Any]:
+    """Return the daemons that this process has started, and all that they have started."""
+    return [process for daemon in _daemons().values() for process in _family(daemon)]
+
+
+def end_processes(processes: list[Any]) -> None:
+    """Kill those that still run: an agent of a raylet that is gone would try to reach its GCS for a minute."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _daemons() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs of a study that is gone: its folder was deleted, or its study.json and mlflow.json lost, and the folder has begun anew.
+"""Runs of a study that is gone: its folder was deleted, or its study.json and mlflow.json lost, and it has begun anew.
 
 Nobody would end such runs any more, and their trials are trained, or shown, again under the new study's id. They are
 kept, since they may be all that is left of what was found, but they are ended and marked.
