@@ -555,13 +555,13 @@ def test_nothing_is_taken_apart_at_the_end() -> None:
     """Python gives the signals back to the system before it takes its modules apart, which may last."""
     program = """
 import time
-from equitune import cli, interrupts
+from equitune.__main__ import leave
 class Slow:
     def __del__(self):
         print("taken apart", flush=True)
 slow = Slow()
 print("said")
-cli._leave(0)
+leave(0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "said\n"), done.stderr

@@ -1,10 +1,7 @@
 """The shell: parses, calls, prints, exits. Each command imports what it needs, so that help is instant."""
 
-import atexit
 import os
 import sys
-import threading
-from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -19,8 +16,6 @@ from equitune.cli.output import echo
 from equitune.cli.report import report
 from equitune.cli.watch import watch
 from equitune.errors import StoreError, UserError
-
-EXIT_S = 5.0  # that what libraries do at the end may take
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,24 +55,7 @@ def main() -> NoReturn:
     interrupts.ending(code)
     if TYPED in os.environ:  # a job on a cluster: Ray forgets the code where it looks just while the driver leaves
         echo(ENDED.format(code=code))
-    _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process as it is: to take Ray and torch apart would last two seconds, in which a signal has its way."""
-    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
-    last.start()
-    last.join(EXIT_S)
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:  # who reads has enough
-        pass
-    except OSError as error:
-        with suppress(OSError):
-            os.write(2, f"standard output cannot be written: {error.strerror}\n".encode())
-        code = code or USERS_MISTAKE
-    os._exit(code)
+    sys.exit(code)
 
 
 def _exit_code() -> int:
