@@ -577,3 +577,17 @@ def test_an_output_that_takes_nothing_is_no_traceback(full: bool, code: int) -> 
     assert done.returncode == code, done.stderr
     assert ("cannot be written: No space left on device" in done.stderr) == full
     assert "Traceback" not in done.stderr
+
+
+def test_what_libraries_log_once_the_log_is_closed_is_not_said(tmp_path: Path) -> None:
+    """MLflow is sent the last numbers after that; a store that fails then is told of in a sentence of our own."""
+    program = f"""
+import logging, pathlib
+from equitune.search.log import logging_to
+with logging_to(pathlib.Path({str(tmp_path / "log")!r})):
+    logging.getLogger("mlflow").error("kept")
+logging.getLogger("mlflow").error("dropped")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "log").read_text().endswith("mlflow ERROR kept\n")

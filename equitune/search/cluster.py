@@ -14,7 +14,7 @@ from typing import Any
 from equitune.errors import UserError
 from equitune.search.machines import require_machines, waited_for
 from equitune.search.ray_files import own_folder
-from equitune.search.ray_thread import RayWatch, end_processes, started_processes
+from equitune.search.ray_thread import RayWatch
 from equitune.search.resources import Request, requests
 from equitune.spec.resources import Resources
 
@@ -74,10 +74,8 @@ def connected(
         finally:
             watch.is_ending = True
             if not watch.is_left:  # with a GCS that is dead it would wait for a minute, and then end the process
-                started = started_processes() if address is None else []
-                with _no_collection():
+                with _no_collection(), watch.ending_processes():
                     ray.shutdown()
-                end_processes(started)
 
 
 @contextmanager

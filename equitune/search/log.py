@@ -37,5 +37,5 @@ def logging_to(path: Place) -> Iterator[None]:
             yield
         finally:
             logging.captureWarnings(False)
-            root.handlers = before
+            root.handlers = before or [logging.NullHandler()]  # without any, Python writes warnings to the terminal
             handler.close()

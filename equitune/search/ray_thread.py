@@ -11,8 +11,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class RayWatch:
         self._address = address
         self._began = time.monotonic()
         self._children: dict[str, Any] = {}
+        self._started: list[Any] = []  # processes; agents of a raylet that is lost are nobody's children
         self._ports: list[Port] = []
         self.is_connected = False
         self.is_running = False  # trials may run
@@ -72,7 +73,9 @@ class RayWatch:
     def connected(self) -> None:
         """Hear that this process is part of a cluster now."""
         self.is_connected = True
-        if self._address is not None:
+        if self._address is None:
+            self._started = started_processes()
+        else:
             self._ports = [port for port in _ports() if port.knock()]  # what is not for this driver tells nothing
             threading.Thread(target=self._knock, daemon=True).start()  # to look a name up may last
 
@@ -80,6 +83,14 @@ class RayWatch:
         """End what this process has started of Ray, whose library then does nothing more."""
         self.is_left = True
         leave_ray()
+        end_processes(self._started)
+
+    @contextmanager
+    def ending_processes(self) -> Iterator[None]:
+        """Shut Ray down within the block; what is left then of its processes, if they are this one's, is killed."""
+        started = started_processes() if self._address is None else []
+        yield
+        end_processes(self._started + started)
 
     def lost(self) -> str | None:
         """Return what has happened to Ray, as a sentence; None while all is well."""
