@@ -8,12 +8,12 @@ class scores move less under shifts, seed by seed. MNIST and Fashion-MNIST are r
 
 import sys
 
-from equitune.datasets._splits import load_splits
-from equitune.spec.space import Call
-from equitune.spec.study import filled
-from equitune.spec.trial import DataConfig, TrainingConfig, TrialConfig
-from equitune.trial.build import to_device
-from equitune.trial.run import run_trial
+from equitune.config.space import Call
+from equitune.config.study import filled
+from equitune.config.trial import DataConfig, TrainingConfig, TrialConfig
+from equitune.data.splits import load_splits
+from equitune.networks.build import to_device
+from equitune.training.run import run_trial
 
 SEEDS = range(5)
 DATA = {

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from equitune.datasets._splits import Splits, load_splits
-from equitune.measures._evaluation import EvaluationSet
-from equitune.records.results import Epoch
-from equitune.spec.load import load_study
-from equitune.spec.trial import TrialConfig
-from equitune.trial.blueprint import describe
-from equitune.trial.build import DeviceData, build_augmentation, build_model, to_device
-from equitune.trial.device import make_deterministic
-from equitune.trial.fit import fit
-from equitune.trial.rung import Rungs
+from equitune.config.load import load_study
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import Splits, load_splits
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.networks.blueprint import describe
+from equitune.networks.build import DeviceData, build_augmentation, build_model, to_device
+from equitune.networks.device import make_deterministic
+from equitune.results.values import Epoch
+from equitune.training.epoch import fit
+from equitune.training.rung import Rungs
 
 STUDY = """\
 study: curves

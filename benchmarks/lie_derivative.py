@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from equitune import catalog
+from equitune.evaluation.estimate import Estimate
+from equitune.evaluation.image_set import EvaluationSet, as_float
+from equitune.evaluation.motion import Jvp
 from equitune.groups.flow import Flow, flows
 from equitune.groups.layout import Grid
-from equitune.measures._estimate import Estimate
-from equitune.measures._evaluation import EvaluationSet, as_float
-from equitune.measures._motion import Jvp
 from equitune.measures.lie_derivative import LieSums, differentiate
-from equitune.trial.device import make_deterministic
+from equitune.networks.device import make_deterministic
 
 IMAGES, PROBES, SIDE = 20, 100, 32  # the peer's published setting
 SPREAD = 64  # images from whose spread follows how many of them ours needs

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from equitune import catalog
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.groups import translation
 from equitune.measures import equivariance
-from equitune.measures._evaluation import EvaluationSet
-from equitune.trial.device import make_deterministic
+from equitune.networks.device import make_deterministic
 
 ROUNDS = 7
 CASES: dict[str, tuple] = {  # title -> (images' shape, number of them, model, prior, its arguments)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from equitune import catalog
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.measures import equivariance
-from equitune.measures._evaluation import EvaluationSet
-from equitune.trial.device import make_deterministic
+from equitune.networks.device import make_deterministic
 
 BATCH, SIZES = 128, (128, 1024, 4096)
 CASES = {"resnet-20": ("resnet", "conv"), "small vit": ("vit", "attention")}

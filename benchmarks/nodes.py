@@ -22,9 +22,9 @@ from typing import Any
 
 from scale import STUDY, learns
 
+from equitune.config.trial import TrialConfig
 from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
-from equitune.records.results import Epoch, Measurement, TrialResult
-from equitune.spec.trial import TrialConfig
+from equitune.results.values import Epoch, Measurement, TrialResult
 
 TRIALS, NODES, SLOTS = 500, 8, 2
 EPOCHS, EPOCH_S = 5, 1.0
@@ -63,7 +63,7 @@ def sleeping(config: dict[str, Any], token: str, **others: Any) -> None:
 def drive(*arguments: str) -> None:
     """`equitune search`, whose trials sleep."""
     from equitune.cli import main
-    from equitune.search import trainable
+    from equitune.driver import worker as trainable
 
     trainable.trainable = sleeping
     sys.argv[1:] = ["search", *arguments]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from equitune import catalog
-from equitune.groups._axis import ENTRIES
-from equitune.trial.build import lay_channels_last
-from equitune.trial.device import make_deterministic
+from equitune.groups.axis import ENTRIES
+from equitune.networks.build import lay_channels_last
+from equitune.networks.device import make_deterministic
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = torch.bfloat16 if DEVICE == "cuda" else torch.float32

@@ -29,13 +29,13 @@ from ray.tune.search.optuna import OptunaSearch
 from scipy.special import stdtrit
 
 from equitune.analysis.hypervolume import hypervolume
+from equitune.config.load import load_study
+from equitune.config.space import Choice, Distribution, IntRange
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.search.replay import Curves, recorded_curves, replay
-from equitune.spec.load import load_study
-from equitune.spec.space import Choice, Distribution, IntRange
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 TABLE = Path(__file__).parent.parent / "tests" / "curves.csv"
 OBJECTIVES = ("accuracy", "translation_substride_error")

@@ -15,12 +15,12 @@ from typing import Any
 
 import optuna
 
+from equitune.config.load import load_study
+from equitune.config.trial import TrialConfig
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.search.engine import Engine
 from equitune.search.replay import replay
-from equitune.spec.load import load_study
-from equitune.spec.trial import TrialConfig
 
 RUNS = ("random", "10000", "tpe", "10000", "nsga2", "4000")
 BLOCK = 1000  # trials

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from equitune.spec.load import load_study
+from equitune.config.load import load_study
 
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "searchspaces" / "capacity.yaml"

@@ -21,9 +21,9 @@ import psutil
 import torch
 from PIL import Image
 
-from equitune.datasets._splits import load_splits
-from equitune.spec.trial import DataConfig
-from equitune.trial.build import to_device
+from equitune.config.trial import DataConfig
+from equitune.data.splits import load_splits
+from equitune.networks.build import to_device
 
 
 def photograph(rng):

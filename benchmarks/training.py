@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 
 from equitune import catalog
-from equitune.spec.trial import TrainingConfig
-from equitune.trial.build import DeviceSplit
-from equitune.trial.device import make_deterministic
-from equitune.trial.fit import build_optimizer, train_epoch
+from equitune.config.trial import TrainingConfig
+from equitune.networks.build import DeviceSplit
+from equitune.networks.device import make_deterministic
+from equitune.training.epoch import build_optimizer, train_epoch
 
 ROUNDS = 7
 CASES = {  # title -> (images' shape, number of them, model, its arguments)

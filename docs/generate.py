@@ -13,10 +13,10 @@ from pydantic_core import PydanticUndefined
 
 from equitune import catalog
 from equitune.cli import cli
-from equitune.spec.objectives import TRIAL_METRICS
-from equitune.spec.resources import Resources
-from equitune.spec.search import SearchSpec
-from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig
+from equitune.config.objectives import TRIAL_METRICS
+from equitune.config.resources import Resources
+from equitune.config.search import SearchSpec
+from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
 
 DOCS = Path(__file__).parent
 ORIGIN = "<!-- written by docs/generate.py: edit the program, not this file -->\n"

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from equitune.config.load import load_study
 from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
 from equitune.search.storage import open_storage, storage_at
-from equitune.spec.load import load_study
 
 MARK = "EQUITUNE_TEST_MARK"  # in the environment of all that a test starts, Ray's daemons and workers too
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from equitune.datasets._splits import Splits, load_splits
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.config.trial import DataConfig, TrialConfig
+from equitune.data.splits import Splits, load_splits
+from equitune.networks.build import DeviceData, to_device
+from equitune.networks.device import make_deterministic
 from equitune.records.folder import StudyFolder, write_json
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import DataConfig, TrialConfig
 from equitune.tracking.store import default_tracking_uri
-from equitune.trial.build import DeviceData, to_device
-from equitune.trial.device import make_deterministic
-from equitune.trial.run import run_trial
+from equitune.training.run import run_trial
 
 SMALL_STUDY = """\
 study: small

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.groups.layout import Axis, Grid, Layout, Vector
-from equitune.measures._evaluation import EvaluationSet
 
 
 def images(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.run_study import begin
 from equitune.records.folder import StudyFolder, write_json
-from equitune.records.results import Epoch, Measurement, TrialResult, Verdict
-from equitune.search.study import begin
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
+from equitune.results.values import Epoch, Measurement, TrialResult, Verdict
 
 
 def invent(

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from equitune.config.objectives import Bound
+from equitune.config.space import Call
+from equitune.config.trial import DataConfig, TrainingConfig, TrialConfig
 from equitune.records.reader import StudyRecord, TrialRecord
-from equitune.records.results import Epoch, Measurement, TrialResult
-from equitune.spec.objectives import Bound
-from equitune.spec.space import Call
-from equitune.spec.trial import DataConfig, TrainingConfig, TrialConfig
+from equitune.results.values import Epoch, Measurement, TrialResult
 
 BOTH = {"accuracy": "maximize", "translation_error": "minimize"}
 Row = Mapping[str, Any]

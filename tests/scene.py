@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver import attendance
+from equitune.driver.attendance import SLICE_S, Attendance
+from equitune.driver.tune_searcher import RungScheduler
 from equitune.records.folder import StudyFolder, write_json
-from equitune.search import attendance
-from equitune.search.attendance import SLICE_S, Attendance
 from equitune.search.hung import Watchdog
-from equitune.search.searcher import RungScheduler
 from equitune.search.sharing import Cluster
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 MULTIPLE = 20
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from equitune.datasets._cache import Source, on_node
-from equitune.datasets._splits import load_splits
+from equitune.config.address import store_address
+from equitune.config.load import load_study
+from equitune.config.trial import DataConfig
+from equitune.data.cache import Source, on_node
+from equitune.data.splits import load_splits
 from equitune.errors import UserError
 from equitune.records.folder import studies_root
-from equitune.spec.address import store_address
-from equitune.spec.load import load_study
-from equitune.spec.trial import DataConfig
 
 Write = Callable[[str], Path]
 FOREIGN = [

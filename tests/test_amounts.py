@@ -13,26 +13,26 @@ from rich.console import Console
 from torch import nn
 
 from equitune import catalog
-from equitune.groups.relaxable import relaxable_layers, symmetry_penalty
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.space import Call
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrainingConfig, TrialConfig
+from equitune.data.split import DeviceSplit
+from equitune.layers.relaxable import relaxable_layers, symmetry_penalty
+from equitune.networks.amounts import relaxation
+from equitune.networks.build import DeviceData, assembled, count_parameters
 from equitune.records.folder import write_json
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.records.results import Amount, Measurement, TrialResult
 from equitune.report.front import write_page
 from equitune.report.machine import as_json
 from equitune.report.profile import write_profile
 from equitune.report.terminal import front_table
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.space import Call
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrainingConfig, TrialConfig
+from equitune.results.values import Amount, Measurement, TrialResult
 from equitune.tracking.projector import _final_points
-from equitune.trial import fit
-from equitune.trial.amounts import relaxation
-from equitune.trial.build import DeviceData, assembled, count_parameters
-from equitune.trial.fit import build_optimizer
-from equitune.trial.run import run_trial
-from equitune.trial.split import DeviceSplit
+from equitune.training import epoch as fit
+from equitune.training.epoch import build_optimizer
+from equitune.training.run import run_trial
 
 # Each prior with a continuous choice: what makes it strict, and what leaves it free.
 CORNERS: dict[str, tuple[dict[str, object], dict[str, object]]] = {

@@ -17,11 +17,11 @@ from made import BOTH, made
 from rich.console import Console
 
 from equitune.cli import cli
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.report.analysis import as_json, lines
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
 
 
 def text_of(study: StudyRecord, against: int = 0, width: int = 100) -> str:

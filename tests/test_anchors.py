@@ -12,21 +12,21 @@ from test_downsamplers import pooled_change
 from torch import nn
 
 from equitune import catalog
-from equitune.datasets._splits import load_splits
-from equitune.downsamplers._blur import BlurPool
+from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
+from equitune.data.resize import at_size
+from equitune.data.splits import load_splits
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.groups.d4 import Turn
 from equitune.groups.hue import Hue
 from equitune.groups.layout import Grid
-from equitune.groups.prior import Shape
+from equitune.layers.blur import BlurPool
+from equitune.layers.group import GroupConv
+from equitune.layers.prior import Shape
 from equitune.measures import turned_accuracy
-from equitune.measures._evaluation import EvaluationSet
-from equitune.priors._group import GroupConv
+from equitune.networks.build import to_device
+from equitune.networks.cost import multiply_adds
 from equitune.priors.nonstationary_exact import KernelFieldConv2d
-from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig
-from equitune.trial.build import to_device
-from equitune.trial.cost import multiply_adds
-from equitune.trial.fit import fit
-from equitune.trial.resize import at_size
+from equitune.training.epoch import fit
 
 ALL = [Turn(quarters, mirror) for mirror in (False, True) for quarters in range(4)][1:]
 TURNS = ALL[:3]

@@ -62,7 +62,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """`equitune.spec.load` -> `spec`."""
+    """`equitune.config.load` -> `spec`."""
     return ([*module.split("."), ""])[1]
 
 
@@ -102,11 +102,11 @@ def test_every_module_keeps_to_its_layer_and_its_doors() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("equitune.spec.study", "from equitune.trial.run import run_trial"),
+        ("equitune.config.study", "from equitune.training.run import run_trial"),
         ("equitune.models.resnet", "from equitune.priors.conv import build"),
         ("equitune.analysis.pareto", "import torch"),
-        ("equitune.trial.fit", "def f():\n    import ray"),
-        ("equitune.report.front", "from equitune.search.study import run_study"),
+        ("equitune.training.epoch", "def f():\n    import ray"),
+        ("equitune.report.front", "from equitune.driver.run_study import run_study"),
     ],
 )
 def test_a_broken_twin_is_caught(name: str, text: str, tmp_path: Path) -> None:

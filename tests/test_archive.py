@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from invented import add_trial, invent
 
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
 from equitune.records import archive
 from equitune.records.archive import as_text, from_text, keep, packed, study_files, unpacked
 from equitune.records.folder import StudyFolder, read_json, write_json
-from equitune.spec.study import StudySpec
 
 
 @pytest.fixture

@@ -204,8 +204,8 @@ def test_a_study_brings_machines_up_from_none_and_they_go_again(
 ASK = """\
 import sys, ray
 from equitune.errors import UserError
-from equitune.search.machines import require_machines
-from equitune.spec.resources import Resources
+from equitune.driver.machines import require_machines
+from equitune.config.resources import Resources
 ray.init(address=sys.argv[1], log_to_driver=False)
 for asked in (Resources(cpu=9), Resources(gpu="auto")):
     print("GPUs", ray.cluster_resources().get("GPU", 0), flush=True)

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.averagings.augerino import GENERATORS, WIDEST, Augerino
-from equitune.datasets._splits import load_splits
-from equitune.groups.averaging import Averaging
-from equitune.groups.relaxable import symmetry_penalty
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.space import Call
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import load_splits
 from equitune.groups.resample import affine
+from equitune.layers.averaging import Averaging
+from equitune.layers.relaxable import symmetry_penalty
+from equitune.networks.blueprint import describe
+from equitune.networks.build import DeviceData, assembled, chosen_width, initial_model, to_device
 from equitune.records.folder import TrialFolder
-from equitune.records.results import Amount
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.space import Call
-from equitune.spec.trial import TrialConfig
-from equitune.trial.blueprint import describe
-from equitune.trial.build import DeviceData, assembled, chosen_width, initial_model, to_device
-from equitune.trial.run import run_trial
+from equitune.results.values import Amount
+from equitune.training.run import run_trial
 
 NAMES = catalog.names("averaging")
 FULL_TURN = math.log(math.expm1(2 * math.pi))  # softplus of it is 2 pi

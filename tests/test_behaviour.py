@@ -10,13 +10,13 @@ from fields import Pointwise, evaluation, images, lowpass
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable, UserError
+from equitune.evaluation.estimate import Estimate
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.proportion import Proportion
 from equitune.groups.resample import shift_each, warp
 from equitune.measures import consistency, stability
-from equitune.measures._estimate import Estimate
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.measures._proportion import Proportion
 from equitune.measures.stability import displacement_fields, mode_deviations, slope
-from equitune.records.results import Measurement
+from equitune.results.values import Measurement
 
 # float64 rounding of a softmax over a handful of classes; the reference asserts the same for exact networks.
 EXACT = 1e-12

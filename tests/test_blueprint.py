@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from equitune import catalog
+from equitune.config.data_shape import DataShape
+from equitune.config.space import Call
+from equitune.config.trial import TrialConfig
 from equitune.errors import Infeasible
-from equitune.models import _width
-from equitune.spec.data_shape import DataShape
-from equitune.spec.space import Call
-from equitune.spec.trial import TrialConfig
-from equitune.trial import blueprint as blueprints
-from equitune.trial.blueprint import describe
-from equitune.trial.build import DeviceData, build_model
-from equitune.trial.run import run_trial
+from equitune.layers import width as _width
+from equitune.networks import blueprint as blueprints
+from equitune.networks.blueprint import describe
+from equitune.networks.build import DeviceData, build_model
+from equitune.training.run import run_trial
 
 SHAPE = DataShape((1, 16, 16), 10)
 EQUAL = Call(name="cnn", args={"width": 5, "width_rule": "equal_parameters"})

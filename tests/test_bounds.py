@@ -11,17 +11,17 @@ from pydantic.fields import FieldInfo
 
 from equitune import catalog
 from equitune.cli import cli
+from equitune.config.budget import Plateau
+from equitune.config.call import parsed
+from equitune.config.data_shape import DataShape
+from equitune.config.load import MAX_MISTAKES, load_study
+from equitune.config.resources import Resources, Size
+from equitune.config.search import SearchSpec
+from equitune.config.stopping import SchedulerSpec
+from equitune.config.strict import MOST_FLOAT, MOST_INT, why_not_number, why_not_text
+from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
 from equitune.errors import UserError
-from equitune.spec.budget import Plateau
-from equitune.spec.call import parsed
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import MAX_MISTAKES, load_study
-from equitune.spec.resources import Resources, Size
-from equitune.spec.search import SearchSpec
-from equitune.spec.stopping import SchedulerSpec
-from equitune.spec.strict import MOST_FLOAT, MOST_INT, why_not_number, why_not_text
-from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig
-from equitune.trial import cost
+from equitune.networks import cost
 
 Write = Callable[..., Path]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from equitune.cli import cli
 from equitune.cli.output import open_console
-from equitune.spec.study import StudySpec
+from equitune.config.study import StudySpec
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -9,8 +9,8 @@ import pytest
 from chaos import Chaos, Search, answer, mlflow_states, require_whole, tellings
 from postgres import server
 
+from equitune.driver.tune_searcher import MAX_LOST_WORKERS
 from equitune.records.folder import StudyFolder
-from equitune.search.searcher import MAX_LOST_WORKERS
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from invented import invent
 
-from equitune.spec.study import StudySpec
+from equitune.config.study import StudySpec
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,8 +17,8 @@ from equitune import cli
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
-from equitune.search.jobs import Cluster
-from equitune.search.submit import followed, submit_study, verdict
+from equitune.remote.jobs import Cluster
+from equitune.remote.submit import followed, submit_study, verdict
 
 pytestmark = pytest.mark.slow
 

@@ -18,21 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from equitune import cli
-from equitune.datasets._splits import load_splits
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import load_splits
+from equitune.driver.run_study import begin
+from equitune.measuring.export import NoProgram, _require_same_scores, write_program
+from equitune.networks.build import initial_model, to_device
 from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
 from equitune.records.reader import StudyReader
-from equitune.records.results import Measurement
 from equitune.report.table import trial_frame
-from equitune.search.study import begin
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
-from equitune.trial import again
-from equitune.trial.build import initial_model, to_device
-from equitune.trial.export import NoProgram, _require_same_scores, write_program
-from equitune.trial.run import run_trial
-from equitune.trial.test import measure_on_test
+from equitune.results.values import Measurement
+from equitune.training import again
+from equitune.training.run import run_trial
+from equitune.training.test_split import measure_on_test
 
 Run = Callable[..., tuple[str, str]]
 
@@ -364,7 +364,7 @@ class Branching(nn.Module):
 
 def test_a_network_that_torch_cannot_trace_is_said(equitune: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "equitune.trial.export.write_program", lambda _, images, path: write_program(Branching(), images, path)
+        "equitune.measuring.export.write_program", lambda _, images, path: write_program(Branching(), images, path)
     )
     out, _ = equitune("export", "small/1", "--output", "one")
     assert "  notice: no program.pt2: torch.export cannot take the network: " in out

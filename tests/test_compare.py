@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from equitune import catalog
-from equitune.datasets._splits import Split
+from equitune.data.splits import Split
 from equitune.errors import UserError
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.records.measured import MeasurementRecord
-from equitune.trial import compare, journal
-from equitune.trial.compare import measure_models
-from equitune.trial.images import Images, load_images
-from equitune.trial.journal import FileJournal, clear
-from equitune.trial.load import load_subject
-from equitune.trial.request import Request, calls_of
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.measuring import compare, journal
+from equitune.measuring.compare import measure_models
+from equitune.measuring.images import Images, load_images
+from equitune.measuring.journal import FileJournal, clear
+from equitune.measuring.load import load_subject
+from equitune.measuring.request import Request, calls_of
+from equitune.results.measured import MeasurementRecord
 
 DIGITS = "digits:size=12"
 

@@ -13,7 +13,7 @@ from equitune.analysis.summary import analyse
 from equitune.analysis.versus import versus
 from equitune.errors import UserError
 from equitune.records.reader import StudyRecord
-from equitune.records.results import Measurement
+from equitune.results.values import Measurement
 
 ACCURACY = {"accuracy": "maximize"}
 

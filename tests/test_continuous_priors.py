@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune import catalog
+from equitune.config.trial import TrainingConfig
 from equitune.errors import Infeasible
+from equitune.evaluation.pairs import Plan, compare
 from equitune.groups.element import Element, sets
 from equitune.groups.hue import Hue
 from equitune.groups.layout import Grid
 from equitune.groups.translation import Shift
-from equitune.measures._compare import Plan, compare
+from equitune.networks.build import lay_channels_last
 from equitune.priors.ceconv import HueConv2d
 from equitune.priors.fc import FactoredFC
 from equitune.priors.gpsa import GatedSelfAttention, stencil
@@ -26,9 +28,7 @@ from equitune.priors.local import LocalConv2d
 from equitune.priors.nonstationary import NonStationaryConv2d
 from equitune.priors.nonstationary_exact import KernelFieldConv2d
 from equitune.priors.rpp import FullyConnected, ResidualPathway
-from equitune.spec.trial import TrainingConfig
-from equitune.trial.build import lay_channels_last
-from equitune.trial.fit import build_optimizer
+from equitune.training.epoch import build_optimizer
 
 EXACT = 1e-12  # float64 rounding, through up to twenty layers
 

@@ -17,11 +17,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shadow_disk import ShadowDisk
 from test_datasets import write_images, write_mnist
 
-from equitune.datasets import _cache, _files
-from equitune.datasets._cache import Source, on_node
-from equitune.datasets._splits import load_splits
+from equitune.config.trial import DataConfig
+from equitune.data import cache as _cache
+from equitune.data import files as _files
+from equitune.data.cache import Source, on_node
+from equitune.data.splits import load_splits
 from equitune.errors import UserError
-from equitune.spec.trial import DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +160,7 @@ def test_an_interrupted_copy_goes_on(volume: Path, monkeypatch: pytest.MonkeyPat
 COPY = """
 import contextlib, os, pathlib, sys, time
 from fsspec.implementations.local import LocalFileSystem
-from equitune.datasets import _cache, _files
+from equitune.data import cache as _cache, files as _files
 volume, how = pathlib.Path(sys.argv[1]), sys.argv[2]
 get = LocalFileSystem.get_file
 def say(sentence):

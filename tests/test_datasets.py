@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from equitune import catalog
-from equitune.datasets._splits import Splits, load_splits
+from equitune.config.trial import DataConfig
+from equitune.data.splits import Splits, load_splits
 from equitune.errors import UserError
-from equitune.spec.trial import DataConfig
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -16,20 +16,20 @@ from rich.console import Console
 from scipy import stats
 
 from equitune.analysis.arms import Interval, arms, to_test
+from equitune.config.design import factorial, levels
+from equitune.config.load import load_study
+from equitune.config.space import Choice, FloatRange, IntRange
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.records.results import Measurement, TrialResult
 from equitune.report.arms import arms_table, write_answer
 from equitune.report.machine import as_json
 from equitune.report.terminal import StudyView, answer
+from equitune.results.values import Measurement, TrialResult
 from equitune.search.recorded import recorded_params
-from equitune.search.study import begin
-from equitune.spec.design import factorial, levels
-from equitune.spec.load import load_study
-from equitune.spec.space import Choice, FloatRange, IntRange
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 Write = Callable[..., Path]
 

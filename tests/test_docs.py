@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from equitune.spec.load import load_study
+from equitune.config.load import load_study
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -27,10 +27,10 @@ objectives: {confidence: maximize}
 """
 RUN_TRIAL = """\
 from pathlib import Path
-from equitune.datasets._splits import load_splits
-from equitune.spec.load import load_study
-from equitune.trial.build import to_device
-from equitune.trial.run import run_trial
+from equitune.data.splits import load_splits
+from equitune.config.load import load_study
+from equitune.networks.build import to_device
+from equitune.training.run import run_trial
 spec = load_study(Path("study.yaml"), ())
 config = spec.suggest(0, lambda name, distribution: None)
 result = run_trial(config, to_device(load_splits(spec.data), "cpu"))

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.cli import cli
-from equitune.downsamplers._polyphase import components
 from equitune.downsamplers.aps import LargestComponent
 from equitune.errors import Infeasible
+from equitune.evaluation.pairs import Plan, compare
 from equitune.groups.d4 import Turn
-from equitune.groups.downsampler import Downsampler
 from equitune.groups.layout import Grid
 from equitune.groups.translation import Shift
+from equitune.layers.downsampler import Downsampler
+from equitune.layers.polyphase import components
 from equitune.measures import consistency, equivariance
-from equitune.measures._compare import Plan, compare
 
 EVERY = [name for name in catalog.names("downsampler") if name != "stride"]  # which has nothing of its own
 # The parity of the sides at which a stage commutes with quarter turns and flips; None: at none.

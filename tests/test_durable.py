@@ -17,20 +17,20 @@ from shadow_disk import MODES, ShadowDisk, Tree, restored
 from test_architecture import modules
 from test_replay import run, said, told
 
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
 from equitune.errors import StoreError
+from equitune.networks.build import DeviceData
 from equitune.records import durable
 from equitune.records.durable import append, make_folder, remove, replace, write_json, write_whole
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.place import RemotePath
 from equitune.records.reader import StudyReader
-from equitune.records.results import Epoch
+from equitune.results.values import Epoch
 from equitune.search.engine import Engine
 from equitune.search.storage import open_storage
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData
-from equitune.trial.run import run_trial
+from equitune.training.run import run_trial
 
 
 @pytest.fixture
@@ -266,8 +266,8 @@ def test_a_folder_gets_its_name_with_all_that_lies_in_it(tmp_path: Path, monkeyp
 
 # Who writes past the door, and why what it writes need not be there after a power cut.
 PAST_THE_DOOR = {
-    "equitune.datasets._cache": "a copy of data; flushed in one go before it is called whole",
-    "equitune.datasets._files": "decoded images; flushed before they get their name",
+    "equitune.data.cache": "a copy of data; flushed in one go before it is called whole",
+    "equitune.data.files": "decoded images; flushed before they get their name",
     "equitune.records.on_disk": "scratch, of what goes to an object store",
     "equitune.records.place": "an object store's own writes",
     "equitune.report.files": "tables and pictures, made anew by their command",
@@ -276,15 +276,15 @@ PAST_THE_DOOR = {
     "equitune.report.arms": "likewise",
     "equitune.report.page": "likewise",
     "equitune.report.profile": "likewise",
-    "equitune.search.cluster": "the null device",
-    "equitune.search.ray_files": "the folder of Ray's own files",
-    "equitune.search.study": "Ray Tune's own files are removed",
-    "equitune.search.trainable": "a trial's log",
+    "equitune.driver.cluster": "the null device",
+    "equitune.driver.ray_files": "the folder of Ray's own files",
+    "equitune.driver.run_study": "Ray Tune's own files are removed",
+    "equitune.driver.worker": "a trial's log",
     "equitune.search.warm_start": "a copy, flushed before it gets its name",
     "equitune.tracking.projector": "scratch, of what goes to MLflow",
-    "equitune.trial.opener": "answers, through a pipe",
-    "equitune.trial.export": "a program, flushed when torch has written it",
-    "equitune.trial.fit": "a checkpoint, into memory first",
+    "equitune.importing.opener": "answers, through a pipe",
+    "equitune.measuring.export": "a program, flushed when torch has written it",
+    "equitune.training.epoch": "a checkpoint, into memory first",
     "equitune.cli.trials": "an export, to be made again",
 }
 WRITES = {"write_bytes", "write_text", "savefig", "save", "save_file", "dump", "rmtree", "copytree", "copyfile", "move"}

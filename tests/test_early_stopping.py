@@ -12,21 +12,21 @@ import pytest
 from conftest import SMALL_STUDY
 from invented import learns
 
+from equitune.config.load import load_study
+from equitune.config.objectives import Bound
+from equitune.config.stopping import SchedulerSpec
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
-from equitune.records.results import Epoch
 from equitune.report.terminal import summary
+from equitune.results.values import Epoch
 from equitune.search import early_stopping, engine, rungs
 from equitune.search.early_stopping import EarlyStopping, crowded, epsilon_net, place_of, ranked, scalarised
 from equitune.search.replay import replay
 from equitune.search.storage import open_storage
-from equitune.search.study import begin
-from equitune.spec.load import load_study
-from equitune.spec.objectives import Bound
-from equitune.spec.stopping import SchedulerSpec
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 Write = Callable[..., Path]
 

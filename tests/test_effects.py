@@ -17,9 +17,9 @@ from equitune.analysis.hypervolume import hypervolume
 from equitune.analysis.interactions import interactions
 from equitune.analysis.paired import effect_of, holm, resampled, sign_flip_p, smallest_p
 from equitune.analysis.pareto import non_dominated
+from equitune.config.objectives import Bound
 from equitune.errors import UserError
 from equitune.records.reader import StudyRecord
-from equitune.spec.objectives import Bound
 
 ACCURACY = {"accuracy": "maximize"}
 tied = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=9)

@@ -21,12 +21,12 @@ import pytest
 
 from equitune import cli
 from equitune.cli import failures
+from equitune.config.resources import Resources
+from equitune.driver import cluster, ray_files, ray_thread
+from equitune.driver.ray_files import MARK, own_folder, sweep
+from equitune.driver.ray_thread import Port, RayWatch, run_with_ray
+from equitune.driver.tune_searcher import StopAll, StudySearcher
 from equitune.errors import UserError
-from equitune.search import cluster, ray_files, ray_thread
-from equitune.search.ray_files import MARK, own_folder, sweep
-from equitune.search.ray_thread import Port, RayWatch, run_with_ray
-from equitune.search.searcher import StopAll, StudySearcher
-from equitune.spec.resources import Resources
 
 # -- failures from outside, and bugs
 
@@ -502,7 +502,7 @@ def test_a_handler_that_rays_library_puts_in_place_of_ours_does_not_stay() -> No
     """The library's own ends the process with a dump of the stack; here the system's default stands for it."""
     program = """
 import ctypes, os, signal, time
-from equitune.search.ray_thread import LOOK_S, run_leavable
+from equitune.driver.ray_thread import LOOK_S, run_leavable
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append("heard"))
 def work():
@@ -583,7 +583,7 @@ def test_what_libraries_log_once_the_log_is_closed_is_not_said(tmp_path: Path) -
     """MLflow is sent the last numbers after that; a store that fails then is told of in a sentence of our own."""
     program = f"""
 import logging, pathlib
-from equitune.search.log import logging_to
+from equitune.driver.log import logging_to
 with logging_to(pathlib.Path({str(tmp_path / "log")!r})):
     logging.getLogger("mlflow").error("kept")
 logging.getLogger("mlflow").error("dropped")

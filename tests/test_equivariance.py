@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equitune import catalog
+from equitune.evaluation.floor import numeric_floor, verdict
+from equitune.evaluation.image_set import Report
 from equitune.groups.layout import Axis, Grid, Layout, Vector
-from equitune.measures._evaluation import Report
-from equitune.measures._floor import numeric_floor, verdict
 from equitune.measures.equivariance import measure, total_stride
 
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -17,15 +17,23 @@ from torch.nn import functional
 
 from equitune import catalog
 from equitune.cli import cli
-from equitune.downsamplers._blur import BlurPool
+from equitune.config.data_shape import DataShape
+from equitune.config.space import Call, constant_call
+from equitune.config.trial import DataConfig, TrainingConfig, TrialConfig
 from equitune.downsamplers.lps import ScoredComponent
 from equitune.errors import Infeasible
+from equitune.evaluation import pairs as _compare
 from equitune.groups.d4 import Turn
 from equitune.groups.element import Element, sets
 from equitune.groups.grid import uneven
 from equitune.groups.hue import Hue
-from equitune.measures import _compare
-from equitune.priors._group import CosetPool, ExpandedConv
+from equitune.layers.blur import BlurPool
+from equitune.layers.group import CosetPool, ExpandedConv
+from equitune.networks import exact
+from equitune.networks.blueprint import describe
+from equitune.networks.build import initial_model
+from equitune.networks.exact import Exactness
+from equitune.preflight.plan import Plan, PlannedTrial
 from equitune.priors.attention import AddPosition
 from equitune.priors.ceconv import HueConv2d
 from equitune.priors.fc import FactoredFC
@@ -35,14 +43,6 @@ from equitune.priors.nonstationary import NonStationaryConv2d
 from equitune.priors.orbit_c4 import OrbitConv
 from equitune.priors.rpp import ResidualPathway
 from equitune.priors.softeq import SoftConv2d
-from equitune.search.plan import Plan, PlannedTrial
-from equitune.spec.data_shape import DataShape
-from equitune.spec.space import Call, constant_call
-from equitune.spec.trial import DataConfig, TrainingConfig, TrialConfig
-from equitune.trial import exact
-from equitune.trial.blueprint import describe
-from equitune.trial.build import initial_model
-from equitune.trial.exact import Exactness
 
 GATE = 1e-10  # in float64: rounding gives 1e-14, a border or a stride 1e-4 and more
 

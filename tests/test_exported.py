@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.errors import UserError
+from equitune.evaluation.capture import capturing
 from equitune.groups.layout import Grid, Layout, Tokens
-from equitune.measures._capture import capturing
-from equitune.models._archive import DTYPES, LAYOUTS, MEMORY_FORMATS
-from equitune.models._exported import load_exported
+from equitune.importing.archive import DTYPES, LAYOUTS, MEMORY_FORMATS
+from equitune.importing.exported import load_exported
 from equitune.models.timm import TimmModel
 from equitune.models.torchvision import TorchvisionModel
 

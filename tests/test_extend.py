@@ -7,18 +7,18 @@ from pathlib import Path
 import optuna
 import pytest
 
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.driver.run_study import begin, is_finished, require_same_search
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.records.results import Measurement, TrialResult
+from equitune.results.values import Measurement, TrialResult
 from equitune.search import extend
 from equitune.search.compatible import require_extends
 from equitune.search.engine import Engine, Task, suggested
 from equitune.search.samplers import optuna_distribution
 from equitune.search.storage import open_storage
-from equitune.search.study import begin, is_finished, require_same_search
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
 
 Write = Callable[..., Path]
 STUDY = """\

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from equitune.background import repeating
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.lock import driving
+from equitune.driver.run_study import begin
 from equitune.errors import GivenUp, TakenOver, UserError
+from equitune.networks.build import DeviceData
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
-from equitune.records.results import Epoch
+from equitune.results.values import Epoch
 from equitune.search.engine import Engine, Task
-from equitune.search.lock import driving
 from equitune.search.storage import open_storage
-from equitune.search.study import begin
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData
-from equitune.trial.run import run_trial
+from equitune.training.run import run_trial
 
 
 @pytest.fixture

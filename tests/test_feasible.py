@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from equitune import catalog
-from equitune.datasets._splits import declared_shape, load_splits
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.space import Call, filled
+from equitune.config.trial import DataConfig
+from equitune.data.splits import declared_shape, load_splits
 from equitune.errors import UserError
-from equitune.search import feasible
-from equitune.search.feasible import require_networks
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.space import Call, filled
-from equitune.spec.trial import DataConfig
-from equitune.trial import blueprint
-from equitune.trial.build import assembled
+from equitune.networks import blueprint
+from equitune.networks.build import assembled
+from equitune.preflight import feasible
+from equitune.preflight.feasible import require_networks
 
 Write = Callable[..., Path]
 

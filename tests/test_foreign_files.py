@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from equitune import cli
 from equitune.errors import UserError
-from equitune.models import _exported
-from equitune.models._exported import load_exported
-from equitune.models._operators import OPERATORS, SIZES, operator_of, require_safe
-from equitune.trial import foreign
-from equitune.trial.fit import _restore
-from equitune.trial.foreign import close_opener, require_program
-from equitune.trial.load import load_subject
-from equitune.trial.weights import Swollen, fitted, load_torch, read_weights
+from equitune.importing import exported as _exported
+from equitune.importing import foreign
+from equitune.importing.exported import load_exported
+from equitune.importing.foreign import close_opener, require_program
+from equitune.importing.operators import OPERATORS, SIZES, operator_of, require_safe
+from equitune.importing.weights import Swollen, fitted, load_torch, read_weights
+from equitune.measuring.load import load_subject
+from equitune.training.epoch import _restore
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -598,7 +598,7 @@ def test_what_slips_through_ends_with_a_sentence(deed: str, sentence: str, tmp_p
     """In place of what nobody has found yet: the child runs a deed of ours where it would open the file."""
     torch.save(state(), tmp_path / "x.pth")
     script = f"""{EVIL}
-from equitune.trial import opener
+from equitune.importing import opener
 opener.state_of, opener.SECONDS = {deed}, {1.0 if deed == "hang" else 60.0}
 opener._serve()
 """
@@ -642,7 +642,7 @@ def test_a_file_may_take_what_its_size_allows() -> None:
     """In a process of its own, whose limits stay: more than the limit cannot be had, less can."""
     script = """
 import torch
-from equitune.trial import opener
+from equitune.importing import opener
 opener.OVERHEAD_MIB = 64
 opener.limit(10 * opener.MIB)
 torch.empty(50 * opener.MIB // 4)

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from equitune import catalog
 from equitune.errors import Infeasible
+from equitune.evaluation.pairs import Plan, compare
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis, Grid
-from equitune.groups.prior import Shape
-from equitune.measures._compare import Plan, compare
-from equitune.priors._group import ExpandedConv, GroupConv, elements, sources
+from equitune.layers.group import ExpandedConv, GroupConv, elements, sources
+from equitune.layers.prior import Shape
 from equitune.priors.orbit_c4 import OrbitConv
 from equitune.priors.relaxed_p4 import RelaxedConv
 from equitune.priors.separable_p4 import DepthwiseConv

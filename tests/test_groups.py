@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from equitune.errors import Infeasible
-from equitune.groups._affine import CENTRAL
+from equitune.groups.affine import CENTRAL
 from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
 from equitune.groups.hue import Hue

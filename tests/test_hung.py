@@ -11,15 +11,15 @@ import pytest
 from invented import learns
 from scene import MULTIPLE, Clock, Scene
 
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.attendance import describe
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.search import hung, replay
-from equitune.search.attendance import describe
 from equitune.search.hung import FLOOR_S, UNKNOWN_S, Silence, Watchdog
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 EPOCHS = 10
 

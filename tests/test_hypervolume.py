@@ -13,7 +13,7 @@ from made import BOTH, made
 from optuna._hypervolume import compute_hypervolume
 
 from equitune.analysis.hypervolume import Hypervolume, hypervolume, over_time, reference_point
-from equitune.spec.objectives import Bound
+from equitune.config.objectives import Bound
 
 REFERENCE = 4.0
 # Few distinct values, so that ties and duplicates abound; 5 lies beyond the reference point.

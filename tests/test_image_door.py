@@ -17,12 +17,12 @@ from conftest import SMALL_STUDY
 from PIL import Image
 
 from equitune import cli
-from equitune.datasets import _decoders
-from equitune.datasets._decode import FORMATS, NoRegularFile, decoded, glanced
-from equitune.datasets._splits import load_splits
+from equitune.config.trial import DataConfig
+from equitune.data import decoders as _decoders
+from equitune.data.decode import FORMATS, NoRegularFile, decoded, glanced
+from equitune.data.splits import load_splits
 from equitune.datasets.imagefolder import load_folder
 from equitune.errors import UserError
-from equitune.spec.trial import DataConfig
 
 REPOSITORY = Path(__file__).parent.parent
 SIXTEEN = np.array([[0, 128, 129, 257], [1000, 30000, 32768, 65535]], np.uint16)
@@ -77,8 +77,8 @@ def test_images_are_opened_at_one_door_alone() -> None:
         for path in (REPOSITORY / folder).rglob("*.py")
         for door in image_doors(path.read_text())
     }
-    assert found == {("equitune/datasets/_decode.py", "Image.open")}
-    assert (REPOSITORY / "equitune/datasets/_decode.py").read_text().count("Image.open(file, formats=FORMATS)") == 1
+    assert found == {("equitune/data/decode.py", "Image.open")}
+    assert (REPOSITORY / "equitune/data/decode.py").read_text().count("Image.open(file, formats=FORMATS)") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from manifests import DEPLOY, OVERLAYS, REPOSITORY, clusters, containers, of_kin
 from packaging.requirements import Requirement
 
 import equitune
-from equitune.spec.load import load_study
+from equitune.config.load import load_study
 
 IMAGES = DEPLOY / "images"
 LOCKS = sorted(IMAGES.glob("*/*.lock"))

@@ -11,26 +11,26 @@ import torch
 from click.testing import CliRunner
 
 from equitune.cli import cli
-from equitune.datasets._splits import Splits, moments
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.space import Call
+from equitune.config.trial import InputConfig, TrialConfig
+from equitune.data import split
+from equitune.data.resize import at_size
+from equitune.data.split import resized
+from equitune.data.splits import Splits, moments
+from equitune.driver import worker as trainable
+from equitune.driver.worker import MOST_SIZES, device_data
 from equitune.errors import Infeasible, UserError
+from equitune.measuring.compare import measure_models
+from equitune.measuring.request import Request
+from equitune.networks.blueprint import describe
+from equitune.networks.build import DeviceData
+from equitune.networks.cost import train_seconds_per_image
+from equitune.preflight.plan import require_feasible
 from equitune.records.folder import StudyFolder, write_json
-from equitune.search import trainable
-from equitune.search.plan import require_feasible
-from equitune.search.trainable import MOST_SIZES, device_data
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.space import Call
-from equitune.spec.trial import InputConfig, TrialConfig
-from equitune.trial import split
-from equitune.trial.blueprint import describe
-from equitune.trial.build import DeviceData
-from equitune.trial.compare import measure_models
-from equitune.trial.cost import train_seconds_per_image
-from equitune.trial.request import Request
-from equitune.trial.resize import at_size
-from equitune.trial.run import run_trial
-from equitune.trial.split import resized
-from equitune.trial.test import measure_on_test
+from equitune.training.run import run_trial
+from equitune.training.test_split import measure_on_test
 
 
 def at(config: TrialConfig, size: int | None, prior: str = "conv") -> TrialConfig:

@@ -16,14 +16,14 @@ from dashboards import TOKEN, Dashboard, serving
 from invented import invent
 
 from equitune import __version__, cli
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
 from equitune.records.archive import as_text, packed, study_files
 from equitune.records.folder import StudyFolder
 from equitune.records.place import place_of
 from equitune.records.reader import StudyReader
-from equitune.search.jobs import Cluster, Job, Unreachable, read_token
-from equitune.search.submit import GONE_S, SILENT_S, followed, submit_study, verdict
-from equitune.spec.study import StudySpec
+from equitune.remote.jobs import Cluster, Job, Unreachable, read_token
+from equitune.remote.submit import GONE_S, SILENT_S, followed, submit_study, verdict
 
 Run = Callable[..., tuple[str, str]]
 
@@ -56,7 +56,7 @@ def equitune(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("EQUITUNE_CLUSTER", dashboard.url)
-    monkeypatch.setattr("equitune.search.submit.POLL_S", 0.01)
+    monkeypatch.setattr("equitune.remote.submit.POLL_S", 0.01)
     monkeypatch.setattr("equitune.cli.cluster.START_S", 0.05)
 
     def run(*arguments: object, code: int = 0) -> tuple[str, str]:
@@ -333,7 +333,7 @@ def test_a_log_that_went_with_its_machine_is_given_up(dashboard: Dashboard) -> N
 @pytest.fixture
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks every 20 s instead of every one."""
-    monkeypatch.setattr("equitune.search.submit.POLL_S", 20.0)
+    monkeypatch.setattr("equitune.remote.submit.POLL_S", 20.0)
 
 
 @pytest.mark.usefixtures("seldom")

@@ -21,21 +21,21 @@ import pytest
 from chaos import MARK, Search, answer, marked, mlflow_states, require_whole, tellings, trial_of
 from services import free_port, wait_until
 
-from equitune.datasets._splits import load_splits
+from equitune.config.load import load_study
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import load_splits
+from equitune.driver import ray_thread
+from equitune.driver.ray_files import base
+from equitune.driver.run_study import begin as begin_study
+from equitune.networks.build import to_device
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.report.arms import write_answer
 from equitune.report.profile import write_profile
-from equitune.search import ray_thread
 from equitune.search.engine import Engine, Task
-from equitune.search.ray_files import base
 from equitune.search.storage import open_storage
-from equitune.search.study import begin as begin_study
-from equitune.spec.load import load_study
-from equitune.spec.trial import TrialConfig
 from equitune.tracking.projector import sync
-from equitune.trial.build import to_device
-from equitune.trial.run import run_trial
-from equitune.trial.test import measure_on_test
+from equitune.training.run import run_trial
+from equitune.training.test_split import measure_on_test
 
 SEED, ROUNDS = int(os.environ.get("KILLS_SEED", "1")), int(os.environ.get("KILLS_ROUNDS", "1"))
 EPOCHS, TRIALS = 4, 4

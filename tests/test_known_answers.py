@@ -11,12 +11,12 @@ import torch
 from fields import Net, Pointwise, cnn, evaluation, images, lowpass, mlp, p4_net
 from torch import Tensor, nn
 
+from equitune.evaluation.pair_statistics import PairStatistics, Summary
+from equitune.evaluation.pairs import Plan, compare, match
 from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.groups.translation import Shift
-from equitune.measures._compare import Plan, compare, match
-from equitune.measures._statistics import PairStatistics, Summary
 from equitune.measures.equivariance import measure
 
 # float64 rounding through three layers, and float32's; the reference asserts the same.

@@ -12,8 +12,8 @@ from torch.nn import functional
 from equitune import catalog
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape
-from equitune.priors._group import GroupConv, elements
+from equitune.layers.group import GroupConv, elements
+from equitune.layers.prior import Shape
 from equitune.priors.lambda_sym import SymmetrisedConv
 from equitune.priors.mixed_group import MixedConv, subgroups
 from equitune.priors.partial_p4 import PartialConv, PresentMean, PresentNorm

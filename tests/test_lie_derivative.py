@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.errors import Unmeasurable
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.motion import Difference, Differentiation, Jvp
 from equitune.groups.flow import Flow, Hue, Linear, Translation, flows
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.groups.resample import affine, derivative_circular, gradient, shift_circular
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.measures._motion import Difference, Differentiation, Jvp
 from equitune.measures.lie_derivative import differentiate, measure
 
 EXACT = {torch.float64: 1e-24, torch.float32: 1e-10}
@@ -551,7 +551,7 @@ def test_the_metric_is_the_mean_over_flows_and_over_quarters_of_the_spatial_dept
 
 def test_beyond_so_many_images_memory_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     each = resnet_report()
-    monkeypatch.setattr("equitune.measures._lie_sums.CLUSTERS", 6)
+    monkeypatch.setattr("equitune.evaluation.lie_sums.CLUSTERS", 6)
     in_clusters = resnet_report()
     for name, estimate in in_clusters.estimates.items():
         assert len(estimate.sums_Kk) == 6

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from equitune import catalog
+from equitune.config.trial import TrialConfig
 from equitune.errors import UserError
+from equitune.evaluation.capture import capturing, modified_in_place
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
-from equitune.measures._capture import capturing, modified_in_place
+from equitune.importing.weights import read_weights
+from equitune.measuring.load import Subject, config_of, load_subject
+from equitune.networks.build import DeviceData, build_model
 from equitune.records.folder import StudyFolder, write_json
-from equitune.records.results import TrialResult
-from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData, build_model
-from equitune.trial.load import Subject, config_of, load_subject
-from equitune.trial.weights import read_weights
+from equitune.results.values import TrialResult
 
 SHAPE = (3, 32, 32)
 IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))

@@ -38,8 +38,8 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 LOCAL_RAY = """
 import sys, time
-from equitune.search.cluster import connected, prepare
-from equitune.spec.resources import Resources
+from equitune.driver.cluster import connected, prepare
+from equitune.config.resources import Resources
 prepare(None)
 with connected(Resources(), None):
     import ray

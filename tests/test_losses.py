@@ -22,9 +22,9 @@ from mlflow import MlflowClient
 from pods import TOKEN, WRONG_TOKEN, Cluster
 from prerequisites import require
 
+from equitune.driver.tune_searcher import MAX_LOST_WORKERS
 from equitune.records.folder import read_json
 from equitune.records.reader import StudyReader
-from equitune.search.searcher import MAX_LOST_WORKERS
 
 pytestmark = pytest.mark.netns
 

@@ -15,16 +15,16 @@ from ray.exceptions import ActorDiedError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from equitune.datasets._splits import Splits
+from equitune.config.resources import Resources
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import Splits
+from equitune.driver import worker as trainable
+from equitune.driver.attendance import Attendance
+from equitune.driver.machines import is_leaving
+from equitune.driver.tune_searcher import MAX_LOST_WORKERS, RungScheduler
 from equitune.errors import WorkerLost
 from equitune.records.folder import StudyFolder, write_json
-from equitune.search import trainable
-from equitune.search.attendance import Attendance
 from equitune.search.hung import Watchdog
-from equitune.search.machines import is_leaving
-from equitune.search.searcher import MAX_LOST_WORKERS, RungScheduler
-from equitune.spec.resources import Resources
-from equitune.spec.trial import TrialConfig
 
 
 class Trained:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from equitune.config.resources import Resources, Size
+from equitune.driver import machines
+from equitune.driver.machines import fits, require_machines
+from equitune.driver.resources import Request
 from equitune.errors import UserError
-from equitune.search import machines
-from equitune.search.machines import fits, require_machines
-from equitune.search.resources import Request
-from equitune.spec.resources import Resources, Size
 
 GPU = Resources(gpu=1, concurrent=8)
 TWO_KINDS = Resources(cpu=1, sizes=(Size(parameters=1e6, cpu=16), Size(parameters=1e7, cpu=32)))

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from equitune import cli
 from equitune.errors import UserError
+from equitune.measuring.journal import FileJournal
 from equitune.records import durable
-from equitune.records.measured import MeasurementRecord
 from equitune.report.measured import lines
+from equitune.results.measured import MeasurementRecord
 from equitune.tracking.measured import log_measurement
 from equitune.tracking.store import default_tracking_uri
-from equitune.trial.journal import FileJournal
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+(?:e[-+]\d+)?|e[-+]\d+)")  # with a point or an exponent
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from equitune import catalog
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.spec.objectives import declared_metrics, reachable
-from equitune.spec.space import Call
-from equitune.trial.build import DeviceData
+from equitune.config.objectives import declared_metrics, reachable
+from equitune.config.space import Call
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.networks.build import DeviceData
 
 NAMES = catalog.names("measure")
 EVERYTHING = {

@@ -10,11 +10,11 @@ from torch import nn
 
 from equitune import catalog
 from equitune.errors import Infeasible
+from equitune.evaluation.capture import capturing
+from equitune.evaluation.pairs import Plan, compare
 from equitune.groups.d4 import Turn
 from equitune.groups.element import sets
-from equitune.groups.prior import out_side
-from equitune.measures._capture import capturing
-from equitune.measures._compare import Plan, compare
+from equitune.layers.prior import out_side
 from equitune.priors.attention import sincos
 from equitune.priors.local import LocalConv2d
 

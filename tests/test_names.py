@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from invented import invent
 
 from equitune.cli import cli
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
 from equitune.records import archive
 from equitune.records.archive import keep, packed, study_files, unpacked
@@ -24,7 +25,6 @@ from equitune.records.on_disk import written
 from equitune.records.place import place_of
 from equitune.records.reader import StudyReader
 from equitune.report.arms import write_answer
-from equitune.spec.study import StudySpec
 
 OUTSIDE = [
     "../../../PWNED",
@@ -232,8 +232,8 @@ def test_what_is_packed_is_read_again(tmp_path: Path, small_spec: StudySpec) -> 
 
 def test_a_number_that_no_job_has_is_no_jobs_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python itself refuses to read a number of more than 4,300 digits."""
-    from equitune.search import submit
-    from equitune.search.jobs import Job
+    from equitune.remote import submit
+    from equitune.remote.jobs import Job
 
     long = Job("capacity@" + "9" * 5000, "capacity", "SUCCEEDED", 0, "", 0.0, "a neighbour", None)
 

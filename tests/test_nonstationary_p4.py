@@ -12,9 +12,9 @@ from test_group_priors import network as turned_network
 from torch import Tensor
 
 from equitune import catalog
-from equitune.groups.prior import Shape
 from equitune.groups.translation import Shift
-from equitune.priors._group import GroupConv
+from equitune.layers.group import GroupConv
+from equitune.layers.prior import Shape
 from equitune.priors.nonstationary import NonStationaryConv2d
 from equitune.priors.nonstationary_p4 import NonStationaryGroupConv
 from equitune.priors.relaxed_p4 import RelaxedConv

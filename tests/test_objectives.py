@@ -11,23 +11,23 @@ from invented import invent
 
 from equitune.analysis.hypervolume import over_time
 from equitune.analysis.pareto import front
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.objectives import TRIAL_METRICS, UNMEASURED, Bound
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.run_study import begin, require_same_search
 from equitune.errors import UserError
+from equitune.networks.blueprint import describe
+from equitune.networks.build import DeviceData
+from equitune.preflight.plan import plan
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.records.results import Epoch
 from equitune.report.front import write_front
 from equitune.report.machine import as_json
 from equitune.report.terminal import front_table, summary
-from equitune.search.plan import plan
-from equitune.search.study import begin, require_same_search
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.objectives import TRIAL_METRICS, UNMEASURED, Bound
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
-from equitune.trial.blueprint import describe
-from equitune.trial.build import DeviceData
-from equitune.trial.run import run_trial
+from equitune.results.values import Epoch
+from equitune.training.run import run_trial
 
 Write = Callable[..., Path]
 

@@ -12,10 +12,10 @@ from invented import invent
 
 from equitune.cli import cli
 from equitune.cli.output import echo_json, open_console
+from equitune.config.study import StudySpec
 from equitune.errors import StoreError, UserError
 from equitune.printable import printable
 from equitune.records.folder import StudyFolder, read_json, write_json
-from equitune.spec.study import StudySpec
 
 PACKAGE = Path(__file__).parent.parent / "equitune"
 # A clipboard's content (OSC 52), a colour, a line written over, a bell, C1's own escape, text from right to left.

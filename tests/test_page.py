@@ -17,6 +17,9 @@ from prerequisites import CHROMIUM, require
 
 import equitune
 from equitune.cli import cli
+from equitune.config.load import load_study
+from equitune.config.objectives import Bound
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
@@ -26,9 +29,6 @@ from equitune.report.front import GREY, interactive_front, plain
 from equitune.report.page import inert, page
 from equitune.report.parts import Chapter, Picture, Section, Table
 from equitune.report.sections import chapter_of
-from equitune.spec.load import load_study
-from equitune.spec.objectives import Bound
-from equitune.spec.study import StudySpec
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> \"q\" & 漢字 עברית"
 

@@ -15,17 +15,17 @@ import pytest
 from postgres import QUOTED, SECRET, Server, server
 from test_searcher import COMPLETE, GRID, outcome, scripted
 
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.driver.run_study import begin
+from equitune.driver.tune_searcher import StudySearcher
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.search.engine import Engine, Task
 from equitune.search.extend import adapted
 from equitune.search.postgres import FIRST_PATIENCE_S, HeldStorage, _key
-from equitune.search.searcher import StudySearcher
 from equitune.search.storage import open_storage, storage_at
-from equitune.search.study import begin
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
 
 pytestmark = pytest.mark.slow
 

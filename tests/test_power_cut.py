@@ -14,10 +14,10 @@ from chaos import Search, marked
 from loop_disk import LoopDisk, torn
 from prerequisites import require
 
+from equitune.config.load import load_study
 from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
 from equitune.search.storage import open_storage
-from equitune.spec.load import load_study
 
 EPOCHS, TRIALS = 6, 6
 STUDY = f"""\

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.errors import Infeasible
-from equitune.groups._axis import ENTRIES
+from equitune.groups.axis import ENTRIES
 from equitune.groups.grid import grid_exact
-from equitune.trial.build import count_parameters
-from equitune.trial.cost import multiply_adds
+from equitune.networks.build import count_parameters
+from equitune.networks.cost import multiply_adds
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "priors.md").read_text(encoding="utf-8")

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from equitune import catalog
-from equitune.datasets._splits import Splits
+from equitune.config.space import Call
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import Splits
 from equitune.errors import GivenUp, WorkerLost
-from equitune.measures._evaluation import EvaluationSet
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.networks.build import DeviceData, build_augmentation, build_model, to_device
+from equitune.networks.device import make_deterministic, require_sound
 from equitune.records.folder import TrialFolder
-from equitune.records.results import Epoch, TrialResult
-from equitune.spec.space import Call
-from equitune.spec.trial import TrialConfig
-from equitune.trial import run
-from equitune.trial.build import DeviceData, build_augmentation, build_model, to_device
-from equitune.trial.device import make_deterministic, require_sound
-from equitune.trial.fit import fit
-from equitune.trial.ranks import ALONE, Ranks, meeting, met
-from equitune.trial.run import run_trial, train_along
+from equitune.results.values import Epoch, TrialResult
+from equitune.training import run
+from equitune.training.epoch import fit
+from equitune.training.ranks import ALONE, Ranks, meeting, met
+from equitune.training.run import run_trial, train_along
 
 EXACT = (
     1e-7  # relative, of weights after 12 steps in double precision: AdamW divides the smallest gradients by themselves

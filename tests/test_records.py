@@ -12,15 +12,15 @@ from click.testing import CliRunner
 
 from equitune import catalog
 from equitune.cli import cli
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.driver.run_study import begin, is_finished, record_end, require_same_search
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
-from equitune.records.results import TrialResult
+from equitune.results.values import TrialResult
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
-from equitune.search.study import begin, is_finished, record_end, require_same_search
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 

@@ -18,18 +18,18 @@ import torch
 from invented import add_trial, invent
 from safetensors.torch import save_file
 
+from equitune.config.data_shape import DataShape
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
+from equitune.measuring import servable
+from equitune.measuring.servable import Servable, loader
+from equitune.networks.build import initial_model
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
-from equitune.spec.data_shape import DataShape
-from equitune.spec.study import StudySpec
 from equitune.tracking.projector import Projector
 from equitune.tracking.registry import register_front
-from equitune.trial import servable
-from equitune.trial.build import initial_model
-from equitune.trial.servable import Servable, loader
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from scipy import stats
 
 from equitune.analysis.correlation import RESAMPLES, correlations, overall_and_within, rank_correlation
 from equitune.analysis.importance import distributions, importance
+from equitune.config.load import load_study
 from equitune.records.reader import StudyRecord
-from equitune.spec.load import load_study
 
 IDENTITY = {
     "model": {"resnet": {"depth": {"choice": [8, 14]}, "width": {"int": [4, 64], "log": True}}},

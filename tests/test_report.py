@@ -14,17 +14,17 @@ from invented import add_trial, invent
 from PIL import Image
 from rich.console import Console, Group
 
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.measuring.compare import Request, measure_models
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
-from equitune.records.results import Measurement
 from equitune.report import terminal
 from equitune.report.front import exact_under, shown, write_front
 from equitune.report.measured import lines
 from equitune.report.profile import draw_profiles, write_profile
 from equitune.report.terminal import StudyView, answer, duration, front_table, summary
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
-from equitune.trial.compare import Request, measure_models
+from equitune.results.values import Measurement
 
 
 def text_of(renderable: object, width: int = 120) -> str:

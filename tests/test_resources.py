@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.datasets._splits import Splits
-from equitune.errors import Infeasible, UserError, WorkerLost
-from equitune.records.folder import StudyFolder, TrialFolder, write_json
-from equitune.records.results import TrialResult
-from equitune.search import resources as search_resources
-from equitune.search import trainable as worker
-from equitune.search.cluster import slots
-from equitune.search.resources import (
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.resources import Resources, Size
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import Splits
+from equitune.driver import resources as search_resources
+from equitune.driver import worker
+from equitune.driver.cluster import slots
+from equitune.driver.resources import (
     Placement,
     Request,
     correction,
@@ -26,15 +27,15 @@ from equitune.search.resources import (
     require_memory,
     share,
 )
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.resources import Resources, Size
-from equitune.spec.trial import TrialConfig
-from equitune.trial import blueprint, memory, run
-from equitune.trial.blueprint import describe
-from equitune.trial.build import initial_model
-from equitune.trial.memory import GIB, Footprint, cap_memory, saved_bytes
-from equitune.trial.run import run_trial
+from equitune.errors import Infeasible, UserError, WorkerLost
+from equitune.networks import blueprint, memory
+from equitune.networks.blueprint import describe
+from equitune.networks.build import initial_model
+from equitune.networks.memory import GIB, Footprint, cap_memory, saved_bytes
+from equitune.records.folder import StudyFolder, TrialFolder, write_json
+from equitune.results.values import TrialResult
+from equitune.training import run
+from equitune.training.run import run_trial
 
 SIZES = Resources(cpu=1, gpu=0.25, sizes=(Size(parameters=1e6, gpu=0.5), Size(parameters=1e7, gpu=1, cpu=4)))
 STUDY = """\

@@ -25,6 +25,9 @@ from invented import add_trial, invent, learns
 from s3 import BUCKET, SECRET, Proxy, server
 
 from equitune.cli import cli
+from equitune.config.study import StudySpec
+from equitune.driver.lock import driving
+from equitune.driver.run_study import begin, run_study
 from equitune.errors import GivenUp, StoreError, TakenOver, UserError
 from equitune.notebook import load_study as load_recorded
 from equitune.records import checked, patience, seen
@@ -33,16 +36,13 @@ from equitune.records.on_disk import fetched, kept, written
 from equitune.records.patience import cleaned, patiently
 from equitune.records.place import RemotePath, _files, place_of
 from equitune.records.reader import StudyReader, StudyRecord, is_driven
-from equitune.records.results import untimed
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
-from equitune.search.lock import driving
-from equitune.search.study import begin, run_study
+from equitune.results.values import untimed
 from equitune.search.warm_start import bring, warmly_begun
-from equitune.spec.study import StudySpec
 from equitune.tracking.projector import sync
 from equitune.tracking.store import default_tracking_uri
-from equitune.trial.again import TIMED_EPOCH
+from equitune.training.again import TIMED_EPOCH
 
 Write = Callable[..., Path]
 

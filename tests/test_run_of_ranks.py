@@ -8,11 +8,11 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
+from equitune.driver.team import Ended, _hand_on, _outcome
 from equitune.errors import GivenUp, UserError, WorkerLost
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
-from equitune.records.results import Epoch, TrialResult
-from equitune.search.team import Ended, _hand_on, _outcome
-from equitune.trial.ranks import meeting, met
+from equitune.results.values import Epoch, TrialResult
+from equitune.training.ranks import meeting, met
 
 FULL = TrialResult(number=0, state="INFEASIBLE", reason="out of memory: none left", cause="out_of_memory")
 DONE = TrialResult(number=0, state="COMPLETE")

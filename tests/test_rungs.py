@@ -13,22 +13,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 from equitune import catalog
-from equitune.datasets._splits import Splits
-from equitune.measures._evaluation import EvaluationSet
+from equitune.config.objectives import declared_metrics
+from equitune.config.resources import Resources
+from equitune.config.space import Call, filled
+from equitune.config.trial import TrialConfig
+from equitune.data.splits import Splits
+from equitune.driver import worker as trainable
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.networks.build import DeviceData, build_model
+from equitune.networks.cost import Cost
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import read_trial
-from equitune.records.results import Epoch, TrialResult
-from equitune.search import trainable
-from equitune.spec.objectives import declared_metrics
-from equitune.spec.resources import Resources
-from equitune.spec.space import Call, filled
-from equitune.spec.trial import TrialConfig
-from equitune.trial import rung
-from equitune.trial.again import compared
-from equitune.trial.build import DeviceData, build_model
-from equitune.trial.cost import Cost
-from equitune.trial.run import run_trial
-from equitune.trial.rung import Rungs, few_of_each
+from equitune.results.values import Epoch, TrialResult
+from equitune.training import rung
+from equitune.training.again import compared
+from equitune.training.run import run_trial
+from equitune.training.rung import Rungs, few_of_each
 
 ALL = ("accuracy", "loss", "parameters", "multiply_adds", "seconds", "translation_error")
 

@@ -10,13 +10,13 @@ from typing import Any
 import optuna
 import pytest
 
+from equitune.config.load import load_study
+from equitune.config.space import Choice, FloatRange, IntRange
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
+from equitune.preflight.plan import num_exact, proposals
 from equitune.search.engine import suggested
-from equitune.search.plan import num_exact, proposals
 from equitune.search.samplers import make_sampler, sobol_cell
-from equitune.spec.load import load_study
-from equitune.spec.space import Choice, FloatRange, IntRange
-from equitune.spec.study import StudySpec
 
 Write = Callable[..., Path]
 

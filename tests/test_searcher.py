@@ -10,21 +10,21 @@ import pytest
 from ray.tune.search import Searcher
 
 from equitune.analysis.pareto import front
+from equitune.config.data_shape import DataShape
+from equitune.config.load import load_study
+from equitune.config.objectives import UNMEASURED, Bound
+from equitune.config.resources import Resources
+from equitune.config.study import StudySpec
+from equitune.driver.cluster import slots
+from equitune.driver.run_study import begin, require_same_search
+from equitune.driver.tune_searcher import StopAll, StudySearcher
 from equitune.errors import UserError
+from equitune.preflight.plan import num_exact, proposals, require_feasible
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
-from equitune.records.results import Measurement, TrialResult
-from equitune.search.cluster import slots
+from equitune.results.values import Measurement, TrialResult
 from equitune.search.engine import Engine
-from equitune.search.plan import num_exact, proposals, require_feasible
-from equitune.search.searcher import StopAll, StudySearcher
 from equitune.search.storage import open_storage
-from equitune.search.study import begin, require_same_search
-from equitune.spec.data_shape import DataShape
-from equitune.spec.load import load_study
-from equitune.spec.objectives import UNMEASURED, Bound
-from equitune.spec.resources import Resources
-from equitune.spec.study import StudySpec
 
 COMPLETE, PRUNED, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
 

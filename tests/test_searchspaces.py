@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from equitune.config.load import load_study
+from equitune.config.shipped import find_study_file, read_question, shipped_names
 from equitune.errors import UserError
-from equitune.spec.load import load_study
-from equitune.spec.shipped import find_study_file, read_question, shipped_names
 
 REPOSITORY = Path(__file__).parent.parent
 FILES = sorted((REPOSITORY / "searchspaces").rglob("*.yaml"))

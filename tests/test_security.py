@@ -15,22 +15,22 @@ from invented import add_trial, invent
 from test_exported import Payload, saved
 
 from equitune.cli import cli
-from equitune.datasets._splits import load_splits
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.config.trial import DataConfig, TrialConfig
+from equitune.data.splits import load_splits
+from equitune.driver.log import logging_to
 from equitune.errors import UserError, without_passwords
+from equitune.importing.weights import read_weights
+from equitune.networks.build import DeviceData
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.report.arms import write_arms
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.report.table import write_frame
-from equitune.search.log import logging_to
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import DataConfig, TrialConfig
 from equitune.tracking.projector import sync
-from equitune.trial.build import DeviceData
-from equitune.trial.run import run_trial
-from equitune.trial.weights import read_weights
+from equitune.training.run import run_trial
 
 REPOSITORY = Path(__file__).parent.parent
 SECRET = "hunter2-and-more"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from equitune import catalog
+from equitune.config import load
+from equitune.config.load import load_study
+from equitune.config.space import Call, Choice, FloatRange, IntRange
+from equitune.config.study import StudySpec, derived_seed
+from equitune.config.trial import TrialConfig
 from equitune.errors import UserError
-from equitune.spec import load
-from equitune.spec.load import load_study
-from equitune.spec.space import Call, Choice, FloatRange, IntRange
-from equitune.spec.study import StudySpec, derived_seed
-from equitune.spec.trial import TrialConfig
 
 Write = Callable[..., Path]
 

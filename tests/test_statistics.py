@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from equitune.measures import _moments
-from equitune.measures._estimate import Estimate
-from equitune.measures._moments import Moments
-from equitune.measures._statistics import PairStatistics, Summary
+from equitune.evaluation import moments as _moments
+from equitune.evaluation.estimate import Estimate
+from equitune.evaluation.moments import Moments
+from equitune.evaluation.pair_statistics import PairStatistics, Summary
 
 settings.register_profile("fast", deadline=None, max_examples=25)
 settings.load_profile("fast")

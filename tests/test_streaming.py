@@ -18,25 +18,26 @@ import pytest
 import torch
 from PIL import Image
 
-from equitune.datasets import _decoders, _files
-from equitune.datasets._cache import CannotKeep
-from equitune.datasets._decoders import BrokenImage, DecoderLost, Decoders, decoders
-from equitune.datasets._splits import Splits, load_splits
+from equitune.config.load import load_study
+from equitune.config.resources import Resources
+from equitune.config.trial import DataConfig, InputConfig, TrialConfig
+from equitune.data import decoders as _decoders
+from equitune.data import files as _files
+from equitune.data.cache import CannotKeep
+from equitune.data.decoders import BrokenImage, DecoderLost, Decoders, decoders
+from equitune.data.resize import at_size
+from equitune.data.split import DeviceSplit, StreamedSplit, move
+from equitune.data.splits import Splits, load_splits
+from equitune.driver.resources import Placement
 from equitune.errors import UserError
-from equitune.measures._evaluation import EvaluationSet
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.measuring.images import load_images
+from equitune.networks.build import DeviceData, to_device
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import StudyReader
-from equitune.records.results import Epoch, TrialResult
-from equitune.search.resources import Placement
-from equitune.spec.load import load_study
-from equitune.spec.resources import Resources
-from equitune.spec.trial import DataConfig, InputConfig, TrialConfig
-from equitune.trial.build import DeviceData, to_device
-from equitune.trial.images import load_images
-from equitune.trial.resize import at_size
-from equitune.trial.run import run_trial
-from equitune.trial.split import DeviceSplit, StreamedSplit, move
-from equitune.trial.test import measure_on_test
+from equitune.results.values import Epoch, TrialResult
+from equitune.training.run import run_trial
+from equitune.training.test_split import measure_on_test
 
 SIZE = 16
 
@@ -409,7 +410,7 @@ def test_larger_batches_find_room(photos: Path) -> None:
 
 ORPHANS = """
 import os, sys, time
-from equitune.datasets._decoders import Decoders
+from equitune.data.decoders import Decoders
 by = Decoders(2)
 print(*(process.pid for process in by._processes), flush=True)
 time.sleep(60)

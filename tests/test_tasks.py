@@ -6,10 +6,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from equitune.datasets._splits import LabelledImages, Splits, load_splits
-from equitune.datasets._tasks import _TASKS, num_classes, with_task
+from equitune.config.trial import DataConfig
+from equitune.data.splits import LabelledImages, Splits, load_splits
+from equitune.data.tasks import _TASKS, num_classes, with_task
 from equitune.errors import UserError
-from equitune.spec.trial import DataConfig
 
 TASKS = get_args(DataConfig.model_fields["task"].annotation)
 NAMES = tuple(

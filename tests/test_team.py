@@ -13,12 +13,12 @@ import pytest
 from chaos import MARK, Search, marked, trial_of
 from services import wait_until
 
+from equitune.config.resources import Resources, Size
+from equitune.driver.resources import placement_of, request_of
 from equitune.errors import WorkerLost
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import StudyReader
-from equitune.records.results import TrialResult
-from equitune.search.resources import placement_of, request_of
-from equitune.spec.resources import Resources, Size
+from equitune.results.values import TrialResult
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_each_rank_sees_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:
     def trial(folder: str) -> list[int]:
         import ray
 
-        from equitune.search.team import own_rank, trainer_of
+        from equitune.driver.team import own_rank, trainer_of
 
         gpus = ray.get_gpu_ids()
 
@@ -158,7 +158,7 @@ def test_a_rank_that_knows_how_the_trial_ends_ends_the_others(cluster: Any, tmp_
     verdict = TrialResult(number=0, state="INFEASIBLE", reason="out of memory", cause="out_of_memory")
 
     def trial(folder: str) -> tuple[str, float]:
-        from equitune.search.team import Ended, _outcome, own_rank, trainer_of
+        from equitune.driver.team import Ended, _outcome, own_rank, trainer_of
 
         def train() -> None:
             if own_rank([]) == 1:
@@ -214,7 +214,7 @@ def test_the_process_of_a_device_that_failed_is_never_used_again(cluster: Any, t
     import ray
     from ray import tune
 
-    from equitune.search.searcher import MAX_LOST_WORKERS
+    from equitune.driver.tune_searcher import MAX_LOST_WORKERS
 
     def broken_once(config: dict[str, Any]) -> None:
         """A trial whose device fails the first time."""

@@ -14,17 +14,17 @@ from rich.console import Console
 
 from equitune.analysis.hypervolume import hypervolume, reference_point
 from equitune.analysis.pareto import losses, objective_values
+from equitune.config.objectives import Bound
+from equitune.config.study import StudySpec
+from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records import reader
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import StudyReader, TrialRecord, read_trial
-from equitune.records.results import Measurement
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.report.terminal import StudyView
-from equitune.search.study import begin
-from equitune.spec.objectives import Bound
-from equitune.spec.study import StudySpec
+from equitune.results.values import Measurement
 from equitune.tracking import live
 from equitune.tracking.live import projecting
 from equitune.tracking.projector import Projector, sync

@@ -14,13 +14,13 @@ from invented import invent
 from services import free_port
 from test_registry import invent_networks
 
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
+from equitune.measuring.servable import loader
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
-from equitune.spec.study import StudySpec
 from equitune.tracking.projector import sync
 from equitune.tracking.registry import register_front
-from equitune.trial.servable import loader
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,19 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from equitune.measures._evaluation import EvaluationSet
+from equitune.config.data_shape import DataShape
+from equitune.config.objectives import BEFORE_TRAINING, Bound
+from equitune.config.trial import TrainingConfig, TrialConfig
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.networks import blueprint
+from equitune.networks.blueprint import describe
+from equitune.networks.build import DeviceData, build_model
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import read_trial
-from equitune.records.results import Epoch, Epochs, TrialResult
-from equitune.spec.data_shape import DataShape
-from equitune.spec.objectives import BEFORE_TRAINING, Bound
-from equitune.spec.trial import TrainingConfig, TrialConfig
-from equitune.trial import blueprint, run
-from equitune.trial.blueprint import describe
-from equitune.trial.build import DeviceData, build_model
-from equitune.trial.fit import build_optimizer, learning_rate, num_batches, train_epoch
-from equitune.trial.run import run_trial
-from equitune.trial.test import measure_on_test
+from equitune.results.values import Epoch, Epochs, TrialResult
+from equitune.training import run
+from equitune.training.epoch import build_optimizer, learning_rate, num_batches, train_epoch
+from equitune.training.run import run_trial
+from equitune.training.test_split import measure_on_test
 
 
 def folder(path: Path) -> TrialFolder:

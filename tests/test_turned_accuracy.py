@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from equitune import catalog
-from equitune.measures._evaluation import EvaluationSet
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.measures.turned_accuracy import measure, rotated
-from equitune.trial.build import DeviceData
+from equitune.networks.build import DeviceData
 
 TURNS = ("accuracy_90", "accuracy_180", "accuracy_270")
 

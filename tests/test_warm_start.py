@@ -9,19 +9,19 @@ import optuna
 import pytest
 
 from equitune.analysis.pareto import front
+from equitune.config.load import load_study
+from equitune.config.study import StudySpec
+from equitune.driver.run_study import begin, is_finished
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader, StudyRecord
-from equitune.records.results import Epoch, Measurement, TrialResult
+from equitune.results.values import Epoch, Measurement, TrialResult
 from equitune.search import warm_start
 from equitune.search.compatible import require_same_start
 from equitune.search.engine import Engine, Task
 from equitune.search.extend import adapted
 from equitune.search.storage import open_storage
-from equitune.search.study import begin, is_finished
 from equitune.search.warm_start import fitting
-from equitune.spec.load import load_study
-from equitune.spec.study import StudySpec
 
 Write = Callable[..., Path]
 STUDY = """\

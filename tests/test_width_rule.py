@@ -10,12 +10,12 @@ from torch import nn
 
 from equitune import catalog
 from equitune.cli import cli
+from equitune.config.space import Call
+from equitune.config.trial import TrialConfig
 from equitune.errors import Infeasible
-from equitune.models._width import equal_width, num_parameters
-from equitune.spec.space import Call
-from equitune.spec.trial import TrialConfig
-from equitune.trial.build import DeviceData, count_parameters
-from equitune.trial.run import run_trial
+from equitune.layers.width import equal_width, num_parameters
+from equitune.networks.build import DeviceData, count_parameters
+from equitune.training.run import run_trial
 
 SIZES: dict[str, dict[str, int]] = {"resnet": {"depth": 8, "width": 16}, "cnn": {"width": 20}}
 

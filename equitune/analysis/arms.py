@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from equitune.analysis.pareto import front
 from equitune.errors import UserError
 from equitune.records.reader import StudyRecord, TrialRecord
-from equitune.records.results import Measurement
+from equitune.results.values import Measurement
 
 CONFIDENCE = 0.95
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from equitune.analysis.arms import CONFIDENCE, measured_on
 from equitune.records.reader import StudyRecord
-from equitune.records.results import Measurement
+from equitune.results.values import Measurement
 
 Array = npt.NDArray[np.float64]
 

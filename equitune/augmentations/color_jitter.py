@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equitune.augmentations._draw import per_image, uniform
+from equitune.layers.draw import per_image, uniform
 
 STRENGTH = "strength"
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equitune.augmentations._draw import uniform
+from equitune.layers.draw import uniform
 
 STRENGTH = "side_px"
 

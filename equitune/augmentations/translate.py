@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equitune.augmentations._draw import uniform
 from equitune.groups.resample import shift_each
+from equitune.layers.draw import uniform
 
 STRENGTH = "max_px"
 

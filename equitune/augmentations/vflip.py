@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equitune.augmentations._draw import chosen, per_image
+from equitune.layers.draw import chosen, per_image
 
 STRENGTH = "probability"
 

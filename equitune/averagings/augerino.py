@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.groups.averaging import Averaging
 from equitune.groups.resample import affine
+from equitune.layers.averaging import Averaging
 
 # The Lie algebra of the plane's affine maps; coordinates from the image's centre, in halves of its shorter side. After
 # the paper, a shift is a tenth of what its coordinates say. Each with the unit of its full width, and that of w = 1.

@@ -31,7 +31,7 @@ from equitune.cli.studies import load
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
-    from equitune.search.jobs import Cluster, Job
+    from equitune.remote.jobs import Cluster, Job
 
 START_S, RUNS_S = 15.0, 3.0  # how long `submit` looks at a new job, and at one that runs: most mistakes show by then
 STOP_S = 75.0  # Ray kills a driver 45 s after it was asked
@@ -120,7 +120,7 @@ def submit(
     command += [word for name, value in given.items() if value for word in (name, value)]
     command += ["--extend"] * extend + ["--no-register"] * (not register)
 
-    from equitune.search.submit import submit_study
+    from equitune.remote.submit import submit_study
 
     connection = connect(cluster, token_file)
     connection.require_same_version()
@@ -152,7 +152,7 @@ def submit(
 @click.option("--follow", "following", is_flag=True, help="Go on until the job ends, as `watch` does.")
 def logs(job: str, cluster: str | None, token_file: Path | None, following: bool) -> None:
     """Print what a job on a cluster has printed: the latest one of a study, or the one named."""
-    from equitune.search.submit import verdict
+    from equitune.remote.submit import verdict
 
     connection = connect(cluster, token_file)
     found = connection.job(job)
@@ -170,8 +170,8 @@ def logs(job: str, cluster: str | None, token_file: Path | None, following: bool
 @token_option
 def cancel(job: str, cluster: str | None, token_file: Path | None) -> None:
     """Stop a study on a cluster. Nothing is lost but an epoch of each trial that runs: submitted again, it goes on."""
-    from equitune.search.jobs import MachineGone
-    from equitune.search.submit import patient
+    from equitune.remote.jobs import MachineGone
+    from equitune.remote.submit import patient
 
     connection = connect(cluster, token_file)
     found = connection.job(job)
@@ -210,7 +210,7 @@ def connect(cluster: str | None, token_file: Path | None) -> "Cluster":
     Raises:
         UserError: none was, or it cannot be reached; says why.
     """
-    from equitune.search.jobs import FORM, Cluster, read_token
+    from equitune.remote.jobs import FORM, Cluster, read_token
 
     url = cluster or os.environ.get("EQUITUNE_CLUSTER")
     if not url:
@@ -226,7 +226,7 @@ def watch_job(name: str, cluster: str | None, token_file: Path | None) -> NoRetu
 
 def follow(connection: "Cluster", job: "Job", at: str) -> NoReturn:
     """Show what a job prints until it ends, then ends as its study has."""
-    from equitune.search.submit import followed, verdict
+    from equitune.remote.submit import followed, verdict
 
     try:
         ended = followed(
@@ -246,7 +246,7 @@ def follow(connection: "Cluster", job: "Job", at: str) -> NoReturn:
 
 def _say_start(connection: "Cluster", job: "Job") -> None:
     """Look at a new job for a moment: most of what can be wrong with it shows at once."""
-    from equitune.search.submit import patient, verdict
+    from equitune.remote.submit import patient, verdict
 
     begun, running = time.monotonic(), None
     while not job.has_ended and time.monotonic() - begun < START_S:

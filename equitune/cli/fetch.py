@@ -14,7 +14,7 @@ from equitune.errors import UserError
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
-    from equitune.search.jobs import Cluster
+    from equitune.remote.jobs import Cluster
 
 
 @click.command()
@@ -76,7 +76,7 @@ def _from_cluster(
     from equitune.errors import StoreError
     from equitune.records.archive import fetched_from, study_files, unpacked
     from equitune.records.folder import open_study, studies_root
-    from equitune.search.submit import carried
+    from equitune.remote.submit import carried
 
     study = folder.name
     job = next((job for job in reversed(connection.jobs()) if job.study == study and job.root), None)

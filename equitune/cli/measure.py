@@ -25,9 +25,9 @@ from equitune.cli.output import WIDTH, echo, open_console
 from equitune.errors import without_passwords
 
 if TYPE_CHECKING:
-    from equitune.records.measured import MeasurementRecord
+    from equitune.measuring.journal import OnProgress
     from equitune.records.place import Place
-    from equitune.trial.journal import OnProgress
+    from equitune.results.measured import MeasurementRecord
 
 GROUPS = list(get_args(catalog.describe("measure", "equivariance").parameters["group"][0]))
 
@@ -92,10 +92,10 @@ def measure(
     --group, --measure and --layers may be repeated. The same command goes on where it was interrupted. On the CPU one
     thread computes, or as many as OMP_NUM_THREADS says.
     """
+    from equitune.measuring.compare import measure_models
+    from equitune.measuring.journal import clear
+    from equitune.measuring.request import Request
     from equitune.records.folder import studies_root
-    from equitune.trial.compare import measure_models
-    from equitune.trial.journal import clear
-    from equitune.trial.request import Request
 
     use_data_root(data_root)
     given = {name: value for name, value in options.items() if value not in (None, ())}

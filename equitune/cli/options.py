@@ -11,11 +11,11 @@ import click
 
 from equitune import interrupts
 from equitune.cli.output import echo
+from equitune.config.shipped import find_study_file
 from equitune.errors import PASSWORD, UserError
 from equitune.interrupts import ENDED as ENDED
 from equitune.interrupts import INTERRUPTED as INTERRUPTED
 from equitune.interrupts import TYPED as TYPED
-from equitune.spec.shipped import find_study_file
 
 if TYPE_CHECKING:
     from equitune.records.place import Place

@@ -33,9 +33,9 @@ from equitune.cli.trials import show_trial
 from equitune.errors import UserError
 
 if TYPE_CHECKING:
+    from equitune.config.study import StudySpec
     from equitune.records.folder import StudyFolder
     from equitune.records.reader import StudyRecord
-    from equitune.spec.study import StudySpec
 
 
 @click.command()
@@ -145,10 +145,10 @@ def load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec
     Raises:
         UserError: every mistake in it, a line each.
     """
+    from equitune.config.load import load_study
+    from equitune.preflight.feasible import require_networks
     from equitune.records.folder import studies_root
-    from equitune.search.feasible import require_networks
     from equitune.search.recorded import recorded_params
-    from equitune.spec.load import load_study
 
     spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
     for notice in spec.notices():
@@ -157,10 +157,10 @@ def load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec
 
 
 def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: Any) -> Any:
+    from equitune.driver.run_study import run_study
     from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
     from equitune.report.terminal import StudyView
-    from equitune.search.study import run_study
     from equitune.tracking.live import projecting
 
     view = StudyView(folder, open_console())
@@ -211,10 +211,10 @@ def _print_answer(
 
 
 def _print_plan(spec: "StudySpec") -> None:
-    from equitune.datasets._splits import load_splits
+    from equitune.data.splits import load_splits
+    from equitune.preflight.plan import plan
     from equitune.report.front import settings
     from equitune.report.terminal import duration
-    from equitune.search.plan import plan
 
     planned = plan(spec, load_splits(spec.data, lambda sentence: echo(sentence, err=True)))
     for trial in planned.trials:

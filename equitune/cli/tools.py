@@ -21,8 +21,8 @@ from equitune.cli.options import (
     use_data_root,
 )
 from equitune.cli.output import echo
+from equitune.config.shipped import FOLDER, read_question, shipped_names
 from equitune.errors import UserError, without_passwords
-from equitune.spec.shipped import FOLDER, read_question, shipped_names
 
 if TYPE_CHECKING:
     from equitune.records.folder import StudyFolder
@@ -108,9 +108,9 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
     if study.state != "complete":
         say(f"its models are registered when it is complete: {len(study.ended())} of {study.num_planned} trials ended")
         return
-    from equitune.search.log import logging_to
+    from equitune.driver.log import logging_to
+    from equitune.measuring.servable import loader
     from equitune.tracking.registry import register_front
-    from equitune.trial.servable import loader
 
     with logging_to(folder.log):
         register_front(folder, uri, loader(folder), say)
@@ -144,9 +144,9 @@ def _list_shipped() -> None:
 @data_root_option
 def download(dataset: str, data_root: str | None) -> None:
     """Fetch DATASET into the data root."""
-    from equitune.datasets._cache import is_url
-    from equitune.datasets._splits import data_root as resolved
-    from equitune.spec.trial import DataConfig
+    from equitune.config.trial import DataConfig
+    from equitune.data.cache import is_url
+    from equitune.data.splits import data_root as resolved
 
     use_data_root(data_root)
     module = catalog.module("dataset", dataset)

@@ -24,9 +24,9 @@ from equitune.errors import UserError
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
-    from equitune.records.results import Epoch
-    from equitune.trial.again import Comparison
-    from equitune.trial.fit import OnEpoch
+    from equitune.results.values import Epoch
+    from equitune.training.again import Comparison
+    from equitune.training.epoch import OnEpoch
 
 MOST_DIFFERENCES = 20  # that are listed
 
@@ -96,7 +96,7 @@ def run_trial_again(
     then = read_trial(recorded)
     use_data_root(data_root)
 
-    from equitune.trial.again import compared, recorded_data, require_device, run_again
+    from equitune.training.again import compared, recorded_data, require_device, run_again
 
     asked = then.config.model_copy(update={"device": device or then.config.device})
     require_device(asked)
@@ -161,8 +161,8 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
         _require_empty(target, ", or replace files of the same names with --force")
     use_data_root(data_root)
     if chosen:
-        from equitune.trial.again import recorded_data
-        from equitune.trial.export import export_trial, require_weights
+        from equitune.measuring.export import export_trial, require_weights
+        from equitune.training.again import recorded_data
 
         for trial in chosen:
             require_weights(trial, folder.trial(trial.number))

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from equitune.datasets._splits import LabelledImages
-from equitune.datasets._torchvision import download_torchvision, load_torchvision
+from equitune.data.splits import LabelledImages
+from equitune.data.torchvision import download_torchvision, load_torchvision
 
 SHAPE = (3, 32, 32)
 CLASSES = 100

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from equitune.datasets._splits import LabelledImages
+from equitune.data.splits import LabelledImages
 
 SHAPE = (1, 12, 12)  # or of the size asked for
 CLASSES = 10

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from equitune.downsamplers._blur import binomial, blurred, pads, require_room
-from equitune.downsamplers._polyphase import components, half, taken
-from equitune.groups.downsampler import Halving
 from equitune.groups.grid import Symmetry
+from equitune.layers.blur import binomial, blurred, pads, require_room
+from equitune.layers.downsampler import Halving
+from equitune.layers.polyphase import components, half, taken
 
 
 def build(*, blur: Literal[1, 3, 5] = 1) -> "APS":

@@ -5,7 +5,7 @@ It commutes with quarter turns and flips on maps of even side alone.
 
 from typing import Literal
 
-from equitune.downsamplers._blur import Blur
+from equitune.layers.blur import Blur
 
 
 def build(*, padding: Literal["reflect", "circular"] = "reflect") -> Blur:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equitune.downsamplers._polyphase import half, taken
-from equitune.groups.downsampler import Halving
 from equitune.groups.grid import Symmetry
+from equitune.layers.downsampler import Halving
+from equitune.layers.polyphase import half, taken
 
 BOX = [1 / 5] * 5
 SIGMA_PX, REACH_PX = 5.0, 7

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.downsamplers._polyphase import components, half, taken
-from equitune.groups.downsampler import Halving
 from equitune.groups.grid import TURNS, Symmetry
+from equitune.layers.downsampler import Halving
+from equitune.layers.polyphase import components, half, taken
 
 
 def build(

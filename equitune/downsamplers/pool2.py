@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from equitune.groups.downsampler import Halving
 from equitune.groups.grid import Symmetry, uneven
-from equitune.groups.prior import out_side
+from equitune.layers.downsampler import Halving
+from equitune.layers.prior import out_side
 
 
 def build() -> "Pool2":

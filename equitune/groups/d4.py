@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equitune.errors import Unmeasurable
-from equitune.groups._axis import ENTRIES, check_entries
+from equitune.groups.axis import ENTRIES, check_entries
 from equitune.groups.element import Element
 from equitune.groups.layout import Axis, Layout
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from equitune.errors import Unmeasurable
 from equitune.groups import hue, rotation, scale, shear
-from equitune.groups._affine import CENTRAL, MIN_SIDE
-from equitune.groups._axis import move_planes
+from equitune.groups.affine import CENTRAL, MIN_SIDE
+from equitune.groups.axis import move_planes
 from equitune.groups.layout import Axis, Layout
 from equitune.groups.resample import derivative_circular, gradient, shift_circular
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from equitune.groups.layout import Axis
-from equitune.groups.prior import out_side
+from equitune.layers.prior import out_side
 
 # translation: circular shifts by multiples of the total stride; translation_substride: by any number of pixels, of the
 # class scores alone; c4: quarter turns; d4: with flips; hue: the cyclic exchanges of the channels of RGB.

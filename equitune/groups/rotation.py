@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from equitune.groups._affine import Matrix, Warp
+from equitune.groups.affine import Matrix, Warp
 from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from equitune.groups._affine import Matrix, Warp
+from equitune.groups.affine import Matrix, Warp
 from equitune.groups.element import Element
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from equitune.errors import Unmeasurable
-from equitune.groups._axis import move_planes, see_planes
+from equitune.groups.axis import move_planes, see_planes
 from equitune.groups.element import Element
 from equitune.groups.layout import Layout
 from equitune.groups.resample import shift_circular, shift_edge

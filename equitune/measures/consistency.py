@@ -20,12 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
+from equitune.evaluation.estimate import Estimate
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.predictions import Outcomes, class_scores, one_pixel_shifts, refuse_empty, report
+from equitune.evaluation.proportion import Proportion
 from equitune.groups.element import Element, sets
 from equitune.groups.resample import LatticeFill, shift_each
-from equitune.measures._behaviour import Outcomes, class_scores, one_pixel_shifts, refuse_empty, report
-from equitune.measures._estimate import Estimate
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.measures._proportion import Proportion
 
 METRICS = {
     "{group}_consistency": "maximize",

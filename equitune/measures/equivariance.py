@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import nn
 
 from equitune.errors import UserError
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.pair_statistics import PairStatistics
+from equitune.evaluation.pairs import MIN_POSITIONS, Key, Layers, Plan, compare, match
+from equitune.evaluation.profile import Profile
 from equitune.groups.element import sets as sets_of
-from equitune.measures._compare import MIN_POSITIONS, Key, Layers, Plan, compare, match
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.measures._profile import Profile
-from equitune.measures._statistics import PairStatistics
 
 METRICS = {
     "{group}_error": "minimize",

@@ -26,16 +26,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
+from equitune.evaluation.capture import capturing
+from equitune.evaluation.estimate import Estimate, measured, unmeasured
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.lie_sums import MOTIONLESS, LieSums, Problem
+from equitune.evaluation.motion import Difference, Differentiation, Jvp
+from equitune.evaluation.pairs import require_size
+from equitune.evaluation.profile import DEFINITIONS, at_depths
 from equitune.groups.flow import Flow, flows
 from equitune.groups.layout import Layout
-from equitune.measures._capture import capturing
-from equitune.measures._compare import require_size
-from equitune.measures._estimate import Estimate, measured, unmeasured
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.measures._lie_sums import MOTIONLESS, LieSums, Problem
-from equitune.measures._motion import Difference, Differentiation, Jvp
-from equitune.measures._profile import DEFINITIONS, at_depths
-from equitune.records.results import Measurement, Status
+from equitune.results.values import Measurement, Status
 
 METRICS = {"{group}_lie_error": "minimize", "{group}_output_lie_derivative": "minimize"}
 

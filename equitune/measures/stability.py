@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
+from equitune.evaluation.estimate import Estimate
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.predictions import class_scores, one_pixel_shifts, refuse_empty, report
 from equitune.groups.resample import shift_each, warp
-from equitune.measures._behaviour import class_scores, one_pixel_shifts, refuse_empty, report
-from equitune.measures._estimate import Estimate
-from equitune.measures._evaluation import EvaluationSet, Report
 
 METRICS = {"{kind}_relative_stability": "minimize"}
 

@@ -13,12 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
+from equitune.evaluation.estimate import Estimate
+from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.predictions import Outcomes, class_scores, refuse_empty, report
+from equitune.evaluation.proportion import Proportion
 from equitune.groups.d4 import Turn
 from equitune.groups.resample import affine
-from equitune.measures._behaviour import Outcomes, class_scores, refuse_empty, report
-from equitune.measures._estimate import Estimate
-from equitune.measures._evaluation import EvaluationSet, Report
-from equitune.measures._proportion import Proportion
 
 METRICS = {
     "accuracy_90": "maximize",

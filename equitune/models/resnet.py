@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.errors import Infeasible
-from equitune.groups.downsampler import Downsampler, Halving
 from equitune.groups.layout import Grid, Layout, Vector
-from equitune.groups.prior import MapPrior, out_side
-from equitune.models._normalise import Normalise
-from equitune.models._width import equal_width, num_parameters
+from equitune.layers.downsampler import Downsampler, Halving
+from equitune.layers.normalise import Normalise
+from equitune.layers.prior import MapPrior, out_side
+from equitune.layers.width import equal_width, num_parameters
 
 PRIOR = "conv"
 DOWNSAMPLER = "stride"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from equitune.errors import Infeasible
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
-from equitune.models._normalise import Normalise
-from equitune.models._probe import held, outputs, strides
+from equitune.importing.probe import held, outputs, strides
+from equitune.layers.normalise import Normalise
 
 
 def build(shape: tuple[int, int, int], classes: int, prior: None, *, architecture: str) -> "TimmModel":

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from equitune import catalog
 from equitune.errors import Infeasible
 from equitune.groups.layout import Layout, Tokens, Vector
-from equitune.groups.prior import MapPrior, TokenPrior
-from equitune.models._normalise import Normalise
+from equitune.layers.normalise import Normalise
+from equitune.layers.prior import MapPrior, TokenPrior
 
 PRIOR = "attention"
 STEM = "conv"

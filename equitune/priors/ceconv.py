@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from equitune.errors import Infeasible
 from equitune.groups.grid import Symmetry, of_free_kernels
-from equitune.groups.prior import MapPrior, Shape
-from equitune.priors._group import CosetPool
-from equitune.priors._padding import PAD_MODE, check_padding, padded
+from equitune.layers.group import CosetPool
+from equitune.layers.padding import PAD_MODE, check_padding, padded
+from equitune.layers.prior import MapPrior, Shape
 
 FEATURES = "maps"
 HUES = 3

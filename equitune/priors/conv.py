@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from equitune.priors._padding import TORCH_PADDING, check_padding
-from equitune.priors._plain import PlainPrior
+from equitune.layers.padding import TORCH_PADDING, check_padding
+from equitune.layers.plain import PlainPrior
 
 FEATURES = "maps"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from equitune.groups.grid import Symmetry
-from equitune.groups.prior import out_side
-from equitune.priors._plain import PlainPrior
+from equitune.layers.plain import PlainPrior
+from equitune.layers.prior import out_side
 
 FEATURES = "maps"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equitune.errors import Infeasible
 from equitune.groups.grid import TURNS, Symmetry
-from equitune.groups.relaxable import Relaxable
+from equitune.layers.relaxable import Relaxable
 from equitune.priors.attention import Attention
 
 FEATURES = "tokens"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.grid import Symmetry
-from equitune.groups.prior import out_side
-from equitune.priors._padding import PAD_MODE, check_padding
-from equitune.priors._plain import PlainPrior
+from equitune.layers.padding import PAD_MODE, check_padding
+from equitune.layers.plain import PlainPrior
+from equitune.layers.prior import out_side
 
 FEATURES = "maps"
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from equitune.groups.d4 import Turn
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape
-from equitune.priors._group import ExpandedConv, GroupPrior, RelaxableConv, elements, joined, moved, sources
+from equitune.layers.group import ExpandedConv, GroupPrior, RelaxableConv, elements, joined, moved, sources
+from equitune.layers.prior import Shape
 
 FEATURES = "maps"
 

@@ -18,14 +18,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.groups._axis import ENTRIES
+from equitune.groups.axis import ENTRIES
 from equitune.groups.grid import Symmetry
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape, out_side
-from equitune.groups.relaxable import Relaxable
-from equitune.priors._group import ExpandedConv, GroupPrior, joined, moved, sources
-from equitune.priors._padding import PAD_MODE, check_padding, padded
-from equitune.priors._plain import places, position_dependence
+from equitune.layers.group import ExpandedConv, GroupPrior, joined, moved, sources
+from equitune.layers.padding import PAD_MODE, check_padding, padded
+from equitune.layers.plain import places, position_dependence
+from equitune.layers.prior import Shape, out_side
+from equitune.layers.relaxable import Relaxable
 
 FEATURES = "maps"
 

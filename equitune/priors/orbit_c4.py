@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from equitune.groups.grid import COLOURS, Symmetry, uneven
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape
-from equitune.priors._group import GroupPrior, joined, moved, sources
-from equitune.priors._padding import padded
+from equitune.layers.group import GroupPrior, joined, moved, sources
+from equitune.layers.padding import padded
+from equitune.layers.prior import Shape
 
 FEATURES = "maps"
 

@@ -7,7 +7,7 @@ multiply-adds of `conv` at the same width; at half its width, the same weights.
 
 from typing import Literal
 
-from equitune.priors._group import GroupConv, GroupPrior
+from equitune.layers.group import GroupConv, GroupPrior
 
 FEATURES = "maps"
 

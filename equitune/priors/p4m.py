@@ -6,7 +6,7 @@ same width; at its width by sqrt(8), the same weights.
 
 from typing import Literal
 
-from equitune.priors._group import GroupConv, GroupPrior
+from equitune.layers.group import GroupConv, GroupPrior
 
 FEATURES = "maps"
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from equitune.groups.grid import Symmetry
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape
-from equitune.groups.relaxable import Relaxable
-from equitune.priors._group import CosetPool, GroupConv, GroupPrior
+from equitune.layers.group import CosetPool, GroupConv, GroupPrior
+from equitune.layers.prior import Shape
+from equitune.layers.relaxable import Relaxable
 
 FEATURES = "maps"
 TEMPERATURE = 0.5

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape
-from equitune.priors._group import GroupPrior, RelaxableConv, joined, moved, sources
+from equitune.layers.group import GroupPrior, RelaxableConv, joined, moved, sources
+from equitune.layers.prior import Shape
 
 FEATURES = "maps"
 

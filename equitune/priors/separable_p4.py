@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from equitune.groups.layout import Axis
-from equitune.groups.prior import Shape
-from equitune.priors._group import GroupConv, GroupPrior
+from equitune.layers.group import GroupConv, GroupPrior
+from equitune.layers.prior import Shape
 
 FEATURES = "maps"
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from equitune.errors import Infeasible
 from equitune.groups.grid import COLOURS, TURNS, Symmetry, uneven
-from equitune.groups.relaxable import Relaxable, share
-from equitune.priors._padding import TORCH_PADDING, PadMode, check_padding
-from equitune.priors._plain import PlainPrior
+from equitune.layers.padding import TORCH_PADDING, PadMode, check_padding
+from equitune.layers.plain import PlainPrior
+from equitune.layers.relaxable import Relaxable, share
 
 FEATURES = "maps"
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from equitune.config.record import FORMAT, Record
 from equitune.errors import StoreError, UserError
 from equitune.records.durable import replace, write_whole
 from equitune.records.place import Place
 from equitune.records.regular import MOST_BYTES, read_regular
-from equitune.spec.record import FORMAT, Record
 
 Kind = TypeVar("Kind", bound=Record)
 

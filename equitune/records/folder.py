@@ -30,8 +30,8 @@ from equitune.records.durable import append as append
 from equitune.records.durable import write_json as write_json
 from equitune.records.durable import write_whole as write_whole
 from equitune.records.place import Place, RemotePath, place_of, require_answer
-from equitune.records.results import Epoch
 from equitune.records.seen import Seen
+from equitune.results.values import Epoch
 
 NUMBER = "0[0-9]{4}|[1-9][0-9]{4,8}"  # a trial's folder
 REST_S = 2.0  # between two looks at a folder in an object store, for each of which somebody pays

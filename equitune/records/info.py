@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from equitune.config.objectives import Bound
+from equitune.config.record import Record
+from equitune.config.strict import Strict
 from equitune.records.checked import read_json, read_record
 from equitune.records.place import Place
-from equitune.spec.objectives import Bound
-from equitune.spec.record import Record
-from equitune.spec.strict import Strict
 
 
 class WarmStart(Strict):

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from equitune.config.address import FOLDERS, store_address
 from equitune.errors import StoreError, UserError
 from equitune.records.patience import cleaned, no_bucket, patiently, trust
 from equitune.records.regular import is_regular, read_regular
-from equitune.spec.address import FOLDERS, store_address
 
 # Who waits is `patiently`, not the client. Whoever fetches a file in parts first asks how large it is.
 S3: dict[str, Any] = {

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from equitune.config.objectives import Bound
+from equitune.config.trial import TrialConfig
 from equitune.errors import StoreError
 from equitune.records.checked import DamagedError, is_there, read_record
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.info import read_info
 from equitune.records.place import Place
-from equitune.records.results import Amount, Epoch, Epochs, Measurement, OnTest, TrialResult, Verdict
-from equitune.spec.objectives import Bound
-from equitune.spec.trial import TrialConfig
+from equitune.results.values import Amount, Epoch, Epochs, Measurement, OnTest, TrialResult, Verdict
 
 Trial = TypeVar("Trial", TrialConfig, TrialResult)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from equitune.analysis.pareto import front
+from equitune.config.objectives import Direction
 from equitune.printable import printable
 from equitune.records.reader import StudyRecord, TrialRecord
-from equitune.records.results import Measurement
-from equitune.spec.objectives import Direction
+from equitune.results.values import Measurement
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#868686"  # Okabe and Ito's, told apart by the colour-blind
 MOST_BARS = 300  # trials of a kind that have error bars: of more they hide each other

@@ -13,9 +13,9 @@ from equitune.records.checked import is_there
 from equitune.records.folder import StudyFolder
 from equitune.records.place import Place, RemotePath
 from equitune.records.reader import StudyReader
-from equitune.records.results import Measurement
 from equitune.report.arms import ARROW
 from equitune.report.front import shown
+from equitune.results.values import Measurement
 
 MLFLOW_FILES = "mlartifacts"  # what a tracking store beside the studies keeps there
 

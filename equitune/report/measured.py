@@ -12,10 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from equitune.records.folder import write_json, write_whole
-from equitune.records.measured import Difference, MeasuredModel, MeasurementRecord
-from equitune.records.results import Measurement
 from equitune.report.front import plain
 from equitune.report.profile import draw_profiles
+from equitune.results.measured import Difference, MeasuredModel, MeasurementRecord
+from equitune.results.values import Measurement
 
 HEADINGS = {  # of a layer: where a number stands in its row -> what is written above it
     "equivariance": {

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.table import Table
 
+from equitune.config.space import Call
 from equitune.records.folder import TrialFolder
 from equitune.records.place import Place
 from equitune.records.reader import TrialRecord
-from equitune.records.results import Epoch
 from equitune.report.front import settings, short, shown
-from equitune.spec.space import Call
+from equitune.results.values import Epoch
 
 
 def as_json(study: str, trial: TrialRecord, folder: TrialFolder, violates: dict[str, str]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune.analysis.hypervolume import Hypervolume, hypervolume
+from equitune.config.record import FORMAT
+from equitune.config.search import SearchSpec
 from equitune.records.checked import DamagedError, read_json
 from equitune.records.folder import write_json
 from equitune.records.place import Place
-from equitune.spec.record import FORMAT
-from equitune.spec.search import SearchSpec
 
 Losses = npt.NDArray[np.float64]
 

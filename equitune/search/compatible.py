@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
+from equitune.config.cell import member
+from equitune.config.defaults import A_DEFAULT, changes
+from equitune.config.defaults import differences as differences
+from equitune.config.space import Distribution, Scalar
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.info import read_info
 from equitune.records.reader import StudyReader
-from equitune.spec.cell import member
-from equitune.spec.defaults import A_DEFAULT, changes
-from equitune.spec.defaults import differences as differences
-from equitune.spec.space import Distribution, Scalar
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 # Of a trial's configuration, what decides none of its final numbers, but for the seed.
 INCIDENTAL = {

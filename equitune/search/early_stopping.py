@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from equitune.analysis.pareto import losses
-from equitune.spec.objectives import Bound
-from equitune.spec.stopping import SchedulerSpec
+from equitune.config.objectives import Bound
+from equitune.config.stopping import SchedulerSpec
 
 Array = npt.NDArray[np.float64]
 

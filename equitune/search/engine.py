@@ -15,27 +15,27 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from equitune.analysis.arms import to_test
+from equitune.config.cell import Cell
+from equitune.config.record import FORMAT
+from equitune.config.space import Choice, Distribution, IntRange, Scalar
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
+from equitune.driver.resources import gpu_of
 from equitune.records.checked import is_there
 from equitune.records.durable import remove, rewrite
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.info import read_info
 from equitune.records.reader import StudyReader, read_config
-from equitune.records.results import Measurement, TrialResult
+from equitune.results.values import Measurement, TrialResult
 from equitune.search.budget import Growth, Usage
 from equitune.search.cells import OpenCells
 from equitune.search.reconcile import must_run_again, place_in_design, readable_result, rebuilt
-from equitune.search.resources import gpu_of
 from equitune.search.rungs import last_rung, recorded_rungs
 from equitune.search.samplers import make_sampler
 from equitune.search.telling import TOLD, contradiction, losses_of, reference_losses, telling, values_of
 from equitune.search.telling import ended_values as ended_values
 from equitune.search.telling import objective_values as objective_values
 from equitune.search.telling import violations as violations
-from equitune.spec.cell import Cell
-from equitune.spec.record import FORMAT
-from equitune.spec.space import Choice, Distribution, IntRange, Scalar
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from equitune.spec.trial import TrialConfig
+from equitune.config.trial import TrialConfig
 
 FLOOR_S = 600.0  # no worker is given up before; longer than an object store may stay away (5 minutes)
 UNKNOWN_S = 1800.0  # after which a silence is told whose like has not been seen before

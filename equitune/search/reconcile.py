@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from optuna.trial import FrozenTrial, TrialState
 
+from equitune.config.space import Distribution, Scalar
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
 from equitune.errors import UserError
 from equitune.records.checked import DamagedError, is_there, read_record, set_aside
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.reader import read_config, read_result
-from equitune.records.results import OnTest, TrialResult
+from equitune.results.values import OnTest, TrialResult
 from equitune.search.telling import contradiction
-from equitune.spec.space import Distribution, Scalar
-from equitune.spec.study import StudySpec
-from equitune.spec.trial import TrialConfig
 
 Say = Callable[[str], None]
 

@@ -2,12 +2,12 @@
 
 from contextlib import suppress
 
+from equitune.config.study import StudySpec
 from equitune.records.checked import DamagedError
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import read_result
-from equitune.records.results import Epoch
+from equitune.results.values import Epoch
 from equitune.search.early_stopping import EarlyStopping
-from equitune.spec.study import StudySpec
 
 
 def recorded_rungs(spec: StudySpec, folder: StudyFolder) -> EarlyStopping | None:

@@ -17,11 +17,11 @@ from optuna.samplers._gp.sampler import _get_params
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from equitune.config.cell import Cell
+from equitune.config.search import SearchSpec
+from equitune.config.space import Choice, Distribution, IntRange
+from equitune.config.study import StudySpec
 from equitune.search.recent import RecentTPESampler
-from equitune.spec.cell import Cell
-from equitune.spec.search import SearchSpec
-from equitune.spec.space import Choice, Distribution, IntRange
-from equitune.spec.study import StudySpec
 
 TPE_STARTUP = GP_STARTUP = 10  # random trials at first: Optuna's own defaults, on which the dry run relies
 

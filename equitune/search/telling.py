@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from equitune.analysis.pareto import losses
-from equitune.records.results import TrialResult, untimed
-from equitune.spec.study import StudySpec
+from equitune.config.study import StudySpec
+from equitune.results.values import TrialResult, untimed
 
 # What each state is told as. INFEASIBLE also gets a violated constraint, by its cause: TPE proposes again what FAILs.
 STATES = {

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState, create_trial
 
+from equitune.config.study import StudySpec
 from equitune.errors import UserError
 from equitune.records.checked import DamagedError, is_there, set_aside
 from equitune.records.durable import replace, write_json, write_whole
@@ -22,10 +23,9 @@ from equitune.records.info import read_info
 from equitune.records.names import is_study_file
 from equitune.records.place import Place, files_below, read_file
 from equitune.records.reader import StudyReader, TrialRecord, read_config, read_result, read_trial
-from equitune.records.results import TrialResult
+from equitune.results.values import TrialResult
 from equitune.search.compatible import as_here
 from equitune.search.samplers import optuna_distribution
-from equitune.spec.study import StudySpec
 
 
 def warmly_begun(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equitune.errors import UserError
-from equitune.records.measured import MeasuredModel, MeasurementRecord
 from equitune.records.place import Place
+from equitune.results.measured import MeasuredModel, MeasurementRecord
 from equitune.tracking.store import connect, experiment, log_batch, metric_points, sentence
 
 EXPERIMENT = "measurements"

@@ -14,10 +14,10 @@ from typing import Any
 
 from equitune.analysis.hypervolume import ended_at
 from equitune.analysis.pareto import front
+from equitune.config.record import FORMAT
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
-from equitune.spec.record import FORMAT
 from equitune.tracking.orphans import FRONT
 from equitune.tracking.progress import Progress
 from equitune.tracking.store import FILES, Point, Store, metric_points, sentence

@@ -20,7 +20,7 @@ from equitune.records.reader import StudyReader, StudyRecord, TrialRecord
 from equitune.tracking.store import DATABASES, Store, params_of, sentence
 
 if TYPE_CHECKING:
-    from equitune.trial.servable import Servable
+    from equitune.measuring.servable import Servable
 
 LoadModel = Callable[[TrialRecord], "Servable"]
 

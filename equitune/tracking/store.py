@@ -17,7 +17,7 @@ from equitune.records.folder import StudyFolder
 from equitune.records.on_disk import fetched
 from equitune.records.place import Place
 from equitune.records.reader import StudyRecord, TrialRecord
-from equitune.records.results import Measurement
+from equitune.results.values import Measurement
 from equitune.tracking.dataset import dataset_input
 from equitune.tracking.orphans import FOLDER, FRONT, orphans, place_of_study, supersede
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import equitune.search.submit
+import equitune.remote.submit
 from equitune.records.archive import BEGIN, END, from_text
-from equitune.search.jobs import Job
+from equitune.remote.jobs import Job
 from fuzz import values
 from fuzz.case import Case
 from fuzz.templates import a_root
@@ -36,7 +36,7 @@ def make(rng: random.Random, place: Path) -> Case:
     cluster = SimpleNamespace(url="http://127.0.0.1:9", jobs=lambda: jobs)
     patches: list[tuple[Any, str, Any]] = [
         (importlib.import_module("equitune.cli.fetch"), "connect", lambda *_, **__: cluster),
-        (equitune.search.submit, "carried", lambda *_, **__: from_text(sent) or b""),
+        (equitune.remote.submit, "carried", lambda *_, **__: from_text(sent) or b""),
     ]
     words = [
         "fetch",

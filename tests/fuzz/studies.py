@@ -79,9 +79,9 @@ def argument(rng: random.Random, place: Path) -> Case:
 
 
 def _settings() -> Iterator[tuple[str, str]]:
-    from equitune.spec.resources import Resources
-    from equitune.spec.search import SearchSpec
-    from equitune.spec.trial import DataConfig, InputConfig, TrainingConfig
+    from equitune.config.resources import Resources
+    from equitune.config.search import SearchSpec
+    from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
 
     for kind in catalog.KINDS:
         for name in catalog.names(kind):

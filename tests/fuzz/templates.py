@@ -7,7 +7,7 @@ from pathlib import Path
 
 from invented import invent
 
-from equitune.spec.load import load_study
+from equitune.config.load import load_study
 
 STUDY = """\
 study: small

@@ -134,10 +134,11 @@ def _warm_up() -> None:
     import torch
 
     import equitune.cli
-    import equitune.search.study
+    import equitune.driver.run_study
     import fuzz.areas  # noqa: F401
-    from equitune.trial import compare, foreign
-    from equitune.trial.device import make_deterministic
+    from equitune.importing import foreign
+    from equitune.measuring import compare
+    from equitune.networks.device import make_deterministic
 
     torch.set_num_threads(1)
     make_deterministic("cpu")
@@ -148,8 +149,8 @@ def _warm_up() -> None:
     def beyond(*_: Any, **__: Any) -> None:
         raise _Beyond
 
-    equitune.search.study.connected = beyond  # type: ignore[assignment]
-    equitune.search.study.require_ray = beyond  # type: ignore[assignment]
+    equitune.driver.run_study.connected = beyond  # type: ignore[assignment]
+    equitune.driver.run_study.require_ray = beyond  # type: ignore[assignment]
     equitune.cli.tools.subprocess = SimpleNamespace(Popen=beyond)  # type: ignore[assignment]
 
 

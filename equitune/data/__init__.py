@@ -1,0 +1,1 @@
+"""The images of a study: read, decoded, kept, split, resized, and on the device that trains."""

@@ -1,0 +1,1 @@
+"""Ray runs a study: the cluster, its machines, workers and places, and the driver's life."""

@@ -1,0 +1,1 @@
+"""What the measures are made of: images that are moved, pairs that are compared, and their statistics."""

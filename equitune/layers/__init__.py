@@ -1,0 +1,1 @@
+"""What priors, downsamplers, averagings and networks are made of: their interfaces and their shared layers."""

@@ -1,0 +1,1 @@
+"""From the laptop to a cluster: jobs are submitted, followed and cancelled."""

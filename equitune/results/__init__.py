@@ -1,0 +1,1 @@
+"""Plain values that a trial reports: measurements, epochs, results."""

@@ -1,0 +1,1 @@
+"""A trial from its configuration to its result: epochs, rungs, measurement, several processes."""
