@@ -11,8 +11,8 @@ import sys
 from equitune.config.space import Call
 from equitune.config.study import filled
 from equitune.config.trial import DataConfig, TrainingConfig, TrialConfig
+from equitune.data.on_device import to_device
 from equitune.data.splits import load_splits
-from equitune.networks.build import to_device
 from equitune.training.run import run_trial
 
 SEEDS = range(5)

@@ -14,10 +14,11 @@ import torch
 
 from equitune.config.load import load_study
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData, to_device
 from equitune.data.splits import Splits, load_splits
 from equitune.evaluation.image_set import EvaluationSet
 from equitune.networks.blueprint import describe
-from equitune.networks.build import DeviceData, build_augmentation, build_model, to_device
+from equitune.networks.build import build_augmentation, build_model
 from equitune.networks.device import make_deterministic
 from equitune.results.values import Epoch
 from equitune.training.epoch import fit

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from equitune import catalog
+from equitune.data.split import as_float
 from equitune.evaluation.estimate import Estimate
-from equitune.evaluation.image_set import EvaluationSet, as_float
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.motion import Jvp
 from equitune.groups.flow import Flow, flows
 from equitune.groups.layout import Grid

@@ -10,7 +10,8 @@ import numpy as np
 
 from equitune.config.resources import Resources
 from equitune.data.splits import Split, Splits
-from equitune.driver.cluster import connected, prepare
+from equitune.driver.cluster import connected
+from equitune.driver.ray_address import prepare
 
 MIB = 2**20
 
@@ -38,7 +39,7 @@ def main() -> None:
         @ray.remote(num_cpus=slots.cpus / 2)
         class Worker:
             def reads(self, splits: Splits) -> tuple[float, int]:
-                from equitune.driver.worker import device_data
+                from equitune.driver.run_here import device_data
 
                 data = device_data(splits, "cpu")
                 touched = sum(int(part.pixels[::, 0, ::8, 0].max()) for part in (data.train, data.validation))

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from equitune.config.trial import DataConfig
+from equitune.data.on_device import to_device
 from equitune.data.splits import load_splits
-from equitune.networks.build import to_device
 
 
 def photograph(rng):

@@ -124,6 +124,11 @@ def module(kind: str, name: str) -> types.ModuleType:
     return importlib.import_module(f"equitune.{KINDS[kind][0]}.{name}")
 
 
+def group(name: str) -> types.ModuleType:
+    """Import the module of a group of symmetries, which is a file of equitune/groups."""
+    return importlib.import_module(f"equitune.groups.{name}")
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """Return the sentence for a name that does not exist: the nearest known one, and all of them."""
     known, name = list(known), shortened(str(name))

@@ -12,8 +12,8 @@ from filelock import FileLock
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
 from equitune.config.trial import DataConfig, TrialConfig
+from equitune.data.on_device import DeviceData, to_device
 from equitune.data.splits import Splits, load_splits
-from equitune.networks.build import DeviceData, to_device
 from equitune.networks.device import make_deterministic
 from equitune.records.folder import StudyFolder, write_json
 from equitune.tracking.store import default_tracking_uri

@@ -9,9 +9,9 @@ from typing import Any
 
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin
 from equitune.records.folder import StudyFolder, write_json
 from equitune.results.values import Epoch, Measurement, TrialResult, Verdict
+from equitune.search.study_record import begin
 
 
 def invent(

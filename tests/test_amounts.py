@@ -18,10 +18,11 @@ from equitune.config.load import load_study
 from equitune.config.space import Call
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrainingConfig, TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.data.split import DeviceSplit
 from equitune.layers.relaxable import relaxable_layers, symmetry_penalty
 from equitune.networks.amounts import relaxation
-from equitune.networks.build import DeviceData, assembled, count_parameters
+from equitune.networks.build import assembled, count_parameters
 from equitune.records.folder import write_json
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.report.front import write_page

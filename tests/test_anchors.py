@@ -13,6 +13,7 @@ from torch import nn
 
 from equitune import catalog
 from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
+from equitune.data.on_device import to_device
 from equitune.data.resize import at_size
 from equitune.data.splits import load_splits
 from equitune.evaluation.image_set import EvaluationSet
@@ -23,7 +24,6 @@ from equitune.layers.blur import BlurPool
 from equitune.layers.group import GroupConv
 from equitune.layers.prior import Shape
 from equitune.measures import turned_accuracy
-from equitune.networks.build import to_device
 from equitune.networks.cost import multiply_adds
 from equitune.priors.nonstationary_exact import KernelFieldConv2d
 from equitune.training.epoch import fit

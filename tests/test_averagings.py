@@ -15,12 +15,13 @@ from equitune.config.data_shape import DataShape
 from equitune.config.load import load_study
 from equitune.config.space import Call
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData, to_device
 from equitune.data.splits import load_splits
 from equitune.groups.resample import affine
 from equitune.layers.averaging import Averaging
 from equitune.layers.relaxable import symmetry_penalty
 from equitune.networks.blueprint import describe
-from equitune.networks.build import DeviceData, assembled, chosen_width, initial_model, to_device
+from equitune.networks.build import assembled, chosen_width, initial_model
 from equitune.records.folder import TrialFolder
 from equitune.results.values import Amount
 from equitune.training.run import run_trial

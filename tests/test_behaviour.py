@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable, UserError
 from equitune.evaluation.estimate import Estimate
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.proportion import Proportion
+from equitune.evaluation.report import Report
 from equitune.groups.resample import shift_each, warp
 from equitune.measures import consistency, stability
 from equitune.measures.stability import displacement_fields, mode_deviations, slope

@@ -13,11 +13,12 @@ from equitune import catalog
 from equitune.config.data_shape import DataShape
 from equitune.config.space import Call
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.errors import Infeasible
 from equitune.layers import width as _width
 from equitune.networks import blueprint as blueprints
 from equitune.networks.blueprint import describe
-from equitune.networks.build import DeviceData, build_model
+from equitune.networks.build import build_model
 from equitune.training.run import run_trial
 
 SHAPE = DataShape((1, 16, 16), 10)

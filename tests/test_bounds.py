@@ -11,17 +11,17 @@ from pydantic.fields import FieldInfo
 
 from equitune import catalog
 from equitune.cli import cli
-from equitune.config.budget import Plateau
 from equitune.config.call import parsed
 from equitune.config.data_shape import DataShape
 from equitune.config.load import MAX_MISTAKES, load_study
+from equitune.config.plateau import Plateau
 from equitune.config.resources import Resources, Size
 from equitune.config.search import SearchSpec
 from equitune.config.stopping import SchedulerSpec
 from equitune.config.strict import MOST_FLOAT, MOST_INT, why_not_number, why_not_text
 from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
 from equitune.errors import UserError
-from equitune.networks import cost
+from equitune.training import speed
 
 Write = Callable[..., Path]
 
@@ -136,14 +136,14 @@ def test_the_bounds_let_through_what_is_used() -> None:
 
 def test_a_dry_run_takes_no_memory_for_a_huge_batch(small_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million images a step are 1.2 GB of pixels, whose maps would take hundreds."""
-    monkeypatch.setattr(cost, "MOST_VALUES", 64 * 256)
+    monkeypatch.setattr(speed, "MOST_VALUES", 64 * 256)
     sizes: list[int] = []
-    train = cost.train_epoch
+    train = speed.train_epoch
     monkeypatch.setattr(
-        cost, "train_epoch", lambda model, split, *args: sizes.append(len(split.labels)) or train(model, split, *args)
+        speed, "train_epoch", lambda model, split, *args: sizes.append(len(split.labels)) or train(model, split, *args)
     )
     huge = small_config.model_copy(update={"training": TrainingConfig(batch_size=1_000_000)})
-    assert cost.train_seconds_per_image(huge, DataShape((1, 16, 16), 10), steps=1) > 0
+    assert speed.train_seconds_per_image(huge, DataShape((1, 16, 16), 10), steps=1) > 0
     assert sizes[0] == 64
 
 
@@ -165,4 +165,4 @@ def test_an_option_beyond_all_use_is_named(words: list[str]) -> None:
 
 def test_a_dry_run_of_what_diverges_guesses_all_the_same(small_config: Any) -> None:
     wild = small_config.model_copy(update={"training": TrainingConfig(lr=1e60, batch_size=32)})
-    assert cost.train_seconds_per_image(wild, DataShape((1, 16, 16), 10), steps=3) > 0
+    assert speed.train_seconds_per_image(wild, DataShape((1, 16, 16), 10), steps=3) > 0

@@ -11,12 +11,11 @@ import pytest
 from conftest import SMALL_STUDY
 
 from equitune.analysis.hypervolume import hypervolume
-from equitune.config.budget import Plateau
 from equitune.config.load import load_study
+from equitune.config.plateau import Plateau
 from equitune.config.search import SearchSpec
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin, record_end
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json
 from equitune.records.reader import StudyReader
@@ -25,6 +24,7 @@ from equitune.search.budget import Growth, Usage
 from equitune.search.engine import Engine
 from equitune.search.replay import Clock, replay
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, record_end
 
 Write = Callable[..., Path]
 

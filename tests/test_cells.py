@@ -10,7 +10,6 @@ from equitune.analysis.arms import arms
 from equitune.cli.studies import _print_answer
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin, is_finished
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.report.terminal import summary
@@ -18,6 +17,7 @@ from equitune.results.values import Measurement, TrialResult
 from equitune.search.cells import OpenCells
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, is_finished
 
 SPACE = """\
 study: small

@@ -22,14 +22,15 @@ from equitune.config.data_shape import DataShape
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import to_device
 from equitune.data.splits import load_splits
-from equitune.driver.run_study import begin
 from equitune.measuring.export import NoProgram, _require_same_scores, write_program
-from equitune.networks.build import initial_model, to_device
+from equitune.networks.build import initial_model
 from equitune.records.folder import StudyFolder, TrialFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.report.table import trial_frame
 from equitune.results.values import Measurement
+from equitune.search.study_record import begin
 from equitune.training import again
 from equitune.training.run import run_trial
 from equitune.training.test_split import measure_on_test

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from equitune import catalog
 from equitune.data.splits import Split
 from equitune.errors import UserError
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.evaluation.report import Report
 from equitune.measuring import compare, journal
 from equitune.measuring.compare import measure_models
 from equitune.measuring.images import Images, load_images

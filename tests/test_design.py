@@ -21,7 +21,6 @@ from equitune.config.load import load_study
 from equitune.config.space import Choice, FloatRange, IntRange
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader, StudyRecord
@@ -30,6 +29,7 @@ from equitune.report.machine import as_json
 from equitune.report.terminal import StudyView, answer
 from equitune.results.values import Measurement, TrialResult
 from equitune.search.recorded import recorded_params
+from equitune.search.study_record import begin
 
 Write = Callable[..., Path]
 

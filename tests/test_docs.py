@@ -29,7 +29,7 @@ RUN_TRIAL = """\
 from pathlib import Path
 from equitune.data.splits import load_splits
 from equitune.config.load import load_study
-from equitune.networks.build import to_device
+from equitune.data.on_device import to_device
 from equitune.training.run import run_trial
 spec = load_study(Path("study.yaml"), ())
 config = spec.suggest(0, lambda name, distribution: None)

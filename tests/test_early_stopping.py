@@ -17,7 +17,6 @@ from equitune.config.objectives import Bound
 from equitune.config.stopping import SchedulerSpec
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
@@ -27,6 +26,7 @@ from equitune.search import early_stopping, engine, rungs
 from equitune.search.early_stopping import EarlyStopping, crowded, epsilon_net, place_of, ranked, scalarised
 from equitune.search.replay import replay
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin
 
 Write = Callable[..., Path]
 

@@ -22,7 +22,7 @@ import pytest
 from equitune import cli
 from equitune.cli import failures
 from equitune.config.resources import Resources
-from equitune.driver import cluster, ray_files, ray_thread
+from equitune.driver import cluster, ray_address, ray_files, ray_thread
 from equitune.driver.ray_files import MARK, own_folder, sweep
 from equitune.driver.ray_thread import Port, RayWatch, run_with_ray
 from equitune.driver.tune_searcher import StopAll, StudySearcher
@@ -421,11 +421,11 @@ def test_a_ray_that_is_lost_is_not_shut_down(is_lost: bool, left: list[str], mon
 def test_an_address_that_only_loopback_answers_is_seen(host: str, expected: bool) -> None:
     with socket.create_server((host, 0)) as server:
         port = server.getsockname()[1]
-        assert cluster._is_on_loopback_alone(f"127.0.0.1:{port}") is expected
-        assert not cluster._is_on_loopback_alone(f"192.0.2.1:{port}")
-    assert not cluster._is_on_loopback_alone(f"127.0.0.1:{port}"), "nobody answers"
-    assert not cluster._is_on_loopback_alone("auto")
-    assert not cluster._is_on_loopback_alone(None)
+        assert ray_address._is_on_loopback_alone(f"127.0.0.1:{port}") is expected
+        assert not ray_address._is_on_loopback_alone(f"192.0.2.1:{port}")
+    assert not ray_address._is_on_loopback_alone(f"127.0.0.1:{port}"), "nobody answers"
+    assert not ray_address._is_on_loopback_alone("auto")
+    assert not ray_address._is_on_loopback_alone(None)
 
 
 # -- Ray's files
@@ -456,7 +456,7 @@ def test_ray_s_folder_goes_with_the_search(where: Path) -> None:
 
 def left_by_a_dead_search(where: Path) -> Path:
     code = (
-        f"import os, pathlib\nfrom equitune.search import ray_files\nray_files.base = lambda: pathlib.Path({str(where)!r})\n"
+        f"import os, pathlib\nfrom equitune.driver import ray_files\nray_files.base = lambda: pathlib.Path({str(where)!r})\n"
         "with ray_files.own_folder() as folder:\n    (folder / 'session_1').mkdir()\n    print(folder, flush=True)\n    os._exit(9)\n"
     )
     return Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())

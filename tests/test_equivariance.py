@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.evaluation.floor import numeric_floor, verdict
-from equitune.evaluation.image_set import Report
+from equitune.evaluation.report import Report
 from equitune.groups.layout import Axis, Grid, Layout, Vector
 from equitune.measures.equivariance import measure, total_stride
 

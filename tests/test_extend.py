@@ -9,7 +9,6 @@ import pytest
 
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin, is_finished, require_same_search
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader, StudyRecord
@@ -19,6 +18,7 @@ from equitune.search.compatible import require_extends
 from equitune.search.engine import Engine, Task, suggested
 from equitune.search.samplers import optuna_distribution
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, is_finished, require_same_search
 
 Write = Callable[..., Path]
 STUDY = """\

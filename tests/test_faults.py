@@ -10,14 +10,14 @@ import pytest
 from equitune.background import repeating
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.driver.lock import driving
-from equitune.driver.run_study import begin
 from equitune.errors import GivenUp, TakenOver, UserError
-from equitune.networks.build import DeviceData
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.results.values import Epoch
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin
 from equitune.training.run import run_trial
 
 

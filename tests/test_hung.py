@@ -14,7 +14,7 @@ from scene import MULTIPLE, Clock, Scene
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.attendance import describe
+from equitune.driver.attendance import describe_silence
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
@@ -178,14 +178,14 @@ def test_a_trial_that_was_trained_is_measured_next(watched: Callable[..., Watche
 def test_a_silence_is_said_in_a_sentence() -> None:
     worker = "its worker (process 7 on host)"
     told = Silence(3, hung.WHAT["epoch"], 700.0, 70.0, 1400.0)
-    assert describe(told, worker) == (
+    assert describe_silence(told, worker) == (
         "trial 3 has not ended an epoch for 12 min, the slowest before it for 70 s: its worker (process 7 on host) may "
         "hang, and is given up after 23 min"
     )
     over = Silence(3, hung.WHAT["epoch"], 1401.0, 70.0, 1400.0)
-    assert describe(over, worker).endswith(f": {worker} is given up, and the trial goes on in another")
+    assert describe_silence(over, worker).endswith(f": {worker} is given up, and the trial goes on in another")
     unknown = Silence(3, hung.WHAT["start"], 1801.0, None, None)
-    assert describe(unknown, worker) == (
+    assert describe_silence(unknown, worker) == (
         "trial 3 has not ended its first epoch for 30 min, and none before it says how long that takes: if its worker "
         "(process 7 on host) hangs, end that process"
     )

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from equitune.config.load import load_study
-from equitune.driver.run_study import Outcome, run_study
+from equitune.driver.outcome import Outcome
+from equitune.driver.run_study import run_study
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.search import hung
@@ -78,7 +79,7 @@ def test_a_study_whose_worker_is_stopped_ends_with_the_same_numbers(
 
 def run_alone(config: Any) -> Any:
     """The same trial in this process."""
+    from equitune.data.on_device import to_device
     from equitune.data.splits import load_splits
-    from equitune.networks.build import to_device
 
     return run_trial(config, to_device(load_splits(config.data), "cpu"))

@@ -16,20 +16,20 @@ from equitune.config.load import load_study
 from equitune.config.space import Call
 from equitune.config.trial import InputConfig, TrialConfig
 from equitune.data import split
+from equitune.data.on_device import DeviceData
 from equitune.data.resize import at_size
 from equitune.data.split import resized
 from equitune.data.splits import Splits, moments
-from equitune.driver import worker as trainable
-from equitune.driver.worker import MOST_SIZES, device_data
+from equitune.driver import run_here
+from equitune.driver.run_here import MOST_SIZES, device_data
 from equitune.errors import Infeasible, UserError
 from equitune.measuring.compare import measure_models
 from equitune.measuring.request import Request
 from equitune.networks.blueprint import describe
-from equitune.networks.build import DeviceData
-from equitune.networks.cost import train_seconds_per_image
 from equitune.preflight.plan import require_feasible
 from equitune.records.folder import StudyFolder, write_json
 from equitune.training.run import run_trial
+from equitune.training.speed import train_seconds_per_image
 from equitune.training.test_split import measure_on_test
 
 
@@ -121,7 +121,7 @@ def test_all_that_asks_for_the_shape_is_told_the_trial_s(small_config: TrialConf
 def test_a_worker_resizes_once_a_size_and_keeps_a_few(
     small_config: TrialConfig, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainable, "_on_device", {})
+    monkeypatch.setattr(run_here, "_on_device", {})
     made: list[int] = []
     monkeypatch.setattr(split, "resized", lambda pixels, side: made.append(side) or resized(pixels, side))
     plain = device_data(small_splits, small_config)
@@ -134,7 +134,7 @@ def test_a_worker_resizes_once_a_size_and_keeps_a_few(
     assert device_data(small_splits, at(small_config, 10)) is first
     assert len(made) == 2 * MOST_SIZES  # training and validation images
     device_data(small_splits, at(small_config, 9))
-    (kept,) = trainable._on_device.values()
+    (kept,) = run_here._on_device.values()
     assert list(kept) == [(1, size, size) for size in (16, *range(11, 10 + MOST_SIZES), 9)]
     assert device_data(small_splits, small_config) is plain
 

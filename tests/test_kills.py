@@ -23,16 +23,16 @@ from services import free_port, wait_until
 
 from equitune.config.load import load_study
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import to_device
 from equitune.data.splits import load_splits
 from equitune.driver import ray_thread
 from equitune.driver.ray_files import base
-from equitune.driver.run_study import begin as begin_study
-from equitune.networks.build import to_device
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.report.arms import write_answer
 from equitune.report.profile import write_profile
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin as begin_study
 from equitune.tracking.projector import sync
 from equitune.training.run import run_trial
 from equitune.training.test_split import measure_on_test

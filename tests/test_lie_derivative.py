@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.errors import Unmeasurable
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.motion import Difference, Differentiation, Jvp
+from equitune.evaluation.report import Report
 from equitune.groups.flow import Flow, Hue, Linear, Translation, flows
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.groups.resample import affine, derivative_circular, gradient, shift_circular

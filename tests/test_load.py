@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.errors import UserError
 from equitune.evaluation.capture import capturing, modified_in_place
 from equitune.groups.layout import Grid, Layout, Tokens, Vector
 from equitune.importing.weights import read_weights
 from equitune.measuring.load import Subject, config_of, load_subject
-from equitune.networks.build import DeviceData, build_model
+from equitune.networks.build import build_model
 from equitune.records.folder import StudyFolder, write_json
 from equitune.results.values import TrialResult
 

@@ -38,7 +38,8 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 LOCAL_RAY = """
 import sys, time
-from equitune.driver.cluster import connected, prepare
+from equitune.driver.cluster import connected
+from equitune.driver.ray_address import prepare
 from equitune.config.resources import Resources
 prepare(None)
 with connected(Resources(), None):

@@ -9,8 +9,9 @@ from torch import nn
 from equitune import catalog
 from equitune.config.objectives import declared_metrics, reachable
 from equitune.config.space import Call
-from equitune.evaluation.image_set import EvaluationSet, Report
-from equitune.networks.build import DeviceData
+from equitune.data.on_device import DeviceData
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.evaluation.report import Report
 
 NAMES = catalog.names("measure")
 EVERYTHING = {

@@ -14,7 +14,7 @@ from equitune.evaluation.capture import capturing
 from equitune.evaluation.pairs import Plan, compare
 from equitune.groups.d4 import Turn
 from equitune.groups.element import sets
-from equitune.layers.prior import out_side
+from equitune.groups.grid import out_side
 from equitune.priors.attention import sincos
 from equitune.priors.local import LocalConv2d
 

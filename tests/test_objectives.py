@@ -16,10 +16,9 @@ from equitune.config.load import load_study
 from equitune.config.objectives import TRIAL_METRICS, UNMEASURED, Bound
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin, require_same_search
+from equitune.data.on_device import DeviceData
 from equitune.errors import UserError
 from equitune.networks.blueprint import describe
-from equitune.networks.build import DeviceData
 from equitune.preflight.plan import plan
 from equitune.records.folder import StudyFolder, TrialFolder, read_json
 from equitune.records.reader import StudyReader, StudyRecord
@@ -27,6 +26,7 @@ from equitune.report.front import write_front
 from equitune.report.machine import as_json
 from equitune.report.terminal import front_table, summary
 from equitune.results.values import Epoch
+from equitune.search.study_record import begin, require_same_search
 from equitune.training.run import run_trial
 
 Write = Callable[..., Path]

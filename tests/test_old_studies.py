@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from equitune.cli import cli
 from equitune.config.load import load_study
 from equitune.config.record import FORMAT
-from equitune.driver.run_study import begin, is_finished, record_end, require_same_search
 from equitune.records.folder import StudyFolder
 from equitune.records.info import read_info
 from equitune.records.reader import StudyReader
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, is_finished, record_end, require_same_search
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 NAMES = sorted(path.name for path in STUDIES.iterdir() if path.is_dir())

@@ -17,7 +17,6 @@ from test_searcher import COMPLETE, GRID, outcome, scripted
 
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin
 from equitune.driver.tune_searcher import StudySearcher
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
@@ -26,6 +25,7 @@ from equitune.search.engine import Engine, Task
 from equitune.search.extend import adapted
 from equitune.search.postgres import FIRST_PATIENCE_S, HeldStorage, _key
 from equitune.search.storage import open_storage, storage_at
+from equitune.search.study_record import begin
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from equitune import catalog
 from equitune.config.space import Call
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData, to_device
 from equitune.data.splits import Splits
 from equitune.errors import GivenUp, WorkerLost
 from equitune.evaluation.image_set import EvaluationSet
-from equitune.networks.build import DeviceData, build_augmentation, build_model, to_device
+from equitune.networks.build import build_augmentation, build_model
 from equitune.networks.device import make_deterministic, require_sound
 from equitune.records.folder import TrialFolder
 from equitune.results.values import Epoch, TrialResult

@@ -14,13 +14,13 @@ from equitune import catalog
 from equitune.cli import cli
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin, is_finished, record_end, require_same_search
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, write_json
 from equitune.records.reader import StudyReader
 from equitune.results.values import TrialResult
 from equitune.search.engine import Engine, Task
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, is_finished, record_end, require_same_search
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 

@@ -19,13 +19,13 @@ from equitune.analysis.pareto import front
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin
 from equitune.errors import Infeasible
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.search import engine, replay
 from equitune.search.replay import TEST_S, DriverDied, WorkerLost
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin
 
 GRID = ("search={sampler: grid, replicates: 2}", "model={name: resnet, depth: 8, width: {choice: [2, 3, 4]}}",
         "augmentation={translate: {max_px: {choice: [0, 1, 2]}}}", "training={epochs: 3}")  # fmt: skip

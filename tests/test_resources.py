@@ -15,7 +15,7 @@ from equitune.config.resources import Resources, Size
 from equitune.config.trial import TrialConfig
 from equitune.data.splits import Splits
 from equitune.driver import resources as search_resources
-from equitune.driver import worker
+from equitune.driver import run_here, worker
 from equitune.driver.cluster import slots
 from equitune.driver.resources import (
     Placement,
@@ -315,7 +315,7 @@ def test_placement_by_size(
     def impossible(*_: Any) -> int:
         raise Infeasible("no such network")
 
-    monkeypatch.setattr(blueprint, "describe", impossible)
+    monkeypatch.setattr(search_resources, "describe", impossible)
     assert place.request(small_config) == Request(1, 0.25)
 
 
@@ -364,7 +364,7 @@ def test_data_that_exceed_the_share_end_the_trial_as_infeasible(
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(worker, "device_data", full)
+    monkeypatch.setattr(run_here, "device_data", full)
     folder = StudyFolder(tmp_path).trial(0)
     folder.path.mkdir(parents=True)
     result = worker._run(small_config, small_splits, folder)

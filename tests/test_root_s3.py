@@ -27,7 +27,7 @@ from s3 import BUCKET, SECRET, Proxy, server
 from equitune.cli import cli
 from equitune.config.study import StudySpec
 from equitune.driver.lock import driving
-from equitune.driver.run_study import begin, run_study
+from equitune.driver.run_study import run_study
 from equitune.errors import GivenUp, StoreError, TakenOver, UserError
 from equitune.notebook import load_study as load_recorded
 from equitune.records import checked, patience, seen
@@ -39,6 +39,7 @@ from equitune.records.reader import StudyReader, StudyRecord, is_driven
 from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.results.values import untimed
+from equitune.search.study_record import begin
 from equitune.search.warm_start import bring, warmly_begun
 from equitune.tracking.projector import sync
 from equitune.tracking.store import default_tracking_uri

@@ -17,10 +17,11 @@ from equitune.config.objectives import declared_metrics
 from equitune.config.resources import Resources
 from equitune.config.space import Call, filled
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.data.splits import Splits
 from equitune.driver import worker as trainable
 from equitune.evaluation.image_set import EvaluationSet
-from equitune.networks.build import DeviceData, build_model
+from equitune.networks.build import build_model
 from equitune.networks.cost import Cost
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
 from equitune.records.reader import read_trial

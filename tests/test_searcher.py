@@ -16,7 +16,6 @@ from equitune.config.objectives import UNMEASURED, Bound
 from equitune.config.resources import Resources
 from equitune.config.study import StudySpec
 from equitune.driver.cluster import slots
-from equitune.driver.run_study import begin, require_same_search
 from equitune.driver.tune_searcher import StopAll, StudySearcher
 from equitune.errors import UserError
 from equitune.preflight.plan import num_exact, proposals, require_feasible
@@ -25,6 +24,7 @@ from equitune.records.reader import StudyReader
 from equitune.results.values import Measurement, TrialResult
 from equitune.search.engine import Engine
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, require_same_search
 
 COMPLETE, PRUNED, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
 

@@ -18,11 +18,11 @@ from equitune.cli import cli
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
 from equitune.config.trial import DataConfig, TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.data.splits import load_splits
 from equitune.driver.log import logging_to
 from equitune.errors import UserError, without_passwords
 from equitune.importing.weights import read_weights
-from equitune.networks.build import DeviceData
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader
 from equitune.report.arms import write_arms
@@ -150,7 +150,7 @@ def test_what_ray_tune_left_behind_is_never_read(name: str, tmp_path: Path, smal
         arguments = [] if command == "list" else ["small"]
         assert run(command, *arguments, "--root", tmp_path).exit_code == 0
     assert not touched.exists()
-    sources = (path.read_text() for path in (REPOSITORY / "equitune" / "search").glob("*.py"))
+    sources = (path.read_text() for path in (REPOSITORY / "equitune" / "driver").glob("*.py"))
     assert not any(re.search(r"Tuner\.(can_)?restore|ExperimentAnalysis", source) for source in sources)
 
 

@@ -17,13 +17,13 @@ from scene import Clock, Scene
 from equitune.config.study import StudySpec
 from equitune.driver import attendance, machines
 from equitune.driver.attendance import PATIENCE_S, SLICE_S
-from equitune.driver.run_study import begin
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.report.terminal import StudyView
 from equitune.search.engine import Engine, Task
 from equitune.search.sharing import Cluster, Place
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin
 
 OURS = "ours"
 

@@ -11,12 +11,12 @@ from test_searcher import COMPLETE, FAIL, GRID, PRUNED, RUNNING, finish, open_se
 
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder
 from equitune.records.reader import StudyReader
 from equitune.search.postgres import parse, typed
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin
 
 BRANCHES = ("model={choose: {cnn: {width: {int: [2, 4]}}, resnet: {depth: 8, width: {choice: [2, 4]}}}}",)
 

@@ -25,6 +25,7 @@ from equitune.data import decoders as _decoders
 from equitune.data import files as _files
 from equitune.data.cache import CannotKeep
 from equitune.data.decoders import BrokenImage, DecoderLost, Decoders, decoders
+from equitune.data.on_device import DeviceData, to_device
 from equitune.data.resize import at_size
 from equitune.data.split import DeviceSplit, StreamedSplit, move
 from equitune.data.splits import Splits, load_splits
@@ -32,7 +33,6 @@ from equitune.driver.resources import Placement
 from equitune.errors import UserError
 from equitune.evaluation.image_set import EvaluationSet
 from equitune.measuring.images import load_images
-from equitune.networks.build import DeviceData, to_device
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import StudyReader
 from equitune.results.values import Epoch, TrialResult

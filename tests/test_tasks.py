@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from equitune.config.trial import DataConfig
-from equitune.data.splits import LabelledImages, Splits, load_splits
+from equitune.data.labelled import LabelledImages
+from equitune.data.splits import Splits, load_splits
 from equitune.data.tasks import _TASKS, num_classes, with_task
 from equitune.errors import UserError
 

@@ -16,7 +16,6 @@ from equitune.analysis.hypervolume import hypervolume, reference_point
 from equitune.analysis.pareto import losses, objective_values
 from equitune.config.objectives import Bound
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin
 from equitune.errors import UserError
 from equitune.records import reader
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
@@ -25,6 +24,7 @@ from equitune.report.front import write_front
 from equitune.report.profile import write_profile
 from equitune.report.terminal import StudyView
 from equitune.results.values import Measurement
+from equitune.search.study_record import begin
 from equitune.tracking import live
 from equitune.tracking.live import projecting
 from equitune.tracking.projector import Projector, sync

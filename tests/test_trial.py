@@ -13,10 +13,11 @@ from torch import nn
 from equitune.config.data_shape import DataShape
 from equitune.config.objectives import BEFORE_TRAINING, Bound
 from equitune.config.trial import TrainingConfig, TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.evaluation.image_set import EvaluationSet
 from equitune.networks import blueprint
 from equitune.networks.blueprint import describe
-from equitune.networks.build import DeviceData, build_model
+from equitune.networks.build import build_model
 from equitune.records.folder import StudyFolder, TrialFolder
 from equitune.records.reader import read_trial
 from equitune.results.values import Epoch, Epochs, TrialResult

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from equitune import catalog
+from equitune.data.on_device import DeviceData
 from equitune.evaluation.image_set import EvaluationSet
 from equitune.measures.turned_accuracy import measure, rotated
-from equitune.networks.build import DeviceData
 
 TURNS = ("accuracy_90", "accuracy_180", "accuracy_270")
 

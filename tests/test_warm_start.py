@@ -11,7 +11,6 @@ import pytest
 from equitune.analysis.pareto import front
 from equitune.config.load import load_study
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import begin, is_finished
 from equitune.errors import UserError
 from equitune.records.folder import StudyFolder, read_json, write_json
 from equitune.records.reader import StudyReader, StudyRecord
@@ -21,6 +20,7 @@ from equitune.search.compatible import require_same_start
 from equitune.search.engine import Engine, Task
 from equitune.search.extend import adapted
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, is_finished
 from equitune.search.warm_start import fitting
 
 Write = Callable[..., Path]

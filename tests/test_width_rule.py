@@ -12,9 +12,10 @@ from equitune import catalog
 from equitune.cli import cli
 from equitune.config.space import Call
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.errors import Infeasible
 from equitune.layers.width import equal_width, num_parameters
-from equitune.networks.build import DeviceData, count_parameters
+from equitune.networks.build import count_parameters
 from equitune.training.run import run_trial
 
 SIZES: dict[str, dict[str, int]] = {"resnet": {"depth": 8, "width": 16}, "cnn": {"width": 20}}

@@ -4,6 +4,8 @@ import click
 
 from equitune.cli.options import root_option, say_damaged
 from equitune.cli.output import echo_json, open_console
+from equitune.records.folder import open_study, studies_root
+from equitune.records.reader import StudyReader
 
 
 @click.command()
@@ -15,8 +17,6 @@ def analyze(study: str, root: str | None, as_json: bool, against: int) -> None:
     """Say what STUDY has found: how its hypervolume grew and how sure its front is, which arms and factors have an
     effect and which have none, which parameters matter, and whether the more equivariant trials are more accurate.
     """
-    from equitune.records.folder import open_study, studies_root
-    from equitune.records.reader import StudyReader
     from equitune.report import analysis
     from equitune.report.terminal import busy, summary
 

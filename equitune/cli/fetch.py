@@ -10,10 +10,10 @@ import click
 from equitune.cli.cluster import connect, driver_option, program_option
 from equitune.cli.options import cluster_option, root_option, token_option
 from equitune.cli.output import echo
-from equitune.errors import UserError
+from equitune.errors import StoreError, UserError
+from equitune.records.folder import StudyFolder, open_study, studies_root
 
 if TYPE_CHECKING:
-    from equitune.records.folder import StudyFolder
     from equitune.remote.jobs import Cluster
 
 
@@ -48,7 +48,6 @@ def fetch(
     Read from an object store where the study lies in one, else sent by a small job through its log.
     """
     from equitune.records.archive import keep, study_files
-    from equitune.records.folder import StudyFolder, open_study, studies_root
 
     folder = StudyFolder(studies_root(root) / study)
     if folder.is_remote:
@@ -73,9 +72,7 @@ def _from_cluster(
         UserError: a job says that it lies in a store that the user has not named: anybody with the cluster's token can
             add such a job.
     """
-    from equitune.errors import StoreError
     from equitune.records.archive import fetched_from, study_files, unpacked
-    from equitune.records.folder import open_study, studies_root
     from equitune.remote.submit import carried
 
     study = folder.name
@@ -105,7 +102,6 @@ def _from_cluster(
 def pack(study: str, root: str | None, weights: bool) -> None:
     """Print STUDY as text that `fetch` reads."""
     from equitune.records.archive import as_text, packed, study_files
-    from equitune.records.folder import open_study, studies_root
 
     data = packed(study_files(open_study(studies_root(root), study), weights))
     for line in as_text(study, data):

@@ -23,6 +23,7 @@ from equitune.cli.options import (
 )
 from equitune.cli.output import WIDTH, echo, open_console
 from equitune.errors import without_passwords
+from equitune.records.folder import studies_root
 
 if TYPE_CHECKING:
     from equitune.measuring.journal import OnProgress
@@ -95,7 +96,6 @@ def measure(
     from equitune.measuring.compare import measure_models
     from equitune.measuring.journal import clear
     from equitune.measuring.request import Request
-    from equitune.records.folder import studies_root
 
     use_data_root(data_root)
     given = {name: value for name, value in options.items() if value not in (None, ())}

@@ -16,10 +16,10 @@ from equitune.errors import PASSWORD, UserError
 from equitune.interrupts import ENDED as ENDED
 from equitune.interrupts import INTERRUPTED as INTERRUPTED
 from equitune.interrupts import TYPED as TYPED
+from equitune.records.reader import StudyRecord
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
-    from equitune.records.reader import StudyRecord
 
 DONE, TRIALS_FAILED, USERS_MISTAKE = 0, 1, 2  # what the program ends with, or INTERRUPTED
 

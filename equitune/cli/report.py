@@ -7,6 +7,9 @@ import click
 from equitune.cli.options import root_option, say_damaged
 from equitune.cli.output import echo, open_console
 from equitune.errors import StoreError, UserError
+from equitune.records.folder import open_study, studies_root
+from equitune.records.on_disk import written
+from equitune.records.reader import StudyReader
 
 FORMATS = ("html", "markdown", "png", "svg", "csv")
 
@@ -25,9 +28,6 @@ def report(studies: tuple[str, ...], kind: str, output: Path | None, root: str |
 
     The other formats are files in a folder: Markdown with its pictures, the pictures alone, the tables alone.
     """
-    from equitune.records.folder import open_study, studies_root
-    from equitune.records.on_disk import written
-    from equitune.records.reader import StudyReader
     from equitune.report import files, page
     from equitune.report.comparison import comparison
     from equitune.report.sections import chapter_of

@@ -29,13 +29,16 @@ from equitune.cli.options import (
     warm_start_option,
 )
 from equitune.cli.output import echo, echo_json, open_console
+from equitune.cli.tools import register_models
 from equitune.cli.trials import show_trial
+from equitune.config.load import load_study
 from equitune.errors import UserError
+from equitune.records.folder import StudyFolder, named_trial, open_study, studies_root
+from equitune.records.on_disk import written
+from equitune.records.reader import StudyReader, StudyRecord
 
 if TYPE_CHECKING:
     from equitune.config.study import StudySpec
-    from equitune.records.folder import StudyFolder
-    from equitune.records.reader import StudyRecord
 
 
 @click.command()
@@ -68,7 +71,6 @@ def search(
     FILE is a YAML file, or the name of a study that comes with equitune, such as `capacity`: `equitune catalog
     searchspace` lists them.
     """
-    from equitune.records.folder import StudyFolder, studies_root
 
     spec = load(file, overrides, root)
     use_data_root(data_root)
@@ -122,14 +124,12 @@ def check(files: tuple[Path, ...], overrides: tuple[str, ...], root: str | None)
 @click.option("--against", default=0, show_default=True, type=click.IntRange(min=0), help="The arm to compare with.")
 def show(study: str, root: str | None, as_json: bool, metrics: tuple[str, ...], against: int) -> None:
     """Show STUDY: how its trials ended, and its front; its arms, where it has replicates. Or one trial, whole."""
-    from equitune.records.folder import named_trial, open_study, studies_root
 
     if named_trial(study):
         show_trial(study, studies_root(root), as_json)
         return
     folder = open_study(studies_root(root), study)
     if as_json:
-        from equitune.records.reader import StudyReader
         from equitune.report import machine
 
         record = StudyReader(folder).read()
@@ -145,9 +145,7 @@ def load(file: Path, overrides: tuple[str, ...], root: str | None) -> "StudySpec
     Raises:
         UserError: every mistake in it, a line each.
     """
-    from equitune.config.load import load_study
     from equitune.preflight.feasible import require_networks
-    from equitune.records.folder import studies_root
     from equitune.search.recorded import recorded_params
 
     spec = load_study(file, overrides, require_networks, partial(recorded_params, studies_root(root)))
@@ -173,8 +171,6 @@ def _run(spec: "StudySpec", folder: "StudyFolder", file: Path, uri: str, **how: 
 
 def _register(folder: "StudyFolder", uri: str) -> None:
     """Register the front's models; a store that does not answer is no reason to fail."""
-    from equitune.cli.tools import register_models
-
     try:
         register_models(folder, uri, echo)
     except UserError as error:
@@ -185,8 +181,6 @@ def _print_answer(
     folder: "StudyFolder", root: str | None, metrics: tuple[str, ...] = (), against: int = 0, draw: bool = True
 ) -> "StudyRecord":
     """Return the front or the arms as a table, where everything lies, and the next command to type."""
-    from equitune.records.on_disk import written
-    from equitune.records.reader import StudyReader
     from equitune.report.arms import write_answer
     from equitune.report.terminal import answer, summary
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -22,10 +21,11 @@ from equitune.cli.options import (
 )
 from equitune.cli.output import echo
 from equitune.config.shipped import FOLDER, read_question, shipped_names
+from equitune.config.trial import DataConfig
+from equitune.data.cache import is_url
 from equitune.errors import UserError, without_passwords
-
-if TYPE_CHECKING:
-    from equitune.records.folder import StudyFolder
+from equitune.records.folder import StudyFolder, open_study, studies_root
+from equitune.records.reader import StudyReader
 
 
 @click.command()
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 def ui(root: str | None, tracking_uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI on the studies' runs, until Ctrl-C."""
-    from equitune.records.folder import studies_root
 
     uri = tracking_store(tracking_uri, studies_root(root))
     with socket.socket() as probe:
@@ -82,7 +81,6 @@ def mlflow() -> None:
 @register_option
 def sync(study: str, root: str | None, data_root: str | None, tracking_uri: str | None, register: bool) -> None:
     """Project STUDY into MLflow again, from its folder, and register the models of its front."""
-    from equitune.records.folder import open_study, studies_root
     from equitune.report.arms import write_answer
     from equitune.report.profile import write_profile
     from equitune.tracking.projector import sync as project
@@ -102,7 +100,6 @@ def register_models(folder: "StudyFolder", uri: str, say: Callable[[str], None])
     Raises:
         UserError: the store does not answer.
     """
-    from equitune.records.reader import StudyReader
 
     study = StudyReader(folder).read()
     if study.state != "complete":
@@ -144,8 +141,6 @@ def _list_shipped() -> None:
 @data_root_option
 def download(dataset: str, data_root: str | None) -> None:
     """Fetch DATASET into the data root."""
-    from equitune.config.trial import DataConfig
-    from equitune.data.cache import is_url
     from equitune.data.splits import data_root as resolved
 
     use_data_root(data_root)

@@ -21,6 +21,9 @@ from equitune.cli.options import (
 )
 from equitune.cli.output import WIDTH, echo, echo_json, open_console
 from equitune.errors import UserError
+from equitune.records.folder import TrialFolder, named_trial, open_study, open_trial, studies_root
+from equitune.records.info import read_info
+from equitune.records.reader import StudyReader, constraints_of, read_trial
 
 if TYPE_CHECKING:
     from equitune.records.place import Place
@@ -36,7 +39,6 @@ MOST_DIFFERENCES = 20  # that are listed
 @click.option("--json", "as_json", is_flag=True, help="Print for machines.")
 def list_studies(root: str | None, as_json: bool) -> None:
     """List the studies under the root: how far each is, its front, the best value of each objective."""
-    from equitune.records.folder import studies_root
     from equitune.report import listing
 
     place = studies_root(root)
@@ -52,9 +54,6 @@ def list_studies(root: str | None, as_json: bool) -> None:
 
 def show_trial(text: str, root: "Place", as_json: bool) -> None:
     """Print what `equitune show STUDY/NUMBER` shows."""
-    from equitune.records.folder import open_study, open_trial
-    from equitune.records.info import read_info
-    from equitune.records.reader import constraints_of, read_trial
     from equitune.report import trial
 
     study, number = _named(text)
@@ -84,9 +83,6 @@ def run_trial_again(
 
     Nothing of the study is changed. Ends with code 0 where they are the same or the record has none, else with 1.
     """
-    from equitune.records.folder import TrialFolder, open_study, open_trial, studies_root
-    from equitune.records.info import read_info
-    from equitune.records.reader import read_trial
 
     study, number = _named(trial)
     place = studies_root(root)
@@ -96,7 +92,8 @@ def run_trial_again(
     then = read_trial(recorded)
     use_data_root(data_root)
 
-    from equitune.training.again import compared, recorded_data, require_device, run_again
+    from equitune.data.splits import recorded_data
+    from equitune.training.again import compared, require_device, run_again
 
     asked = then.config.model_copy(update={"device": device or then.config.device})
     require_device(asked)
@@ -136,8 +133,6 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
     `equitune measure program.pt2 --data ...` measures.
     """
     from equitune.analysis.pareto import front as front_of
-    from equitune.records.folder import named_trial, open_study, open_trial, studies_root
-    from equitune.records.reader import StudyReader
     from equitune.report.table import write_frame
 
     named = named_trial(study)
@@ -161,8 +156,8 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
         _require_empty(target, ", or replace files of the same names with --force")
     use_data_root(data_root)
     if chosen:
+        from equitune.data.splits import recorded_data
         from equitune.measuring.export import export_trial, require_weights
-        from equitune.training.again import recorded_data
 
         for trial in chosen:
             require_weights(trial, folder.trial(trial.number))
@@ -186,7 +181,6 @@ def export(study: str, front: bool, output: Path | None, force: bool, root: str 
 
 
 def _named(text: str) -> tuple[str, int]:
-    from equitune.records.folder import named_trial
 
     named = named_trial(text)
     if named is None:

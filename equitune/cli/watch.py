@@ -9,6 +9,8 @@ import click
 from equitune.cli.cluster import watch_job
 from equitune.cli.options import cluster_option, root_option, token_option
 from equitune.cli.output import echo, open_console
+from equitune.records.folder import open_study, studies_root
+from equitune.records.reader import StudyReader
 
 POLL_S = 1.0
 
@@ -26,8 +28,6 @@ def watch(study: str, root: str | None, cluster: str | None, token_file: Path | 
     """
     if cluster or (root is None and os.environ.get("EQUITUNE_CLUSTER")):
         watch_job(study, cluster, token_file)
-    from equitune.records.folder import open_study, studies_root
-    from equitune.records.reader import StudyReader
     from equitune.report.terminal import StudyView, summary
 
     folder = open_study(studies_root(root), study)

@@ -1,21 +1,9 @@
 """When a study has had enough: the budgets of `search` beside its number of trials."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
-from equitune.config.strict import Mistakes, Strict
-
-if TYPE_CHECKING:
-    from equitune.config.search import SearchSpec
-
-
-class Plateau(Strict):
-    """No more trials when the hypervolume has grown by no more than a share over the last ones."""
-
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20  # that have ended
-    gain: Annotated[float, Field(ge=0)] = 0.01  # of the hypervolume before them
+from equitune.config.search import SearchSpec
+from equitune.config.strict import Mistakes
 
 
 def check_budgets(search: "SearchSpec", without_reference: Collection[str], on_gpu: bool, largest: float) -> None:

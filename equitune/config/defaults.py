@@ -11,16 +11,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from equitune import catalog
-from equitune.config.space import Section
 from equitune.config.stopping import SchedulerSpec
-from equitune.config.trial import DataConfig, InputConfig, TrainingConfig
+from equitune.config.trial import DataConfig
 
 if TYPE_CHECKING:
-    from equitune.config.study import StudySpec
+    pass
 
 LEFT_OUT = {"root", "args", "task"}  # of the data: where they lie; what is read apart; `class`, if nothing is said
-A_DEFAULT = " (a default)"  # behind the place of one that differs
-_SETTINGS: dict[str, type[BaseModel]] = {"training": TrainingConfig, "input": InputConfig}
 
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,41 +51,6 @@ def stated(identity: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def defaults_of(spec: "StudySpec") -> dict[str, Any]:
-    """Return the default of each argument that the study's file does not name, by its place, as JSON."""
-    found = {}
-    for section in spec.sections():
-        for label, calls in section.branches.items():
-            prefix = f"{section.path}.{label}" if section.is_choice else section.path
-            for call in calls:
-                path = prefix if call.name in (section.path, label) else f"{prefix}.{call.name}"
-                for name, default in _defaults(section, call.name).items():
-                    if name not in call.args:
-                        found[f"{path}.{name}"] = default
-    for part in catalog.PARTS:
-        if getattr(spec, part) is None:
-            for calls in spec.model.branches.values():
-                found |= {f"model.{calls[0].name}.{part}": own for own in catalog.parts(calls[0].name, part)[:1]}
-    return found
-
-
-def changes(info: Mapping[str, Any], spec: "StudySpec") -> Iterator[tuple[str, Any, Any]]:
-    """Where a study asks something else than its record: the path, what was asked, and what is.
-
-    Args:
-        info: what its study.json says.
-        spec: the study as it is asked for now.
-    """
-    recorded, asked = completed(info.get("identity", {})), spec.identity()
-    if [call.get("name") for call in recorded["measures"]] == [call["name"] for call in asked["measures"]]:
-        recorded, asked = _by_place(recorded), _by_place(asked)
-    yield from differences(recorded, asked)
-    before, after = info.get("defaults", {}), defaults_of(spec)
-    for path in before.keys() & after.keys():
-        if before[path] != after[path]:
-            yield f"{path}{A_DEFAULT}", before[path], after[path]
-
-
 def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two pieces of plain data differ: the path, and both values."""
     if isinstance(before, dict) and isinstance(after, dict):
@@ -96,21 +58,6 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, 
             yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
     elif before != after:
         yield path, before, after
-
-
-def _by_place(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity whose measures are named, so that what differs in one of them is."""
-    calls = identity.get("measures", [])
-    names = [call.get("name") for call in calls]
-    if len(set(names)) < len(names):
-        return identity
-    return identity | {"measures": {call["name"]: call["args"] for call in calls}}
-
-
-def _defaults(section: Section, name: str) -> dict[str, Any]:
-    if section.path in _SETTINGS:
-        return _of_model(_SETTINGS[section.path])
-    return _of_component(catalog.PARTS.get(section.path, section.path), name)
 
 
 def _of_component(kind: str, name: Any) -> dict[str, Any]:

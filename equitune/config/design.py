@@ -10,16 +10,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from equitune import catalog
 from equitune.config.cell import Cell, active, checked_cell, completed
 from equitune.config.search import SearchSpec
 from equitune.config.space import Choice, Distribution, IntRange, Scalar, Section, stepped
 from equitune.config.strict import Location, Mistakes
-
-if TYPE_CHECKING:
-    from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
 
 MAX_TRIALS = 10_000  # of a design: more is hardly meant
 WITHOUT, NOTHING = "without", "nothing"  # the parameter of leave_one_out, and its value where nothing is left out
@@ -161,15 +159,14 @@ def listed(search: SearchSpec, sections: list[Section]) -> list[Cell]:
     return (one_at_a_time if search.design == "one_at_a_time" else leave_one_out)(sections, baseline)
 
 
-def require_distinct(study: "StudySpec") -> None:
-    """Refuses an arm that trains what another one trains; in a factorial, which is what its factors make it, it may.
+def require_distinct(arms: Iterable[tuple[Cell, TrialConfig]]) -> None:
+    """Refuse an arm that trains what another one trains. Factorials are not checked: there an arm is its factors.
 
     Raises:
         ValidationError: with the place of the component that changes nothing, or of the design.
     """
     mistakes, known = Mistakes(), dict[str, Cell]()
-    for place, cell in enumerate(study.cells if study.search.design not in (None, "factorial") else []):
-        config = study.suggest(place, lambda name, _, cell=cell: cell[name])  # type: ignore[misc]
+    for cell, config in arms:
         acting = [call for call in config.augmentation if call.args[_strength(call.name)] != 0]
         decides = {"study", "number", "seed", "replicate", "cell", "params", "augmentation"}
         key = f"{acting} {config.model_dump_json(exclude=decides)}"

@@ -114,3 +114,11 @@ def _values(given: Any) -> tuple[Any, ...]:
     if isinstance(given, Choice):
         return given.choice
     return getattr(given, "bounds", (given,))
+
+
+def gpu_of(resources: Resources) -> float:
+    """Return the GPUs of a trial that reaches no size; where they are `auto`, the smallest share."""
+    return 1 / PARTS_OF_A_GPU if resources.gpu == "auto" else resources.gpu
+
+
+PARTS_OF_A_GPU = 20  # a share is rounded up to so many parts: trials of equal shares use the same warm workers

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from equitune.config.budget import Plateau
+from equitune.config.plateau import Plateau
 from equitune.config.space import Choice, Distribution, Scalar
 from equitune.config.stopping import SchedulerSpec, read_scheduler
 from equitune.config.strict import Mistakes, Strict, nested, rule, shown

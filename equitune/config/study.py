@@ -170,7 +170,8 @@ class StudySpec(Strict):
         """Baseline, best and design are checked against the space; a design's trials are counted."""
         check_objectives(self.search, self.objectives)
         study = self.model_copy(update={"search": settled(self.search, self.sections())})
-        require_distinct(study)
+        if study.search.design not in (None, "factorial"):
+            require_distinct((cell, study.suggest(at, lambda key, _: cell[key])) for at, cell in enumerate(study.cells))  # noqa: B023
         without = [name for name in self.objectives if name not in self.references]
         largest = largest_hypervolume(self.objectives, self.measures)
         check_budgets(study.search, without, bool(self.resources.gpu), largest)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from equitune.config.data_shape import DataShape
 from equitune.config.trial import InputConfig
+from equitune.data.on_device import DeviceData
 from equitune.data.split import split_at_size
-from equitune.networks.build import DeviceData
 
 
 def at_size(data: DeviceData, given: InputConfig) -> DeviceData:

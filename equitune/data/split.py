@@ -15,7 +15,6 @@ from equitune.config.trial import InputConfig
 from equitune.data.decoders import decoders, usable_cores
 from equitune.data.files import READ, Files, Pixels, histogram, kept
 from equitune.data.splits import Split, moments, moments_of
-from equitune.evaluation.image_set import as_float
 
 CHUNK = 4096  # images that are floating-point numbers at a time
 Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
@@ -159,3 +158,8 @@ def shared(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def as_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 pixels -> images in [0, 1]; floating ones are in that range already."""
+    return pixels.to(dtype) if pixels.is_floating_point() else pixels.to(dtype).div_(255)

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,25 +13,13 @@ import numpy.typing as npt
 from equitune import catalog
 from equitune.config.address import store_address
 from equitune.config.data_shape import DataShape
-from equitune.config.trial import DataConfig
+from equitune.config.trial import DataConfig, TrialConfig
 from equitune.data.cache import Say, Source, is_url, on_node
 from equitune.data.decoders import close_decoders, decoders, usable_cores
 from equitune.data.files import Files, Pixels, counted, histogram
+from equitune.data.labelled import LabelledImages, Labels
 from equitune.data.tasks import num_classes, with_task
 from equitune.errors import UserError
-
-Labels = npt.NDArray[np.int64]  # (N,)
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """What a data set's file loads. `test_*` is the data set's own test split, where it has one."""
-
-    pixels: Pixels | Files
-    labels: Labels
-    class_names: tuple[str, ...]
-    test_pixels: Pixels | Files | None = None
-    test_labels: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -185,3 +175,23 @@ def moments_of(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[
         mean.append(float(weights @ values))
         std.append(max(float(np.sqrt(weights @ (values - mean[-1]) ** 2)), 1e-6))
     return tuple(mean), tuple(std)
+
+
+def recorded_data(config: TrialConfig, study: Mapping[str, Any]) -> Splits:
+    """Return the data that a trial was trained on.
+
+    Args:
+        config: the trial's.
+        study: what study.json holds.
+
+    Raises:
+        UserError: they are missing, or others than the study began on.
+    """
+    splits = load_splits(config.data)
+    known = study.get("data_fingerprint")
+    if known not in (None, splits.fingerprint):
+        raise UserError(
+            f"{config.study}/{config.number} was trained on other data named {config.data.name} ({known}, here "
+            f"{splits.fingerprint}): restore them, or name their folder with --data-root"
+        )
+    return splits

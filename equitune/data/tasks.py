@@ -6,15 +6,12 @@ cannot tell an image from its moved copy can at best know the class; docs/study.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from equitune.data.files import Files, Pixels
+from equitune.data.labelled import LabelledImages, Labels
 from equitune.errors import UserError
-
-if TYPE_CHECKING:
-    from equitune.data.splits import LabelledImages, Labels
 
 Names = tuple[str, ...]
 _CHUNK = 4096  # images at a time on the large canvas

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from equitune.data.splits import LabelledImages
+from equitune.data.labelled import LabelledImages
 from equitune.errors import UserError
 
 

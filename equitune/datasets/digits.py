@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from equitune.data.splits import LabelledImages
+from equitune.data.labelled import LabelledImages
 
 SHAPE = (1, 12, 12)  # or of the size asked for
 CLASSES = 10

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from equitune.data.splits import LabelledImages
+from equitune.data.labelled import LabelledImages
 from equitune.data.torchvision import download_torchvision, load_torchvision
 
 SHAPE = (1, 28, 28)

@@ -12,7 +12,7 @@ from equitune.data.cache import Source
 from equitune.data.decode import UNREADABLE, decoded, why
 from equitune.data.decoders import decoders, usable_cores
 from equitune.data.files import Files, Pixels, cannot_be_decoded, glanced
-from equitune.data.splits import LabelledImages, Labels
+from equitune.data.labelled import LabelledImages, Labels
 from equitune.errors import UserError
 
 SHAPE = (3, 32, 32)  # with other arguments: of the size asked for, and in grey

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from equitune.groups.grid import Symmetry, uneven
+from equitune.groups.grid import Symmetry, out_side, uneven
 from equitune.layers.downsampler import Halving
-from equitune.layers.prior import out_side
 
 
 def build() -> "Pool2":

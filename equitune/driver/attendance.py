@@ -17,6 +17,7 @@ from equitune.config.trial import TrialConfig
 from equitune.data.splits import Splits
 from equitune.driver.machines import look_at_cluster
 from equitune.errors import StoreError, UserError
+from equitune.networks.blueprint import describe
 from equitune.records.folder import StudyFolder, read_json
 from equitune.search.engine import Engine
 from equitune.search.hung import Silence, Watchdog
@@ -164,7 +165,7 @@ class Attendance:
 
     def _act(self, silence: Silence) -> None:
         """Say that a worker is silent; give it up where it has been for too long, as if it had died."""
-        sentence = describe(silence, self._worker_named(silence.number))
+        sentence = describe_silence(silence, self._worker_named(silence.number))
         log.warning("%s", sentence)
         self._say(sentence)
         if silence.is_over:
@@ -201,7 +202,6 @@ def attend(
     """Return the attendance of a study, which knows a hung worker by what its networks compute."""
 
     def work_of(config: TrialConfig) -> float:
-        from equitune.networks.blueprint import describe
 
         return describe(config, splits.data_shape).cost.multiply_adds
 
@@ -211,7 +211,7 @@ def attend(
     return found
 
 
-def describe(silence: Silence, worker: str) -> str:
+def describe_silence(silence: Silence, worker: str) -> str:
     """Return what is to be said of a silence, in a sentence."""
     said = f"trial {silence.number} {silence.what} for {_duration(silence.silent_s)}"
     if silence.usual_s is None or silence.limit_s is None:

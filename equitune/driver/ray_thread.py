@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from equitune.search.engine import Engine
+from equitune.search.engine import Engine
 
 LOOK_S = 0.2  # between two looks
 START_S = 120.0  # that Ray may take to start, or a cluster to let the driver in

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from equitune.config.data_shape import DataShape
-from equitune.config.resources import Resources
+from equitune.config.resources import PARTS_OF_A_GPU, Resources, gpu_of
 from equitune.config.trial import TrialConfig
 from equitune.data.files import Files
 from equitune.data.splits import Splits
 from equitune.errors import Infeasible, UserError
+from equitune.networks.blueprint import describe
+from equitune.networks.memory import CONTEXT_GIB, GIB, SLACK, WORKSPACE_GIB
 from equitune.records.checked import DamagedError
 from equitune.records.folder import StudyFolder
 from equitune.records.place import place_of
@@ -19,7 +21,6 @@ from equitune.records.reader import read_trial
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
 
-PARTS_OF_A_GPU = 20  # a share is rounded up to so many parts: trials of equal shares use the same warm workers
 RECENT = 20  # ended trials whose measured peaks correct the prediction
 
 
@@ -58,18 +59,12 @@ def request_for(config: TrialConfig, resources: Resources, data_shape: DataShape
     """Return what a trial asks for, a GPU's share at `auto` aside; a network that cannot exist ends at
     once: the least.
     """
-    from equitune.networks.blueprint import describe
 
     try:
         parameters = describe(config, data_shape).parameters if resources.sizes else 0
     except Infeasible:
         parameters = 0  # it ends at once
     return request_of(resources, parameters)
-
-
-def gpu_of(resources: Resources) -> float:
-    """Return the GPUs of a trial that reaches no size; where they are `auto`, the smallest share."""
-    return 1 / PARTS_OF_A_GPU if resources.gpu == "auto" else resources.gpu
 
 
 def requests(resources: Resources) -> Iterator[tuple[str, Request]]:
@@ -97,7 +92,6 @@ def require_memory(resources: Resources, device_gib: float) -> None:
     Raises:
         UserError: there is no GPU, a cap is above its memory, or a share is less than CUDA itself takes.
     """
-    from equitune.networks.memory import CONTEXT_GIB
 
     if device_gib == 0:
         raise UserError("resources.gpu: Ray counts GPUs here, but torch sees none: install torch with CUDA")
@@ -150,15 +144,12 @@ class Placement:
 
     def needed_gib(self, config: TrialConfig) -> float:
         """Return the memory that a trial needs of its GPU, as predicted and corrected by those that ended last."""
-        from equitune.networks.memory import CONTEXT_GIB, SLACK
 
         peaks = [(peak, self.predicted_gib(ended)) for ended, peak in self._measured(config.number)]
         return CONTEXT_GIB + SLACK * correction(peaks) * self.predicted_gib(config)
 
     def predicted_gib(self, config: TrialConfig) -> float:
         """Return what torch will allocate for a trial at its peak, the data on the GPU included."""
-        from equitune.networks.blueprint import describe
-        from equitune.networks.memory import GIB, WORKSPACE_GIB
 
         key = (str(self._path), config.number)
         if key not in _predicted:

@@ -25,10 +25,14 @@ from ray.exceptions import RayError
 
 from equitune.config.trial import TrialConfig
 from equitune.driver.resources import Request
+from equitune.driver.run_here import device_data, run_here
 from equitune.errors import GivenUp, UserError, WorkerLost
+from equitune.networks.memory import cap_memory
 from equitune.records.durable import remove
 from equitune.records.folder import TrialFolder, write_json
 from equitune.results.values import Epoch, TrialResult
+from equitune.training.ranks import Ranks, meeting, met
+from equitune.training.run import train_along
 
 LOOK_S = 0.05  # between two looks for an epoch
 GRACE_S = 5.0  # a lost connection waits so long for the reason that another rank may have to tell
@@ -68,7 +72,6 @@ def train_together(
         WorkerLost: a rank has died, or its device has.
         OSError, UserError: the first rank's, which are not the trial's fault.
     """
-    from equitune.training.ranks import meeting
 
     store = meeting()
     train = partial(train_rank, config, folder, splits, request, ray.get_gpu_ids(), store.port)
@@ -154,10 +157,6 @@ def train_rank(
         WorkerLost: this rank's device or another rank has gone.
     """
     number = own_rank(gpus)
-    from equitune.driver.worker import device_data, run_here
-    from equitune.networks.memory import cap_memory
-    from equitune.training.ranks import Ranks, met
-    from equitune.training.run import train_along
 
     if config.device == "cuda":
         cap_memory(1.0, request.memory_gib)

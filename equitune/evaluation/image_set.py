@@ -1,16 +1,16 @@
 """What every measure is handed, and what it hands back."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from equitune.results.values import Measurement
+from equitune.data.split import as_float
 
 if TYPE_CHECKING:
-    from equitune.evaluation.estimate import Estimate
+    pass
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -85,21 +85,6 @@ class EvaluationSet:
         """Return the images of these indices."""
         pixels = self.pixels[index.to(self.pixels.device)]
         return replace(self, pixels=pixels, labels=self.labels[index.to(self.device)])
-
-
-@dataclass(frozen=True)
-class Report:
-    """The metrics of a measure, its rows for the profile over depth, and what intervals and comparisons follow from."""
-
-    metrics: dict[str, Measurement]
-    profile: list[dict[str, Any]] = field(default_factory=list)
-    estimates: dict[str, "Estimate"] = field(default_factory=dict, compare=False)  # by metric, or by layer/set/quantity
-    controls: dict[str, Any] = field(default_factory=dict)  # what the whole run is measured against
-
-
-def as_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 pixels -> images in [0, 1]; floating ones are in that range already."""
-    return pixels.to(dtype) if pixels.is_floating_point() else pixels.to(dtype).div_(255)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

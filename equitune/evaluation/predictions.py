@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable, UserError
 from equitune.evaluation.estimate import Estimate, measured, unmeasured
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.evaluation.report import Report
 
 Outcomes = Mapping[str, Estimate | Unmeasurable]  # by metric
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from equitune.evaluation.estimate import Estimate, measured, unmeasured
 from equitune.evaluation.floor import numeric_floor, verdict
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.pair_statistics import PairStatistics, Summary
 from equitune.evaluation.pairs import Key, Plan
+from equitune.evaluation.report import Report
 from equitune.groups.d4 import Turn
 from equitune.groups.element import Element
 from equitune.groups.layout import Layout

@@ -4,11 +4,11 @@ A group's file holds frozen dataclasses that are elements, and one function `set
 the elements to measure with: set name -> elements, the headline set first.
 """
 
-import importlib
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from equitune import catalog
 from equitune.groups.layout import Layout
 
 
@@ -62,7 +62,5 @@ def sets(group: str, strides: list[int], side_px: int, **options: Any) -> dict[s
         strides: of the measured layers that have a grid.
         side_px: of the images.
     """
-    found: dict[str, list[Element]] = importlib.import_module(f"equitune.groups.{group}").sets(
-        strides, side_px, **options
-    )
+    found: dict[str, list[Element]] = catalog.group(group).sets(strides, side_px, **options)
     return found

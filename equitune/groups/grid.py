@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from equitune.errors import Infeasible
 from equitune.groups.layout import Axis
-from equitune.layers.prior import out_side
 
 # translation: circular shifts by multiples of the total stride; translation_substride: by any number of pixels, of the
 # class scores alone; c4: quarter turns; d4: with flips; hue: the cyclic exchanges of the channels of RGB.
@@ -71,3 +71,15 @@ def of_free_kernels(
     if symmetry in TURNS and kernel > 1:
         return f"its kernels of {kernel} x {kernel} are free to point anywhere"
     return uneven(symmetry, side, kernel, stride=stride, padding=padding, wraps=wraps)
+
+
+def out_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
+    """Return the side of a map after a convolution or a pooling.
+
+    Raises:
+        Infeasible: nothing is left of the map.
+    """
+    after = (side + 2 * padding - kernel) // stride + 1
+    if side + 2 * padding < kernel or after < 1:
+        raise Infeasible(f"a map of {side} x {side} shrinks to nothing under kernel {kernel}, padding {padding}")
+    return after

@@ -29,7 +29,7 @@ class Averaging(nn.Module, ABC):
         return self.model.normalise  # type: ignore[return-value]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.output(self.averaged(images))  # type: ignore[no-any-return]
+        return self.output(self.averaged(images))
 
     @abstractmethod
     def averaged(self, images: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from torch import nn
 
-from equitune.errors import Infeasible
 from equitune.groups.layout import Axis
 
 
@@ -85,15 +84,3 @@ class TokenPrior(Protocol):
 
     def mix(self, width: int, heads: int, grid: int, *, block: int) -> nn.Module:
         """Exchanges information between tokens in a block, the first one being 0: (B, T, D) -> (B, T, D)."""
-
-
-def out_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
-    """Return the side of a map after a convolution or a pooling.
-
-    Raises:
-        Infeasible: nothing is left of the map.
-    """
-    after = (side + 2 * padding - kernel) // stride + 1
-    if side + 2 * padding < kernel or after < 1:
-        raise Infeasible(f"a map of {side} x {side} shrinks to nothing under kernel {kernel}, padding {padding}")
-    return after

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
 from equitune.evaluation.estimate import Estimate
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.predictions import Outcomes, class_scores, one_pixel_shifts, refuse_empty, report
 from equitune.evaluation.proportion import Proportion
+from equitune.evaluation.report import Report
 from equitune.groups.element import Element, sets
 from equitune.groups.resample import LatticeFill, shift_each
 

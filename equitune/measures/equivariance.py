@@ -20,10 +20,11 @@ from pydantic import Field
 from torch import nn
 
 from equitune.errors import UserError
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.pair_statistics import PairStatistics
 from equitune.evaluation.pairs import MIN_POSITIONS, Key, Layers, Plan, compare, match
 from equitune.evaluation.profile import Profile
+from equitune.evaluation.report import Report
 from equitune.groups.element import sets as sets_of
 
 METRICS = {

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from equitune.errors import Unmeasurable
 from equitune.evaluation.capture import capturing
 from equitune.evaluation.estimate import Estimate, measured, unmeasured
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.lie_sums import MOTIONLESS, LieSums, Problem
 from equitune.evaluation.motion import Difference, Differentiation, Jvp
 from equitune.evaluation.pairs import require_size
 from equitune.evaluation.profile import DEFINITIONS, at_depths
+from equitune.evaluation.report import Report
 from equitune.groups.flow import Flow, flows
 from equitune.groups.layout import Layout
 from equitune.results.values import Measurement, Status

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
 from equitune.evaluation.estimate import Estimate
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.predictions import class_scores, one_pixel_shifts, refuse_empty, report
+from equitune.evaluation.report import Report
 from equitune.groups.resample import shift_each, warp
 
 METRICS = {"{kind}_relative_stability": "minimize"}

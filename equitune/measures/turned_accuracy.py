@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from equitune.errors import Unmeasurable
 from equitune.evaluation.estimate import Estimate
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
 from equitune.evaluation.predictions import Outcomes, class_scores, refuse_empty, report
 from equitune.evaluation.proportion import Proportion
+from equitune.evaluation.report import Report
 from equitune.groups.d4 import Turn
 from equitune.groups.resample import affine
 

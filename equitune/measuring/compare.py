@@ -19,7 +19,8 @@ from equitune.data.split import move
 from equitune.errors import Unmeasurable, UserError
 from equitune.evaluation.capture import capturing
 from equitune.evaluation.estimate import Estimate
-from equitune.evaluation.image_set import EvaluationSet, Report
+from equitune.evaluation.image_set import EvaluationSet
+from equitune.evaluation.report import Report
 from equitune.groups.element import sets
 from equitune.groups.layout import Layout
 from equitune.importing.foreign import close_opener

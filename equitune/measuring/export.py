@@ -11,10 +11,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from equitune import __version__
-from equitune.data.split import move, split_at_size
+from equitune.data.split import as_float, move, split_at_size
 from equitune.data.splits import Split, Splits
 from equitune.errors import UserError
-from equitune.evaluation.image_set import as_float
 from equitune.importing.exported import load_exported
 from equitune.importing.weights import first_line, read_tensors
 from equitune.networks.build import initial_model

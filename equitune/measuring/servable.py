@@ -8,12 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from equitune.data.splits import Splits
+from equitune.data.splits import Splits, recorded_data
 from equitune.measuring.export import trained
 from equitune.records.folder import StudyFolder
 from equitune.records.info import read_info
 from equitune.records.reader import TrialRecord
-from equitune.training.again import recorded_data
 
 Array = npt.NDArray[np.float32]
 

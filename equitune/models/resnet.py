@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from equitune import catalog
 from equitune.errors import Infeasible
+from equitune.groups.grid import out_side
 from equitune.groups.layout import Grid, Layout, Vector
 from equitune.layers.downsampler import Downsampler, Halving
 from equitune.layers.normalise import Normalise
-from equitune.layers.prior import MapPrior, out_side
+from equitune.layers.prior import MapPrior
 from equitune.layers.width import equal_width, num_parameters
 
 PRIOR = "conv"

@@ -14,8 +14,9 @@ from torch import nn
 
 from equitune.config.data_shape import DataShape
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.layers.meta import on_meta
-from equitune.networks.build import DeviceData, build_model, chosen_width, configured, count_parameters, with_width
+from equitune.networks.build import build_model, chosen_width, configured, count_parameters, with_width
 from equitune.networks.cost import Cost, multiply_adds
 from equitune.networks.exact import Exactness, predict_exact
 from equitune.networks.memory import Footprint, footprint_of

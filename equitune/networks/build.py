@@ -1,7 +1,6 @@
 """TrialConfig -> data on the device, model with its prior, augmentation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,42 +10,10 @@ from equitune import catalog
 from equitune.config.data_shape import DataShape
 from equitune.config.space import Call
 from equitune.config.trial import TrialConfig
-from equitune.data.split import AnySplit, move
-from equitune.data.splits import Splits
+from equitune.data.on_device import DeviceData
 from equitune.layers.averaging import Averaging
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class DeviceData:
-    """A study's training and validation data on a device; a worker moves them there once."""
-
-    train: AnySplit
-    validation: AnySplit
-    data_shape: DataShape
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def to_device(splits: Splits, device: str, processes: int | None = None) -> DeviceData:
-    """Move training and validation data; on the CPU nothing is copied. The test split stays where it is.
-
-    Args:
-        splits: the study's data.
-        device: where they are wanted.
-        processes: that decode images which stay in files; None: as many as there are cores.
-
-    Raises:
-        UserError: the files cannot be had.
-    """
-    return DeviceData(
-        train=move(splits.train, device, processes),
-        validation=move(splits.validation, device, processes),
-        data_shape=splits.data_shape,
-        mean=splits.mean,
-        std=splits.std,
-    )
 
 
 def build_model(config: TrialConfig, data: DeviceData) -> nn.Module:

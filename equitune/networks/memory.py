@@ -3,6 +3,7 @@
 The prediction counts what training holds at its peak; measured peaks of ended trials correct it (search/resources.py).
 """
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -84,6 +85,12 @@ def optimizer_states(training: TrainingConfig) -> int:
 def device_gib() -> float:
     """Return the memory of this process' GPU in GiB; 0 where there is none."""
     return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else 0.0
+
+
+def free_memory() -> None:
+    """Give back what the trial before has left on the GPU of a warm worker."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def cap_memory(gpu: float, most_gib: float | None) -> None:

@@ -1,20 +1,18 @@
 """Choices of a study that no network can have, found before any data are loaded and before anything runs."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from equitune import catalog
 from equitune.config.cell import Cell
 from equitune.config.design import WITHOUT, levels
 from equitune.config.space import Choice, Distribution, Pick, Scalar
 from equitune.config.strict import Location, Mistakes
+from equitune.config.study import StudySpec
+from equitune.config.trial import TrialConfig
 from equitune.data.splits import declared_shape
 from equitune.errors import Infeasible
+from equitune.networks.blueprint import describe
 from equitune.preflight.plan import random_pick
-
-if TYPE_CHECKING:
-    from equitune.config.study import StudySpec
-    from equitune.config.trial import TrialConfig
 
 # Before a value is refused: one that a hundredth of the networks can have is let through four times in five.
 DRAWS = 150
@@ -88,7 +86,6 @@ class _Builds:
         return None if reason is not None else config.params
 
     def _why_not(self, config: "TrialConfig") -> str | None:
-        from equitune.networks.blueprint import describe
 
         try:
             describe(config, self._data_shape)

@@ -13,7 +13,11 @@ from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
 from equitune.data.splits import Splits
 from equitune.errors import Infeasible, UserError
+from equitune.networks.blueprint import describe
 from equitune.results.values import Verdict
+from equitune.search.engine import suggested
+from equitune.search.samplers import make_sampler, num_independent
+from equitune.training.speed import train_seconds_per_image
 
 MEASURE_PASSES = 16  # forward passes of one measure, roughly: two networks, the images and seven elements
 TRIES = 10
@@ -59,8 +63,6 @@ def plan(spec: StudySpec, splits: Splits) -> Plan:
     Raises:
         UserError: no network of the study can exist.
     """
-    from equitune.networks.blueprint import describe
-    from equitune.networks.cost import train_seconds_per_image
 
     require_feasible(spec, splits.data_shape)
     trials: list[PlannedTrial] = []
@@ -87,9 +89,6 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
     """Return the study's trials as its sampler proposes them while it knows no results."""
     import optuna
 
-    from equitune.search.engine import suggested
-    from equitune.search.samplers import make_sampler
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=list(spec.directions.values()))
     configs = []
@@ -101,7 +100,6 @@ def proposals(spec: StudySpec) -> list[TrialConfig]:
 
 def num_exact(spec: StudySpec) -> int:
     """How many proposals do not depend on results."""
-    from equitune.search.samplers import num_independent
 
     return num_independent(spec.search)
 
@@ -112,7 +110,6 @@ def require_feasible(spec: StudySpec, data_shape: DataShape) -> None:
     Raises:
         UserError: with the reason.
     """
-    from equitune.networks.blueprint import describe
 
     reasons: list[tuple[str, str]] = []
     for draw in range(TRIES):

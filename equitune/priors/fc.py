@@ -7,9 +7,8 @@ padding of the layer that it stands for decide the side of its output alone.
 import torch
 from torch import Tensor, nn
 
-from equitune.groups.grid import Symmetry
+from equitune.groups.grid import Symmetry, out_side
 from equitune.layers.plain import PlainPrior
-from equitune.layers.prior import out_side
 
 FEATURES = "maps"
 

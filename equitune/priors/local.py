@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.groups.grid import Symmetry
+from equitune.groups.grid import Symmetry, out_side
 from equitune.layers.padding import PAD_MODE, check_padding
 from equitune.layers.plain import PlainPrior
-from equitune.layers.prior import out_side
 
 FEATURES = "maps"
 

@@ -14,10 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equitune.groups.grid import Symmetry, of_free_kernels
+from equitune.groups.grid import Symmetry, of_free_kernels, out_side
 from equitune.layers.padding import PAD_MODE, check_padding
 from equitune.layers.plain import PlainPrior, places, position_dependence
-from equitune.layers.prior import out_side
 from equitune.layers.relaxable import Relaxable
 
 FEATURES = "maps"

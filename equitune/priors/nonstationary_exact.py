@@ -14,10 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from equitune.groups.grid import COLOURS, TURNS, Symmetry, of_free_kernels, uneven
+from equitune.groups.grid import COLOURS, TURNS, Symmetry, of_free_kernels, out_side, uneven
 from equitune.layers.padding import PAD_MODE, check_padding
 from equitune.layers.plain import PlainPrior, places, position_dependence
-from equitune.layers.prior import out_side
 from equitune.layers.relaxable import Relaxable
 from equitune.priors.local import convolve_locally
 

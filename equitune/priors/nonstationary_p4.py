@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equitune.groups.axis import ENTRIES
-from equitune.groups.grid import Symmetry
+from equitune.groups.grid import Symmetry, out_side
 from equitune.groups.layout import Axis
 from equitune.layers.group import ExpandedConv, GroupPrior, joined, moved, sources
 from equitune.layers.padding import PAD_MODE, check_padding, padded
 from equitune.layers.plain import places, position_dependence
-from equitune.layers.prior import Shape, out_side
+from equitune.layers.prior import Shape
 from equitune.layers.relaxable import Relaxable
 
 FEATURES = "maps"

@@ -13,10 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from equitune.groups.grid import Symmetry, of_free_kernels
+from equitune.groups.grid import Symmetry, of_free_kernels, out_side
 from equitune.layers.padding import PAD_MODE
 from equitune.layers.plain import PlainPrior
-from equitune.layers.prior import out_side
 from equitune.layers.relaxable import Relaxable, share
 from equitune.priors.conv import Conv
 from equitune.priors.local import LocalConv2d

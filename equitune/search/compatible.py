@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from equitune.config.cell import member
-from equitune.config.defaults import A_DEFAULT, changes
+from equitune.config.changes import A_DEFAULT, changes
 from equitune.config.defaults import differences as differences
 from equitune.config.space import Distribution, Scalar
 from equitune.config.study import StudySpec

@@ -17,10 +17,10 @@ from optuna.trial import FrozenTrial
 from equitune.analysis.arms import to_test
 from equitune.config.cell import Cell
 from equitune.config.record import FORMAT
+from equitune.config.resources import gpu_of
 from equitune.config.space import Choice, Distribution, IntRange, Scalar
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.resources import gpu_of
 from equitune.records.checked import is_there
 from equitune.records.durable import remove, rewrite
 from equitune.records.folder import StudyFolder, TrialFolder, write_json

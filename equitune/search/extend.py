@@ -11,13 +11,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from equitune.config.defaults import changes
+from equitune.config.changes import changes
 from equitune.config.record import FORMAT
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import asked
 from equitune.records.folder import StudyFolder, write_json, write_whole
 from equitune.records.info import read_info
 from equitune.search.samplers import optuna_distribution
+from equitune.search.study_record import asked
 from equitune.search.warm_start import bring
 
 

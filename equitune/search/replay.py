@@ -16,7 +16,6 @@ from typing import Literal
 
 from equitune.config.study import StudySpec
 from equitune.config.trial import TrialConfig
-from equitune.driver.run_study import begin, require_same_search
 from equitune.errors import Infeasible
 from equitune.records.durable import make_folder
 from equitune.records.folder import StudyFolder, TrialFolder, write_json
@@ -24,6 +23,7 @@ from equitune.results.values import Epoch, Measurement, TrialResult
 from equitune.search.engine import Engine, Task
 from equitune.search.hung import Watchdog
 from equitune.search.storage import open_storage
+from equitune.search.study_record import begin, require_same_search
 
 START_S = 1.7e9  # Unix time at which replays begin
 TEST_S = 1.0  # that testing a trial lasts

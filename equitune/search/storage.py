@@ -13,7 +13,6 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from equitune.config.study import StudySpec
-from equitune.driver.run_study import JOURNAL
 from equitune.errors import UserError
 from equitune.records.checked import DamagedError, is_there, set_aside
 from equitune.records.durable import sync_folder, truncate
@@ -22,6 +21,7 @@ from equitune.records.info import read_info
 from equitune.records.reader import read_config
 from equitune.search.engine import suggested
 from equitune.search.samplers import CellSampler
+from equitune.search.study_record import JOURNAL
 
 if TYPE_CHECKING:
     from equitune.search.postgres import HeldStorage

@@ -6,11 +6,11 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from equitune import __version__
 from equitune.analysis.arms import to_test
-from equitune.config.defaults import changes, defaults_of
+from equitune.config.changes import changes, defaults_of
 from equitune.config.record import FORMAT
 from equitune.config.study import StudySpec
 from equitune.errors import UserError
@@ -19,9 +19,7 @@ from equitune.records.folder import StudyFolder, read_json, write_json, write_wh
 from equitune.records.info import read_info
 from equitune.records.reader import StudyReader, StudyRecord
 from equitune.records.revision import revision
-
-if TYPE_CHECKING:
-    from equitune.search.engine import Engine
+from equitune.search.engine import Engine
 
 JOURNAL = "journal"  # what study.json calls the Optuna storage in the study's folder; a database has an address
 

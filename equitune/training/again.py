@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 
 from equitune.config.objectives import BY_THE_CLOCK
 from equitune.config.trial import TrialConfig
-from equitune.data.splits import Splits, load_splits
+from equitune.data.on_device import to_device
+from equitune.data.splits import Splits
 from equitune.errors import UserError
 from equitune.importing.weights import read_tensors
-from equitune.networks.build import to_device
 from equitune.records.folder import TrialFolder, write_json
 from equitune.records.place import Place
 from equitune.records.reader import TrialRecord
@@ -51,26 +51,6 @@ class Comparison:
     has_weights: bool
     differences: list[Difference]
     causes: list[str]  # what is not as it was, a phrase each; only where something differs
-
-
-def recorded_data(config: TrialConfig, study: Mapping[str, Any]) -> Splits:
-    """Return the data that a trial was trained on.
-
-    Args:
-        config: the trial's.
-        study: what study.json holds.
-
-    Raises:
-        UserError: they are missing, or others than the study began on.
-    """
-    splits = load_splits(config.data)
-    known = study.get("data_fingerprint")
-    if known not in (None, splits.fingerprint):
-        raise UserError(
-            f"{config.study}/{config.number} was trained on other data named {config.data.name} ({known}, here "
-            f"{splits.fingerprint}): restore them, or name their folder with --data-root"
-        )
-    return splits
 
 
 def run_again(

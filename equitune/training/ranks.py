@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from equitune.errors import WorkerLost
 from equitune.importing.weights import first_line
+from equitune.training.whole_batch import WholeBatch
 
 LOCALHOST = "127.0.0.1"
 TIMEOUT = timedelta(days=1)  # the others wait while the first evaluates; who dies is missed at once
@@ -128,7 +129,6 @@ class Ranks:
         """Within it a network normalises over, and draws for, all `n` images of a batch."""
         if self.count == 1:
             return nullcontext()
-        from equitune.training.whole_batch import WholeBatch
 
         return WholeBatch(n, self._mine(n))
 

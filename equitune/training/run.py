@@ -8,12 +8,13 @@ from collections.abc import Callable
 from safetensors.torch import save
 
 from equitune.config.trial import TrialConfig
+from equitune.data.on_device import DeviceData
 from equitune.data.resize import at_size
 from equitune.errors import Infeasible, WorkerLost
 from equitune.evaluation.image_set import EvaluationSet
 from equitune.networks.amounts import learned_amounts, relaxation
 from equitune.networks.blueprint import Blueprint, describe
-from equitune.networks.build import DeviceData, build_augmentation, build_model
+from equitune.networks.build import build_augmentation, build_model
 from equitune.networks.device import is_out_of_memory, make_deterministic, provenance, require_sound
 from equitune.networks.memory import peak, reset_peak
 from equitune.records.durable import remove

@@ -135,6 +135,7 @@ def _warm_up() -> None:
 
     import equitune.cli
     import equitune.driver.run_study
+    import equitune.driver.session
     import fuzz.areas  # noqa: F401
     from equitune.importing import foreign
     from equitune.measuring import compare
@@ -149,7 +150,7 @@ def _warm_up() -> None:
     def beyond(*_: Any, **__: Any) -> None:
         raise _Beyond
 
-    equitune.driver.run_study.connected = beyond  # type: ignore[assignment]
+    equitune.driver.session.connected = beyond  # type: ignore[assignment]
     equitune.driver.run_study.require_ray = beyond  # type: ignore[assignment]
     equitune.cli.tools.subprocess = SimpleNamespace(Popen=beyond)  # type: ignore[assignment]
 
