@@ -35,7 +35,7 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP
 
 
 def sleeping(config: dict[str, Any], token: str, **others: Any) -> None:
-    """In place of `search/trainable.py::trainable`, with its files and reports."""
+    """In place of `driver/worker.py::trainable`, with its files and reports."""
     from ray import tune
 
     folder = TrialFolder(Path(config["folder"]), token=token)

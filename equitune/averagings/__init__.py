@@ -1,1 +1,1 @@
-"""Averages over moved images, one file each: `average(model, *, ...)` returns an Averaging (`groups/averaging.py`)."""
+"""Averages over moved images, one file each: `average(model, *, ...)` returns an Averaging (`layers/averaging.py`)."""

@@ -1,4 +1,4 @@
-"""An image file -> square uint8 pixels. Run as a program, it does so for another process (`_decoders.py`).
+"""An image file -> square uint8 pixels. Run as a program, it does so for another process (`decoders.py`).
 
 It imports Pillow alone, so that such a process starts in a tenth of a second and takes little memory.
 """

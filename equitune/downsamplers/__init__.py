@@ -1,1 +1,1 @@
-"""Downsamplers, one file each: `build(*, ...)` returns a Downsampler (`groups/downsampler.py`)."""
+"""Downsamplers, one file each: `build(*, ...)` returns a Downsampler (`layers/downsampler.py`)."""

@@ -1,6 +1,6 @@
 """Features summed in float64, a few images at a time, so that they stay in a processor's cache.
 
-Suffixes name the axes: B images of a batch, K clusters of images (`_estimate.py`), C channels, P positions.
+Suffixes name the axes: B images of a batch, K clusters of images (`estimate.py`), C channels, P positions.
 """
 
 from collections.abc import Callable, Iterator

@@ -274,7 +274,7 @@ def _operator(target: str) -> tuple[Callable[..., Any], str]:
     """
     found = operator_of(target)
     if found is None:
-        reason = "which is not among the operators that are taken (models/_operators.py)"
+        reason = "which is not among the operators that are taken (importing/operators.py)"
         raise _Refused(f"it calls {target[:80]!r}, {reason}: save what torch.export.export gives after model.eval()")
     is_aten = isinstance(found, torch._ops.OpOverload)
     return found, target.split(".")[3].removesuffix("_") if is_aten else target

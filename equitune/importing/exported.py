@@ -2,7 +2,7 @@
 
 The program's operators are called one after another. Each tensor to be measured passes through an identity,
 `taps.<its name in the graph>`, whose output is captured like that of any submodule. Measured are activations, residual
-sums, pooled and concatenated maps and patch embeddings, as far as their layout follows from the graph (`_axes.py`).
+sums, pooled and concatenated maps and patch embeddings, as far as their layout follows from the graph (`axes.py`).
 """
 
 import os

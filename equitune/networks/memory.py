@@ -1,6 +1,6 @@
 """Memory of the device: what a trial will need of it, what it may take, and what it took.
 
-The prediction counts what training holds at its peak; measured peaks of ended trials correct it (search/resources.py).
+The prediction counts what training holds at its peak; measured peaks of ended trials correct it (driver/resources.py).
 """
 
 import gc

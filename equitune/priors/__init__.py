@@ -1,1 +1,1 @@
-"""Convolution priors, one file each: `build(*, ...)` returns a MapPrior or a TokenPrior (`groups/prior.py`)."""
+"""Convolution priors, one file each: `build(*, ...)` returns a MapPrior or a TokenPrior (`layers/prior.py`)."""

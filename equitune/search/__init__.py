@@ -1,1 +1,1 @@
-"""Many trials: Ray Tune runs them, Optuna proposes them. The only room that imports ray and optuna."""
+"""Which trial comes next, and when a study ends: Optuna proposes, budgets and rungs decide. No Ray and no torch."""

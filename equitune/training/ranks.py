@@ -2,7 +2,7 @@
 
 All have the same model, order of images and stream of random numbers; each takes its part of every batch. Gradients
 are averaged by torch's DistributedDataParallel; what else sees a batch is in whole_batch.py. The first rank alone
-evaluates, writes and reports. No Ray here: search/team.py has Ray Train start them.
+evaluates, writes and reports. No Ray here: driver/team.py has Ray Train start them.
 """
 
 import gc
