@@ -488,6 +488,19 @@ def test_what_a_killed_search_has_left_goes_with_the_next_and_nothing_else(where
     assert not living.exists(), "nobody holds it any more"
 
 
+def test_a_folder_that_a_dying_worker_has_made_anew_goes_and_no_other_without_a_mark(where: Path) -> None:
+    anew, with_more, writable = (where / f"equitune-ray-{name}" for name in ("anew", "more", "writable"))
+    for folder in (anew, with_more, writable):
+        (folder / "r" / "session_2026" / "logs" / "old").mkdir(parents=True)
+        (folder / "r" / "session_latest").symlink_to(folder / "r" / "session_2026")
+    (with_more / "r" / "mine.txt").touch()
+    writable.chmod(0o777)
+    sweep()
+    assert not anew.exists()
+    assert with_more.exists()
+    assert writable.exists()
+
+
 def test_no_socket_of_ray_s_gets_too_long_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/var/tmp")
     assert ray_files.base() == Path("/var/tmp")

@@ -9,7 +9,7 @@ from typing import Any
 
 from equitune.config.resources import Resources
 from equitune.driver.machines import require_machines, waited_for
-from equitune.driver.ray_files import own_folder
+from equitune.driver.ray_files import TEMPORARY, own_folder
 from equitune.driver.ray_thread import RayWatch
 from equitune.driver.resources import Request, requests
 from equitune.errors import UserError
@@ -97,7 +97,7 @@ def _options(address: str | None) -> Iterator[dict[str, Any]]:
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
             "object_store_memory": 300_000_000,
-            "_temp_dir": str(folder / "r"),  # Ray opens this one to everybody
+            "_temp_dir": str(folder / TEMPORARY),  # Ray opens this one to everybody
         }
 
 

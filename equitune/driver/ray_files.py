@@ -1,7 +1,8 @@
 """Ray's own files: a folder for one search, that nobody else can enter, and that does not outlive it for long.
 
 A driver that is killed leaves its folder. The lock on it goes with the driver, so the next search sees that nobody
-uses it, and removes it. Folders that carry no mark of ours, links, and those of other users are never touched.
+uses it, and removes it. Links, folders of other users, and folders that are neither marked nor hold Ray's sessions
+alone are never touched.
 """
 
 import fcntl
@@ -14,6 +15,7 @@ from pathlib import Path
 
 PREFIX = "equitune-ray-"
 MARK = "made-by-equitune"  # a file in the folder
+TEMPORARY = "r"  # what Ray is told to take for its files, below
 MOST_BASE = 18  # characters: a socket's path has 107, and what follows takes 89
 
 
@@ -62,11 +64,25 @@ def sweep() -> None:
 
 
 def _is_ours(folder: int) -> bool:
-    """Say whether an open folder is this user's, closed to others, and marked."""
+    """Say whether an open folder is this user's, closed to others, and marked; or was made anew after its removal."""
     status = os.fstat(folder)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         return False
     with suppress(OSError):
         os.stat(MARK, dir_fd=folder, follow_symlinks=False)
-        return True
-    return False
+        return not status.st_mode & 0o077
+    return _is_made_anew(folder)
+
+
+def _is_made_anew(folder: int) -> bool:
+    """Say whether nothing lies in an open folder but Ray's sessions, as its path on the driver is.
+
+    A worker that was just starting when its raylet was killed makes these folders, wherever it finds none.
+    """
+    if os.listdir(folder) != [TEMPORARY]:
+        return False
+    inner = os.open(TEMPORARY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        return all(name.startswith("session_") for name in os.listdir(inner))
+    finally:
+        os.close(inner)
