@@ -53,8 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def one_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Of the slow tests, which wait for each other where the second process has nothing else left."""
+    """Of the slow tests, which wait for each other where the second process has nothing else left.
+
+    The fuzz suite starts no Ray and runs beside the others.
+    """
     slow, processes = request.node.get_closest_marker("slow"), "PYTEST_XDIST_WORKER" in os.environ
+    slow = slow and request.node.path.name != "test_fuzz.py"
     with FileLock(tmp_path_factory.getbasetemp().parent / "slow.lock") if slow and processes else nullcontext():
         yield
 
