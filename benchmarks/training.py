@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from equitune import catalog
 from equitune.config.trial import TrainingConfig
-from equitune.networks.build import DeviceSplit
+from equitune.data.split import DeviceSplit
 from equitune.networks.device import make_deterministic
 from equitune.training.epoch import build_optimizer, train_epoch
 
